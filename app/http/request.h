@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One HTTP/1.x request head, parsed strictly (RFC 9112) and without copying: every slice points into the caller's
+ * buffer and lives as long as that.
+ */
+#ifndef SLUICE_APP_HTTP_REQUEST_H
+#define SLUICE_APP_HTTP_REQUEST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Bytes in somebody else's buffer. data NULL: absent; length 0 with data: present and empty. */
+struct slice {
+    const char *data;
+    size_t length;
+};
+
+enum http_method { HTTP_GET, HTTP_HEAD, HTTP_OTHER };
+
+struct http_request {
+    enum http_method method;
+    struct slice method_text; /* as sent: for the log, and for 405 against 501 */
+    struct slice target;      /* as sent: for the log */
+    struct slice path;        /* the path of the target, still percent-encoded, without query */
+    struct slice query;       /* without '?'; absent when there is no '?' */
+    uint8_t minor;            /* HTTP/1.minor: 0 or 1 */
+    bool keep_alive;          /* by version and Connection */
+    bool has_body;            /* Content-Length > 0 or Transfer-Encoding */
+    bool expects_continue;
+    struct slice host, range, if_range, if_match, if_none_match, if_modified_since, if_unmodified_since, referer,
+        user_agent, accept_encoding;
+};
+
+struct http_limits {
+    size_t line; /* longest request line: beyond it 414 */
+    size_t head; /* longest head in all: beyond it 431 */
+};
+
+#define HTTP_INCOMPLETE 0
+
+/* Parse the request head at the start of data.
+ * Returns its length (> 0) including the empty line; HTTP_INCOMPLETE when more bytes are needed; or minus the status
+ * with which the request is to be refused and the connection closed: -400 malformed, -414 request line too long, -431
+ * head too large, -501 a transfer coding we do not know, -505 a version that is not HTTP/1.x. A method other than GET
+ * and HEAD is no parse error. On a negative return, method_text and target are set if they could be read (else absent).
+ * On HTTP_INCOMPLETE nothing in *ret_request is valid. */
+int http_request_parse(const char *data, size_t length, const struct http_limits *limits,
+                       struct http_request *ret_request);
+
+#endif

@@ -1,0 +1,456 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * libsluice: move bytes between files, sockets, pipes and memory by the cheapest route Linux offers,
+ * and say what was really copied.
+ *
+ *   end       a long-lived handle on one descriptor, or on memory
+ *   segment   one piece of a source; a source is an ordered list of segments
+ *   route     one mechanism: copy, mmap, sendfile, splice, ...
+ *   plan      which routes can carry a segment to a sink here, and why the others cannot
+ *   transfer  a source on its way into one sink, or several
+ *   receipt   what a transfer really did, with the evidence for it
+ *
+ * Three ways in:
+ *   sluice_transfer_run()            one blocking call
+ *   sluice_transfer_step()           resumable; for people with an event loop of their own
+ *   sluice_loop_transfer()           sluice's own loop (experimental until 1.0)
+ *
+ * Conventions. Functions that can fail return 0 or a positive value, or a negative errno; a ret_ parameter is
+ * untouched on failure. Sizes and offsets are in bytes, times in milliseconds. Nothing is printed. No function
+ * raises SIGPIPE or SIGBUS. Destructors accept NULL. An object belongs to one thread at a time; two threads may
+ * use different objects freely. Option structs begin with their size, so that they can grow.
+ * Kernels: everything works on Linux 5.10; where a function needs more, it says so.
+ */
+#ifndef SLUICE_H
+#define SLUICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SLUICE_API __attribute__((visibility("default")))
+
+/* The version of this header. sluice_version() gives the library's. */
+#define SLUICE_VERSION_MAJOR 0
+#define SLUICE_VERSION_MINOR 1
+#define SLUICE_VERSION_PATCH 0
+
+/* "0.1.0"; a static string. Any thread. */
+SLUICE_API const char *sluice_version(void);
+
+/* ---- Routes ------------------------------------------------------------------------------------------------- */
+
+/* One mechanism each. The numbers are part of the ABI: append only. */
+enum sluice_route {
+    SLUICE_ROUTE_AUTO = 0, /* let the plan choose */
+    SLUICE_ROUTE_COPY,     /* read + write through user memory; memory segments by one send or write */
+    SLUICE_ROUTE_MMAP,     /* a mapping of the file, written from: one copy, none of it by user code */
+    SLUICE_ROUTE_SENDFILE, /* sendfile(2) */
+    SLUICE_ROUTE_SPLICE,   /* splice(2), through a pooled pipe where neither end is one */
+    SLUICE_ROUTE_COUNT
+};
+
+/* The route's name as --route takes it ("sendfile"); "?" for a number that is none. Static. Any thread. */
+SLUICE_API const char *sluice_route_name(enum sluice_route route);
+
+/* The route called name ("auto" included), or -EINVAL. Any thread. */
+SLUICE_API int sluice_route_by_name(const char *name);
+
+/* ---- Ends --------------------------------------------------------------------------------------------------- */
+
+/* What a descriptor turned out to be, asked from the kernel once. */
+enum sluice_end_kind {
+    SLUICE_END_FILE,        /* regular file */
+    SLUICE_END_BLOCK,       /* block device */
+    SLUICE_END_PIPE,        /* pipe or FIFO */
+    SLUICE_END_TCP,         /* TCP socket, connected */
+    SLUICE_END_UNIX_STREAM, /* Unix stream socket */
+    SLUICE_END_DATAGRAM,    /* UDP or Unix datagram socket: memory segments only, one datagram each */
+    SLUICE_END_OTHER,       /* anything else that reads or writes: a terminal, a character device, eventfd, ... */
+    SLUICE_END_MEMORY,      /* caller's memory, as a sink */
+    SLUICE_END_KIND_COUNT
+};
+
+struct sluice_end;
+
+enum sluice_end_flags {
+    SLUICE_END_OWN_FD = 1 << 0,   /* close the descriptor with the end */
+    SLUICE_END_SNAPSHOT = 1 << 1, /* this file may change in place: never hand out its pages, copy them */
+};
+
+/* Make an end of a descriptor. A socket or pipe used with sluice_transfer_step() or a loop should be O_NONBLOCK;
+ * sluice_transfer_run() works with either. With SLUICE_END_OWN_FD the descriptor is the end's from success on.
+ * The end may be used by any number of transfers as a file source at the same time, and by one as a stream source
+ * or as a sink.
+ * Returns 0, or: -EBADF not a descriptor, or opened with O_PATH; -EISDIR a directory; -ENOMEM. */
+SLUICE_API int sluice_end_open(int fd, unsigned flags, struct sluice_end **ret_end);
+
+/* Make a sink of size bytes at memory, which stays the caller's and must outlive the end.
+ * A transfer that brings more than fits ends with -ENOSPC. Returns 0 or -ENOMEM. */
+SLUICE_API int sluice_end_open_memory(void *memory, size_t size, struct sluice_end **ret_end);
+
+/* Free the end, and its descriptor if it owns that. No transfer may be using it. */
+SLUICE_API void sluice_end_close(struct sluice_end *end);
+
+SLUICE_API int sluice_end_fd(const struct sluice_end *end);
+SLUICE_API enum sluice_end_kind sluice_end_kind(const struct sluice_end *end);
+
+/* "file", "tcp", ...: static. Any thread. */
+SLUICE_API const char *sluice_end_kind_name(enum sluice_end_kind kind);
+
+/* What was learned about the device by which a connected TCP socket's packets leave. Asked by route lookup at the
+ * first call for the socket, cached per peer address for 30 s. */
+struct sluice_egress {
+    unsigned ifindex;    /* 0: unknown */
+    char name[16];       /* "lo", "eth0"; empty: unknown */
+    bool known;          /* the two flags below were read from the device */
+    bool scatter_gather; /* without it sendfile and splice copy silently in the kernel */
+    bool checksum;       /* without it the CPU reads every byte */
+    bool loopback;       /* local delivery: page references reach the receiver */
+};
+
+/* Returns 0, or: -ENOTSOCK not a TCP socket; -ENOTCONN; -ENODATA the kernel would not tell (why is in the
+ * receipt of transfers as evidence unknown). */
+SLUICE_API int sluice_end_egress(struct sluice_end *end, struct sluice_egress *ret_egress);
+
+/* ---- Sources ------------------------------------------------------------------------------------------------ */
+
+enum sluice_segment_kind {
+    SLUICE_SEGMENT_MEMORY, /* bytes at hand */
+    SLUICE_SEGMENT_FILE,   /* a range of a file or block device; the end's file position is neither used nor moved */
+    SLUICE_SEGMENT_STREAM, /* what a pipe or socket delivers */
+};
+
+/* In segment.length of a file or stream: until its end. */
+#define SLUICE_UNTIL_END UINT64_MAX
+
+/* Called exactly once per memory segment, when the library and the kernel have done with the bytes: after the last
+ * byte was sent (or its notification came), or when the transfer failed or was cancelled. On the transfer's thread. */
+typedef void sluice_release_fn(void *context, const void *data, size_t length);
+
+struct sluice_segment {
+    enum sluice_segment_kind kind;
+    const void *data;           /* memory */
+    struct sluice_end *end;     /* file, stream: borrowed until the transfer is done */
+    uint64_t offset;            /* file */
+    uint64_t length;            /* of memory exact; of others exact or SLUICE_UNTIL_END */
+    sluice_release_fn *release; /* memory: may be NULL */
+    void *release_context;
+};
+
+/* ---- Receipts ----------------------------------------------------------------------------------------------- */
+
+/* How a figure is known. */
+enum sluice_evidence {
+    SLUICE_EVIDENCE_NONE = 0,      /* no figure */
+    SLUICE_EVIDENCE_UNKNOWN,       /* bytes went this way; nobody said whether they were copied */
+    SLUICE_EVIDENCE_BY_DEFINITION, /* read + write copies twice */
+    SLUICE_EVIDENCE_PROBED,        /* tried or asked on this machine: the egress device has scatter-gather */
+    SLUICE_EVIDENCE_MEASURED,      /* the kernel said so of these very bytes */
+};
+
+struct sluice_route_count {
+    uint64_t bytes;                /* delivered to the sink by this route */
+    uint32_t calls;                /* system calls that moved them */
+    enum sluice_evidence evidence; /* the weakest there was */
+};
+
+/* One change of route in mid-transfer. */
+struct sluice_fallback {
+    enum sluice_route from, to;
+    int error;          /* positive errno, or 0 when policy decided */
+    uint64_t at;        /* bytes the transfer had delivered */
+    const char *reason; /* static */
+};
+
+#define SLUICE_RECEIPT_FALLBACKS 4
+
+/* What one transfer did for one sink; or the sum of many (sluice_receipt_add). No pointers to free. */
+struct sluice_receipt {
+    uint64_t bytes;        /* delivered to the sink: = by_reference + copied + unknown */
+    uint64_t by_reference; /* of these, handed over without the CPU copying them */
+    uint64_t copied;       /* of these, copied at least once */
+    uint64_t copy_bytes;   /* bytes the CPU copied: a byte copied twice counts twice */
+    uint64_t transformed;  /* of bytes, those that came out of a transform */
+    uint64_t unknown;      /* of these, nobody can tell */
+    uint64_t aliased;      /* of these, pages of a file that a reader may still see change */
+    uint64_t sent;         /* accepted by the sink */
+    uint64_t released;     /* of sent, no longer referred to by a loan of memory: = sent once nothing is outstanding */
+    uint64_t system_calls; /* all of them, those that failed and those that moved nothing included */
+    uint32_t waits;        /* times the transfer had to wait for an end, or for pages from disk */
+    uint32_t loans;        /* buffers lent to the kernel and not yet returned; 0 when final */
+    uint32_t transfers;    /* summed into this receipt; 1 for one */
+    uint32_t short_sources; /* sources that ended before their declared length */
+    uint32_t shrunk;        /* file sources found truncated while they were being sent */
+    uint32_t fallback_count; /* all; the first SLUICE_RECEIPT_FALLBACKS are kept */
+    struct sluice_fallback fallbacks[SLUICE_RECEIPT_FALLBACKS];
+    struct sluice_route_count routes[SLUICE_ROUTE_COUNT];
+};
+
+/* Add one receipt to a sum. */
+SLUICE_API void sluice_receipt_add(struct sluice_receipt *sum, const struct sluice_receipt *receipt);
+
+/* Nothing outstanding: released equals sent and no loan is open. */
+SLUICE_API bool sluice_receipt_is_final(const struct sluice_receipt *receipt);
+
+/* Write the receipt as one line of text ("1.0 MiB: sendfile 1.0 MiB by reference (probed), ...") or as a JSON
+ * object on one line. Always terminates; returns the length that the whole text has, as snprintf does. */
+SLUICE_API int sluice_receipt_format(const struct sluice_receipt *receipt, char *buffer, size_t size);
+SLUICE_API int sluice_receipt_format_json(const struct sluice_receipt *receipt, char *buffer, size_t size);
+
+SLUICE_API const char *sluice_evidence_name(enum sluice_evidence evidence);
+
+/* ---- Errors ------------------------------------------------------------------------------------------------- */
+
+/* Why a transfer failed. The strings are static. */
+struct sluice_error {
+    int code;               /* negative errno; 0: no error */
+    enum sluice_route route; /* that was trying */
+    const char *operation;  /* "sendfile", "recv", "plan", ... */
+    const char *reason;     /* what is known beyond strerror; may be NULL */
+    const char *remedy;     /* what to do; may be NULL */
+    uint64_t delivered;     /* bytes the sink had accepted before */
+};
+
+/* "sendfile to tcp failed after 4096 bytes: Connection reset by peer (ECONNRESET)": as snprintf. */
+SLUICE_API int sluice_error_format(const struct sluice_error *error, char *buffer, size_t size);
+
+/* ---- Plans -------------------------------------------------------------------------------------------------- */
+
+enum sluice_verdict {
+    SLUICE_NEVER,   /* this pair of ends cannot be served by the route on this machine */
+    SLUICE_NOT_NOW, /* refused for a passing cause, or dearer for this size */
+    SLUICE_YES,
+};
+
+struct sluice_plan_entry {
+    enum sluice_route route;
+    enum sluice_verdict verdict;
+    const char *reason; /* static; NULL for a plain yes */
+};
+
+struct sluice_plan {
+    unsigned count;                                       /* entries, the one to be tried first first */
+    struct sluice_plan_entry entries[SLUICE_ROUTE_COUNT]; /* every route appears once */
+};
+
+/* How would this segment go to this sink? Nothing is moved. Returns 0 or -EINVAL (a segment without its end). */
+SLUICE_API int sluice_plan_make(const struct sluice_segment *segment, const struct sluice_end *sink,
+                                struct sluice_plan *ret_plan);
+
+/* ---- Transfers ---------------------------------------------------------------------------------------------- */
+
+/* A transform stands between source and sink: encryption, compression. It forces the bytes through user memory. */
+struct sluice_transform {
+    size_t size; /* of this struct */
+    const char *name;
+    /* Turn some input into some output. last: no input will follow what is given here. Sets *ret_used and *ret_made.
+     * Returns 0 to be called again when there is more input or room, 1 when last was given and all output was made,
+     * or a negative errno. Making no output and using no input while both were offered is taken as -EPROTO. */
+    int (*apply)(void *context, const void *input, size_t input_size, size_t *ret_used, void *output,
+                 size_t output_size, size_t *ret_made, bool last);
+    void *context;
+};
+
+enum sluice_transfer_flags {
+    SLUICE_TRANSFER_NEVER_BLOCK = 1 << 0, /* ask before reading a file whether its pages are in memory (RWF_NOWAIT) and
+                                             wait for SLUICE_WAIT_PAGES instead of for the disk */
+    SLUICE_TRANSFER_MORE = 1 << 1,        /* more will follow at once: keep the last packet open (MSG_MORE) */
+};
+
+struct sluice_transfer_options {
+    size_t size; /* sizeof (struct sluice_transfer_options) */
+    const struct sluice_segment *segments; /* copied; the ends and memory are borrowed until the transfer is done */
+    size_t segment_count;
+    struct sluice_end *const *sinks; /* copied array of borrowed ends */
+    size_t sink_count;               /* several: each gets all bytes at its own pace. A stream source waits for the
+                                        slowest sink once that is SLUICE_FANOUT_WINDOW bytes behind */
+    uint64_t sink_offset;            /* where in file sinks to write; SLUICE_APPEND: at the file position */
+    enum sluice_route route;         /* force one for the file and stream segments */
+    unsigned flags;
+    const struct sluice_transform *transform; /* NULL: none. One sink only. Borrowed */
+    uint64_t turn; /* bytes to move before giving way to others (step returns SLUICE_STEP_YIELD); 0: the default */
+};
+
+#define SLUICE_APPEND UINT64_MAX
+#define SLUICE_FANOUT_WINDOW (256u << 10)
+
+/* Move everything; return when the sinks have accepted it all. Blocks, whatever the descriptors' flags; no signal
+ * ends it early (EINTR is retried). ret_receipts: NULL, or one receipt per sink, filled also on failure.
+ * ret_error: NULL or filled on failure.
+ * Returns 0 (also for a short source of SLUICE_UNTIL_END), or:
+ * -ENODATA a source ended before its declared length (the receipt says short_sources or shrunk; all there was has
+ * been delivered); -EPIPE, -ECONNRESET the sink went away; -EOPNOTSUPP a forced route cannot serve this pair;
+ * -EINVAL wrong options; -ENOSPC; -EIO; -ENOMEM; and what else read(2), write(2) and the routes' calls return. */
+SLUICE_API int sluice_transfer_run(const struct sluice_transfer_options *options,
+                                   struct sluice_receipt *ret_receipts, struct sluice_error *ret_error);
+
+struct sluice_transfer;
+
+/* Make a transfer to be stepped. Moves nothing yet. Returns 0, -EINVAL, -EOPNOTSUPP, -ENOMEM as above; on failure the
+ * segments' release callbacks have not been called, and ret_error says why. */
+SLUICE_API int sluice_transfer_new(const struct sluice_transfer_options *options, struct sluice_transfer **ret_transfer,
+                                   struct sluice_error *ret_error);
+
+enum sluice_step {
+    SLUICE_STEP_DONE = 0, /* every sink accepted everything */
+    SLUICE_STEP_WAIT = 1, /* *ret_wait says for what */
+    SLUICE_STEP_YIELD = 2 /* the turn is used up; step again when others had theirs */
+};
+
+enum sluice_wait_kind {
+    SLUICE_WAIT_READABLE, /* until end can be read */
+    SLUICE_WAIT_WRITABLE, /* until end can be written */
+    SLUICE_WAIT_PAGES,    /* until a range of a file is in memory: call sluice_wait_pages on a thread that may block */
+};
+
+struct sluice_wait {
+    enum sluice_wait_kind kind;
+    int fd;                 /* readable, writable: for poll or epoll */
+    struct sluice_end *end; /* the same as an end */
+    uint64_t offset;        /* pages */
+    uint64_t length;
+};
+
+/* How many waits a step can name at once: the source and each sink; the rest are found at the next step. */
+#define SLUICE_WAITS_MAX 4
+
+struct sluice_waits {
+    unsigned count;
+    struct sluice_wait wait[SLUICE_WAITS_MAX]; /* any of them is reason to step again */
+};
+
+/* Move what can be moved without blocking. Edge-triggered waiting is safe: a step returns SLUICE_STEP_WAIT only after
+ * the end itself said EAGAIN. Returns enum sluice_step, or a negative errno, which is final (see
+ * sluice_transfer_error); the errors are those of sluice_transfer_run. */
+SLUICE_API int sluice_transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_waits);
+
+/* Read a range into memory, blocking as long as the disk takes. Any thread, while the transfer is left alone.
+ * Returns 0 or a negative errno, which may be ignored: the next step finds out for itself. */
+SLUICE_API int sluice_wait_pages(const struct sluice_wait *wait);
+
+/* The receipt for the i-th sink, as of now. */
+SLUICE_API const struct sluice_receipt *sluice_transfer_receipt(const struct sluice_transfer *transfer, unsigned sink);
+
+/* Why it failed; code 0 if it did not. Valid until the transfer is freed. */
+SLUICE_API const struct sluice_error *sluice_transfer_error(const struct sluice_transfer *transfer);
+
+/* Free it, cancelling what is not done: memory not yet sent is released; a sink may have got a part, which the receipt
+ * counts. */
+SLUICE_API void sluice_transfer_free(struct sluice_transfer *transfer);
+
+/* ---- The loop (experimental until 1.0) ---------------------------------------------------------------------- */
+
+struct sluice_loop;
+
+struct sluice_loop_options {
+    size_t size;
+    unsigned helpers; /* threads for what blocks: cold file pages, offloaded work. 0: the default, 2 */
+    int helper_nice;  /* added to the helpers' nice value, 0 to 19, so that they give way to the loop */
+};
+
+/* A loop for the calling thread. NULL options: defaults. Returns 0, -ENOMEM, -EMFILE, -ENFILE, -EAGAIN (no thread). */
+SLUICE_API int sluice_loop_new(const struct sluice_loop_options *options, struct sluice_loop **ret_loop);
+
+/* No transfer, receiver, listener, timer or watch may be left. Waits for helpers to end their work. */
+SLUICE_API void sluice_loop_free(struct sluice_loop *loop);
+
+/* Run until sluice_loop_stop, or until a signal handler asked for it. Returns 0 or a negative errno. */
+SLUICE_API int sluice_loop_run(struct sluice_loop *loop);
+
+/* Make sluice_loop_run return after what is ready has been handled. The loop's thread, or a signal handler in it. */
+SLUICE_API void sluice_loop_stop(struct sluice_loop *loop);
+
+/* Milliseconds of CLOCK_MONOTONIC, read once per turn of the loop. */
+SLUICE_API uint64_t sluice_loop_now(const struct sluice_loop *loop);
+
+/* Counts the loop's turns: what was true at the same turn is true now, as far as this thread can tell. */
+SLUICE_API uint64_t sluice_loop_turn(const struct sluice_loop *loop);
+
+/* The transfer ended: result 0 or a negative errno as from sluice_transfer_run. receipt (of the first sink) and error
+ * are valid during the call, and so is the transfer; it is freed on return. */
+typedef void sluice_transfer_done_fn(void *context, struct sluice_transfer *transfer, int result);
+
+/* Start a transfer on the loop; its ends stay registered with the loop until they are closed. As much as can be is
+ * moved before this returns.
+ * Returns 1 when it is already done: then done was NOT called; *ret_receipt (if given) holds the receipt of the first
+ * sink. Returns 0 when it goes on: done will be called, exactly once, also after sluice_loop_transfer_cancel,
+ * and *ret_transfer (if given) is valid until then. Returns a negative errno when it failed: done was NOT called,
+ * *ret_receipt and *ret_error (if given) are filled, and memory segments were released. */
+SLUICE_API int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_options *options,
+                                    sluice_transfer_done_fn *done, void *context, struct sluice_transfer **ret_transfer,
+                                    struct sluice_receipt *ret_receipt, struct sluice_error *ret_error);
+
+/* End it now: done runs with -ECANCELED before this returns. */
+SLUICE_API void sluice_loop_transfer_cancel(struct sluice_loop *loop, struct sluice_transfer *transfer);
+
+/* Bytes arrived at a socket or pipe. data is the loop's and valid until return. length > 0: that many bytes; 0: the
+ * peer closed its sending side; < 0: a negative errno. After 0 or an error it is not called again. */
+typedef void sluice_receive_fn(void *context, const char *data, ssize_t length);
+
+/* Call back for whatever arrives at end, at most max bytes a call (0: 16 KiB), until paused. Holds no memory while
+ * idle. The end must not be the source of a transfer meanwhile. Returns 0, -EPERM (not pollable), -ENOMEM, -ENOSPC. */
+SLUICE_API int sluice_loop_receive(struct sluice_loop *loop, struct sluice_end *end, size_t max,
+                                   sluice_receive_fn *receive, void *context);
+
+/* Stop and continue calling back; cheap, no system call. What arrives meanwhile stays in the kernel. A paused
+ * receiver still learns of a reset connection: it gets its error as soon as that happens.  */
+SLUICE_API void sluice_loop_receive_pause(struct sluice_loop *loop, struct sluice_end *end);
+SLUICE_API void sluice_loop_receive_resume(struct sluice_loop *loop, struct sluice_end *end);
+
+/* Forget an end that the loop knows: call before sluice_end_close for every end given to the loop. No transfer may be
+ * using it. */
+SLUICE_API void sluice_loop_forget(struct sluice_loop *loop, struct sluice_end *end);
+
+/* A connection came in: fd is non-blocking, close-on-exec and the callee's. fd < 0: accepting failed with this negative
+ * errno (-EMFILE, -ENFILE: one waiting connection was accepted and closed at once by means of a reserve descriptor, so
+ * that the queue does not stand still). address: struct sockaddr, valid until return. */
+struct sockaddr;
+typedef void sluice_accept_fn(void *context, int fd, const struct sockaddr *address, unsigned address_length);
+
+struct sluice_listener;
+
+/* Accept connections from a listening, non-blocking socket, which stays the caller's. Returns 0, -ENOMEM, -EPERM. */
+SLUICE_API int sluice_loop_listen(struct sluice_loop *loop, int fd, sluice_accept_fn *accept, void *context,
+                                  struct sluice_listener **ret_listener);
+SLUICE_API void sluice_listener_pause(struct sluice_listener *listener);
+SLUICE_API void sluice_listener_resume(struct sluice_listener *listener);
+SLUICE_API void sluice_listener_free(struct sluice_listener *listener);
+
+/* A timer. The struct is the caller's, zeroed before its first use; the members are the loop's. */
+struct sluice_timer {
+    uint64_t deadline, queued;
+    struct sluice_timer *next, **previous;
+    void (*expired)(void *context);
+    void *context;
+};
+
+/* Call expired once, after at least this many milliseconds (granularity 1/8 s). Starting a running timer moves it: O(1),
+ * and pushing a deadline back costs a few instructions, so it can be done for every request. */
+SLUICE_API void sluice_timer_start(struct sluice_loop *loop, struct sluice_timer *timer, unsigned milliseconds,
+                                   void (*expired)(void *context), void *context);
+SLUICE_API void sluice_timer_stop(struct sluice_loop *loop, struct sluice_timer *timer);
+
+/* Run work on a helper thread, then done on the loop's thread. A worker that is busy delays it; nothing is lost.
+ * Returns 0 or -ENOMEM. */
+SLUICE_API int sluice_loop_offload(struct sluice_loop *loop, void (*work)(void *context), void (*done)(void *context),
+                                   void *context);
+
+/* Call ready whenever fd becomes readable (edge-triggered). For signalfd, inotify, eventfd. Returns 0 or -errno. */
+struct sluice_watch;
+SLUICE_API int sluice_loop_watch(struct sluice_loop *loop, int fd, void (*ready)(void *context), void *context,
+                                 struct sluice_watch **ret_watch);
+SLUICE_API void sluice_watch_free(struct sluice_watch *watch);
+
+/* Call run at the end of every turn, before the loop sleeps: for flushing logs and the like. One; NULL clears it. */
+SLUICE_API void sluice_loop_each_turn(struct sluice_loop *loop, void (*run)(void *context), void *context);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
