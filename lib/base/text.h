@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Numbers as people write and read them.
+ */
+#ifndef SLUICE_BASE_TEXT_H
+#define SLUICE_BASE_TEXT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Enough for any text that the format functions below make. */
+#define TEXT_SIZE_MAX 32
+
+/* "0 B", "999 B", "1.5 MiB", "2 GiB": at most one decimal, none when it would be .0. Always terminates; returns buffer,
+ * so that it can stand in an argument list. */
+char *text_format_size(uint64_t bytes, char *buffer, size_t size);
+
+/* "500 ms", "1.5 s", "30 s", "2 min", "1 h 5 min". Always terminates; returns buffer. */
+char *text_format_duration(uint64_t milliseconds, char *buffer, size_t size);
+
+/* Digits only: no sign, no space, no base prefix. Returns 0; -EINVAL (not a number); -ERANGE (more than 64 bits). */
+int text_parse_unsigned(const char *text, uint64_t *ret_value);
+
+/* A number of bytes: "65536", "64K", "64k", "64KiB", "1.5M", "2G", "1T"; units are powers of 1024 ("KB" is refused, as
+ * nobody knows what it means). Returns 0, -EINVAL or -ERANGE. */
+int text_parse_size(const char *text, uint64_t *ret_bytes);
+
+/* A time: "500ms", "30s", "2m", "2min", "1h", "1.5s", "1d"; a number without unit is seconds. Returns 0, -EINVAL or
+ * -ERANGE. */
+int text_parse_duration(const char *text, uint64_t *ret_milliseconds);
+
+/* The name of an error ("ECONNRESET") and what it means ("Connection reset by peer"), for positive and negative
+ * codes. Static strings; "E?" for a code that is none. */
+const char *text_errno_name(int code);
+const char *text_errno_meaning(int code);
+
+/* The number of edits (insert, delete, replace, swap of neighbours) that turn a into b, or limit if it is that or more.
+ * For "did you mean". */
+unsigned text_distance(const char *a, const char *b, unsigned limit);
+
+#endif
