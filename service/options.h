@@ -98,7 +98,7 @@ int options_parse_or_exit_code(const struct command_spec *command, int argc, cha
 /* The page of --help, wrapped at width columns (0: the terminal's, between 60 and 100; 80 when there is none). */
 void options_print_help(const struct command_spec *command, FILE *stream, unsigned width);
 
-/* "Try 'sluice serve --help'." */
+/* Try "sluice serve --help". */
 void options_print_hint(const struct command_spec *command, FILE *stream);
 void options_print_version(const struct command_spec *command, FILE *stream);
 

@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: MIT */
+#include "service/address.h"
+#include "base/cleanup.h"
+#include "base/text.h"
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
+#include <string.h>
+
+#define HOST_MAX 254
+
+/* HOST:PORT in its parts; host is "" for every address. bracketed: an IPv6 literal. */
+struct parts {
+    char host[HOST_MAX];
+    bool bracketed;
+    uint16_t port;
+};
+
+static int split(const char *text, struct parts *ret, struct failure *failure)
+{
+    struct parts parts = {0};
+    const char *host = text, *host_end, *colon;
+    if (*text == '[') {
+        host = text + 1;
+        host_end = strchr(host, ']');
+        if (host_end == NULL)
+            return failure_set(failure, -EINVAL, "\"%.100s\": the closing bracket is missing; write [::1]:8080", text);
+        parts.bracketed = true;
+        colon = host_end + 1;
+    } else {
+        colon = strrchr(text, ':');
+        host_end = colon;
+    }
+    if (colon == NULL || *colon != ':')
+        return failure_set(failure, -EINVAL,
+                           "\"%.100s\" has no port; write HOST:PORT, such as 127.0.0.1:8080 or *:8080", text);
+    if (!parts.bracketed && memchr(host, ':', (size_t)(host_end - host)) != NULL)
+        return failure_set(failure, -EINVAL, "\"%.100s\": an IPv6 address needs brackets; write [%.*s]:%s", text,
+                           (int)(host_end - host), host, colon + 1);
+    if ((size_t)(host_end - host) >= sizeof parts.host)
+        return failure_set(failure, -EINVAL, "the host name in \"%.100s...\" is too long", text);
+    if (parts.bracketed && host == host_end)
+        return failure_set(failure, -EINVAL, "\"%.100s\": no address in the brackets; write [::]:8080", text);
+    if (!(host_end - host == 1 && *host == '*'))
+        memcpy(parts.host, host, (size_t)(host_end - host));
+
+    uint64_t port;
+    if (text_parse_unsigned(colon + 1, &port) < 0 || port > UINT16_MAX)
+        return failure_set(failure, -EINVAL, "\"%.100s\" is not a port; use a number from 0 (any free port) to 65535",
+                           colon + 1);
+    parts.port = (uint16_t)port;
+    *ret = parts;
+    return 0;
+}
+
+int address_check(const char *text, struct failure *failure)
+{
+    struct parts parts;
+    return split(text, &parts, failure);
+}
+
+static bool host_has_ipv6(void)
+{
+    /* Creating the socket is not enough: with disable_ipv6=1 that works and only bind fails. */
+    CLEANUP_FD int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in6 any = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_ANY_INIT};
+    return fd >= 0 && bind(fd, (struct sockaddr *)&any, sizeof any) == 0;
+}
+
+static struct address any_address(uint16_t port)
+{
+    struct address address = {0};
+    if (host_has_ipv6()) {
+        address.v6 =
+            (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = IN6ADDR_ANY_INIT};
+        address.length = sizeof address.v6;
+    } else {
+        address.v4 = (struct sockaddr_in){
+            .sin_family = AF_INET, .sin_port = htons(port), .sin_addr = {.s_addr = htonl(INADDR_ANY)}};
+        address.length = sizeof address.v4;
+    }
+    return address;
+}
+
+int address_parse(const char *text, struct address *ret_address, struct failure *failure)
+{
+    struct parts parts;
+    int result = split(text, &parts, failure);
+    if (result < 0)
+        return result;
+    if (parts.host[0] == '\0') {
+        *ret_address = any_address(parts.port);
+        return 0;
+    }
+
+    struct addrinfo hints = {.ai_family = parts.bracketed ? AF_INET6 : AF_UNSPEC,
+                             .ai_socktype = SOCK_STREAM,
+                             .ai_flags = parts.bracketed ? AI_NUMERICHOST : 0};
+    struct addrinfo *found = NULL, *chosen = NULL;
+    int resolved = getaddrinfo(parts.host, NULL, &hints, &found);
+    if (resolved != 0) {
+        int code = resolved == EAI_SYSTEM ? errno : 0;
+        if (parts.bracketed)
+            return failure_set(failure, -EINVAL, "\"%.100s\" is not an IPv6 address; write [::1]:8080", parts.host);
+        return failure_set(failure, -EADDRNOTAVAIL,
+                           "the name \"%.100s\" cannot be resolved: %s; use an address, such as 127.0.0.1:%u",
+                           parts.host, code != 0 ? text_errno_meaning(code) : gai_strerror(resolved), parts.port);
+    }
+    for (struct addrinfo *each = found; each != NULL; each = each->ai_next) {
+        if (each->ai_family != AF_INET && each->ai_family != AF_INET6)
+            continue;
+        if (chosen == NULL || (chosen->ai_family == AF_INET6 && each->ai_family == AF_INET))
+            chosen = each;
+    }
+    if (chosen == NULL) {
+        freeaddrinfo(found);
+        return failure_set(failure, -EADDRNOTAVAIL, "the name \"%.100s\" has no IPv4 or IPv6 address", parts.host);
+    }
+    struct address address = {0};
+    memcpy(&address.any, chosen->ai_addr, chosen->ai_addrlen);
+    address.length = chosen->ai_addrlen;
+    freeaddrinfo(found);
+    if (address.any.sa_family == AF_INET6)
+        address.v6.sin6_port = htons(parts.port);
+    else
+        address.v4.sin_port = htons(parts.port);
+    *ret_address = address;
+    return 0;
+}
+
+static unsigned port_of(const struct address *address)
+{
+    return ntohs(address->any.sa_family == AF_INET6 ? address->v6.sin6_port : address->v4.sin_port);
+}
+
+/* The contents of a small file below /proc without its newline, or "?". */
+static const char *read_setting(const char *path, char *buffer, size_t size)
+{
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? -1 : read(fd, buffer, size - 1);
+    if (length <= 0)
+        return "?";
+    buffer[length] = '\0';
+    buffer[strcspn(buffer, "\n")] = '\0';
+    return buffer;
+}
+
+static int congestion_failure(int code, const char *name, struct failure *failure)
+{
+    char available[200];
+    read_setting("/proc/sys/net/ipv4/tcp_available_congestion_control", available, sizeof available);
+    if (code == EPERM)
+        return failure_set(failure, -EPERM,
+                           "congestion control \"%.20s\" is reserved for root: the administrator permits it by "
+                           "sysctl net.ipv4.tcp_allowed_congestion_control",
+                           name);
+    if (code == ENOENT)
+        return failure_set(failure, -ENOENT,
+                           "this kernel has no congestion control \"%.20s\"; it has: %s (root can load more: "
+                           "modprobe tcp_%.20s)",
+                           name, available, name);
+    return failure_set(failure, -code, "congestion control \"%.20s\" was refused: %s (%s)", name,
+                       text_errno_meaning(code), text_errno_name(code));
+}
+
+static int bind_failure(int code, const struct address *address, struct failure *failure)
+{
+    char text[ADDRESS_TEXT_MAX], setting[32];
+    unsigned port = port_of(address);
+    address_format(&address->any, address->length, text, sizeof text);
+    switch (code) {
+    case EADDRINUSE:
+        return failure_set(failure, -code,
+                           "cannot listen at %s: another process does already (EADDRINUSE); see which by "
+                           "\"ss -ltnp sport = :%u\", or choose another port (0: any free one)",
+                           text, port);
+    case EACCES:
+        return failure_set(failure, -code,
+                           "cannot listen at %s: ports below %s are for root (EACCES); choose a port from there on, or "
+                           "give the program the right by \"setcap cap_net_bind_service=+ep\"",
+                           text,
+                           read_setting("/proc/sys/net/ipv4/ip_unprivileged_port_start", setting, sizeof setting));
+    case EADDRNOTAVAIL:
+        return failure_set(failure, -code,
+                           "cannot listen at %s: this host does not have that address (EADDRNOTAVAIL); \"ip address\" "
+                           "shows those it has, *:%u is all of them",
+                           text, port);
+    case EAFNOSUPPORT:
+        return failure_set(failure, -code,
+                           "cannot listen at %s: this host has no IPv6 (EAFNOSUPPORT); use an IPv4 address", text);
+    default:
+        return failure_set(failure, -code, "cannot listen at %s: %s (%s)", text, text_errno_meaning(code),
+                           text_errno_name(code));
+    }
+}
+
+static int set_flag(int fd, int level, int option, int value)
+{
+    return setsockopt(fd, level, option, &value, sizeof value);
+}
+
+int address_listen(const struct address *address, const struct listen_options *options, int *ret_fd,
+                   struct failure *failure)
+{
+    static const struct listen_options defaults = {0};
+    if (options == NULL)
+        options = &defaults;
+    CLEANUP_FD int fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return bind_failure(errno, address, failure);
+    /* Without it, connections of the previous run in TIME_WAIT would keep us from binding for a minute. */
+    if (set_flag(fd, SOL_SOCKET, SO_REUSEADDR, 1) < 0)
+        return bind_failure(errno, address, failure);
+    if (options->reuse_port && set_flag(fd, SOL_SOCKET, SO_REUSEPORT, 1) < 0)
+        return bind_failure(errno, address, failure);
+    /* Said either way: the host's default is a setting (net.ipv6.bindv6only). */
+    if (address->any.sa_family == AF_INET6 && set_flag(fd, IPPROTO_IPV6, IPV6_V6ONLY, options->v6only) < 0)
+        return bind_failure(errno, address, failure);
+    if (options->congestion != NULL &&
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, options->congestion, (socklen_t)strlen(options->congestion)) < 0)
+        return congestion_failure(errno, options->congestion, failure);
+    if (bind(fd, &address->any, address->length) < 0 ||
+        listen(fd, options->backlog > 0 ? options->backlog : INT32_MAX) < 0)
+        return bind_failure(errno, address, failure);
+    *ret_fd = TAKE_FD(fd);
+    return 0;
+}
+
+int address_of_socket(int fd, struct address *ret_address)
+{
+    struct address address = {.length = 0};
+    struct sockaddr_storage storage;
+    socklen_t length = sizeof storage;
+    if (getsockname(fd, (struct sockaddr *)&storage, &length) < 0)
+        return -errno;
+    if (storage.ss_family != AF_INET && storage.ss_family != AF_INET6)
+        return -EAFNOSUPPORT;
+    memcpy(&address.any, &storage, length);
+    address.length = length;
+    *ret_address = address;
+    return 0;
+}
+
+/* Append text; what does not fit is left out, the length counts it. */
+static size_t put(char *buffer, size_t size, size_t at, const char *text)
+{
+    size_t length = strlen(text);
+    if (at < size) {
+        size_t fits = size - at - 1 < length ? size - at - 1 : length;
+        memcpy(buffer + at, text, fits);
+        buffer[at + fits] = '\0';
+    }
+    return at + length;
+}
+
+/* By hand rather than by getnameinfo and snprintf: access logs call it for every connection. */
+static size_t put_host(const struct sockaddr *address, socklen_t length, bool brackets, char *buffer, size_t size)
+{
+    char text[INET6_ADDRSTRLEN];
+    size_t at = put(buffer, size, 0, "");
+    if (address->sa_family == AF_INET && length >= sizeof(struct sockaddr_in)) {
+        const struct sockaddr_in *v4 = (const void *)address;
+        return put(buffer, size, at, inet_ntop(AF_INET, &v4->sin_addr, text, sizeof text));
+    }
+    if (address->sa_family == AF_INET6 && length >= sizeof(struct sockaddr_in6)) {
+        const struct sockaddr_in6 *v6 = (const void *)address;
+        if (IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr))
+            return put(buffer, size, at, inet_ntop(AF_INET, &v6->sin6_addr.s6_addr[12], text, sizeof text));
+        if (brackets)
+            at = put(buffer, size, at, "[");
+        at = put(buffer, size, at, inet_ntop(AF_INET6, &v6->sin6_addr, text, sizeof text));
+        if (v6->sin6_scope_id != 0) {
+            snprintf(text, sizeof text, "%%%u", v6->sin6_scope_id);
+            at = put(buffer, size, at, text);
+        }
+        return brackets ? put(buffer, size, at, "]") : at;
+    }
+    return put(buffer, size, at, address->sa_family == AF_UNIX ? "unix" : "?");
+}
+
+size_t address_format_host(const struct sockaddr *address, socklen_t length, char *buffer, size_t size)
+{
+    return put_host(address, length, false, buffer, size);
+}
+
+size_t address_format(const struct sockaddr *address, socklen_t length, char *buffer, size_t size)
+{
+    size_t at = put_host(address, length, true, buffer, size);
+    if (address->sa_family != AF_INET && address->sa_family != AF_INET6)
+        return at;
+    char port[8];
+    snprintf(port, sizeof port, ":%u",
+             ntohs(address->sa_family == AF_INET6 ? ((const struct sockaddr_in6 *)(const void *)address)->sin6_port
+                                                  : ((const struct sockaddr_in *)(const void *)address)->sin_port));
+    return put(buffer, size, at, port);
+}
+
+size_t address_format_url(const struct address *address, char *buffer, size_t size)
+{
+    struct address shown = *address;
+    if (shown.any.sa_family == AF_INET && shown.v4.sin_addr.s_addr == htonl(INADDR_ANY)) {
+        shown.v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    } else if (shown.any.sa_family == AF_INET6 && IN6_IS_ADDR_UNSPECIFIED(&shown.v6.sin6_addr)) {
+        /* ::1 rather than 127.0.0.1: right also for a socket that takes IPv6 only. */
+        shown.v6.sin6_addr = in6addr_loopback;
+    }
+    char text[ADDRESS_TEXT_MAX];
+    address_format(&shown.any, shown.length, text, sizeof text);
+    size_t at = put(buffer, size, 0, "http://");
+    at = put(buffer, size, at, text);
+    return put(buffer, size, at, "/");
+}

@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: MIT */
+#include "service/log.h"
+#include "base/cleanup.h"
+#include "base/text.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define BUFFER_DEFAULT (64u << 10)
+#define ACCESS_TEXT_MAX 1024
+#define NOTE_MAX 100 /* "[N lines lost: ...]" */
+
+/* How a descriptor takes bytes. */
+enum kind {
+    KIND_FILE,   /* at once, or after the disk */
+    KIND_STREAM, /* pipe or terminal: may be full, and keeps only pieces of PIPE_BUF together */
+    KIND_SOCKET, /* may be full */
+};
+
+struct log {
+    int fd;
+    bool own_fd;
+    bool blocking; /* a stream whose O_NONBLOCK flag is not ours to set: asked by poll before each piece */
+    enum kind kind;
+    size_t line_max;    /* newline included */
+    size_t size, used;  /* of buffer */
+    uint64_t lost;      /* lines, in all */
+    uint64_t lost_told; /* of these, told to the reader */
+    bool cut;           /* the last write ended within a line; the rest of it begins the buffer */
+    char buffer[];
+};
+
+static int make(int fd, bool own_fd, size_t buffer_size, struct log **ret_log)
+{
+    struct stat status;
+    if (fstat(fd, &status) < 0)
+        return -errno;
+    size_t size = buffer_size != 0 ? buffer_size : BUFFER_DEFAULT;
+    if (size < PIPE_BUF)
+        size = PIPE_BUF;
+    struct log *log = malloc(sizeof *log + size);
+    if (log == NULL)
+        return -ENOMEM;
+    *log = (struct log){.fd = fd, .own_fd = own_fd, .size = size};
+    log->kind = S_ISFIFO(status.st_mode) || isatty(fd) ? KIND_STREAM
+                : S_ISSOCK(status.st_mode)             ? KIND_SOCKET
+                                                       : KIND_FILE;
+    log->blocking = (fcntl(fd, F_GETFL) & O_NONBLOCK) == 0;
+    log->line_max = log->kind == KIND_STREAM ? PIPE_BUF : size;
+    *ret_log = log;
+    return 0;
+}
+
+int log_open_fd(int fd, size_t buffer_size, struct log **ret_log, struct failure *failure)
+{
+    int result = make(fd, false, buffer_size, ret_log);
+    if (result < 0)
+        return failure_set(failure, result, "cannot log to descriptor %d: %s (%s)", fd, text_errno_meaning(result),
+                           text_errno_name(result));
+    return 0;
+}
+
+static int open_standard_output(void)
+{
+    struct stat status;
+    if (fstat(STDOUT_FILENO, &status) < 0)
+        return -errno;
+    /* Opening it once more gives an open file of our own, whose O_NONBLOCK nobody else sees. Not for a regular file:
+     * that would have a position of its own, too, and what others write to standard output would go over our lines. */
+    int fd = -1;
+    if (!S_ISREG(status.st_mode))
+        fd = open("/proc/self/fd/1", O_WRONLY | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (fd < 0)
+        fd = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
+    return fd < 0 ? -errno : fd;
+}
+
+int log_open(const char *where, size_t buffer_size, struct log **ret_log, struct failure *failure)
+{
+    bool standard_output = strcmp(where, "-") == 0;
+    CLEANUP_FD int fd = -1;
+    int result = 0;
+    if (standard_output) {
+        fd = open_standard_output();
+        result = fd < 0 ? fd : 0;
+    } else {
+        /* O_NONBLOCK for FIFOs; on regular files it means nothing. */
+        fd = open(where, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0640);
+        result = fd < 0 ? -errno : 0;
+    }
+    if (result == 0)
+        result = make(fd, true, buffer_size, ret_log);
+    if (result == 0) {
+        TAKE_FD(fd);
+        return 0;
+    }
+    const char *remedy = "";
+    if (result == -ENXIO)
+        remedy = "; nobody reads from this FIFO: start its reader first";
+    else if (result == -ENOENT)
+        remedy = "; its directory does not exist";
+    else if (result == -EISDIR)
+        remedy = "; give the name of a file in it";
+    return failure_set(failure, result, "cannot log to %s: %s (%s)%s", standard_output ? "standard output" : where,
+                       text_errno_meaning(result), text_errno_name(result), remedy);
+}
+
+static uint64_t count_lines(const char *text, size_t length)
+{
+    uint64_t count = 0;
+    for (const char *at = text; (at = memchr(at, '\n', length - (size_t)(at - text))) != NULL; at++)
+        count++;
+    return count;
+}
+
+/* The length of the whole lines at the beginning of text that fit in max. */
+static size_t whole_lines(const char *text, size_t length, size_t max)
+{
+    if (length <= max)
+        return length;
+    const char *last = memrchr(text, '\n', max);
+    return last != NULL ? (size_t)(last - text) + 1 : max;
+}
+
+/* The length of the line that text begins with, newline included. */
+static size_t end_of_line(const char *text, size_t length)
+{
+    const char *end = memchr(text, '\n', length);
+    return end != NULL ? (size_t)(end - text) + 1 : length;
+}
+
+/* Write without waiting for a reader. Returns the bytes written, or -EAGAIN or another negative errno. */
+static ssize_t write_some(const struct log *log, const char *data, size_t length)
+{
+    ssize_t written;
+    if (log->kind == KIND_STREAM && log->blocking) {
+        /* Writable means that PIPE_BUF bytes have room; only another process that fills the pipe right now makes us
+         * wait. */
+        struct pollfd polled = {.fd = log->fd, .events = POLLOUT};
+        if (poll(&polled, 1, 0) != 1)
+            return -EAGAIN;
+    }
+    do
+        written = log->kind == KIND_SOCKET ? send(log->fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL)
+                                           : write(log->fd, data, length);
+    while (written < 0 && errno == EINTR);
+    return written < 0 ? -errno : written;
+}
+
+/* Tell the reader what it missed. Returns whether lines can be written now. */
+static bool tell_losses(struct log *log)
+{
+    if (log->lost == log->lost_told)
+        return true;
+    char note[NOTE_MAX];
+    uint64_t missed = log->lost - log->lost_told;
+    int length = snprintf(note, sizeof note, "[%llu line%s lost: the log's reader was too slow]\n",
+                          (unsigned long long)missed, missed == 1 ? "" : "s");
+    /* Shorter than PIPE_BUF: a pipe takes all or nothing. A file that takes part of it has a full disk. */
+    if (write_some(log, note, (size_t)length) != length)
+        return false;
+    log->lost_told = log->lost;
+    return true;
+}
+
+void log_flush(struct log *log)
+{
+    size_t at = 0;
+    while (at < log->used && (log->cut || tell_losses(log))) {
+        size_t length = log->used - at;
+        if (log->cut && log->lost != log->lost_told)
+            length = end_of_line(log->buffer + at, length); /* the note about lost lines comes behind this one */
+        if (log->kind == KIND_STREAM)
+            length = whole_lines(log->buffer + at, length, PIPE_BUF);
+        ssize_t written = write_some(log, log->buffer + at, length);
+        if (written <= 0)
+            break;
+        at += (size_t)written;
+        log->cut = log->buffer[at - 1] != '\n';
+    }
+    /* What did not go now is dropped, but for the rest of a line that was cut: half a line would spoil the next one. */
+    size_t rest = log->cut ? end_of_line(log->buffer + at, log->used - at) : 0;
+    log->lost += count_lines(log->buffer + at + rest, log->used - at - rest);
+    memmove(log->buffer, log->buffer + at, rest);
+    log->used = rest;
+}
+
+/* Room for a line of length bytes, or NULL when there is none (the rest of a cut line is in the way). */
+static char *room_for(struct log *log, size_t length)
+{
+    if (log->size - log->used < length)
+        log_flush(log);
+    return log->size - log->used < length ? NULL : log->buffer + log->used;
+}
+
+void log_line(struct log *log, const char *line, size_t length)
+{
+    if (length > log->line_max - 1)
+        length = log->line_max - 1;
+    char *room = room_for(log, length + 1);
+    if (room == NULL) {
+        log->lost++;
+        return;
+    }
+    memcpy(room, line, length);
+    room[length] = '\n';
+    log->used += length + 1;
+}
+
+static char *put(char *at, const char *text, size_t length)
+{
+    memcpy(at, text, length);
+    return at + length;
+}
+
+static char *put_number(char *at, uint64_t number)
+{
+    char digits[20];
+    size_t count = 0;
+    do
+        digits[sizeof digits - ++count] = (char)('0' + number % 10);
+    while ((number /= 10) != 0);
+    return put(at, digits + sizeof digits - count, count);
+}
+
+/* At most 4 * ACCESS_TEXT_MAX bytes. */
+static char *put_escaped(char *at, struct log_text text)
+{
+    static const char hex[] = "0123456789abcdef";
+    if (text.data == NULL)
+        return put(at, "-", 1);
+    size_t length = text.length < ACCESS_TEXT_MAX ? text.length : ACCESS_TEXT_MAX;
+    for (size_t i = 0; i < length; i++) {
+        unsigned char byte = (unsigned char)text.data[i];
+        if (byte == '"' || byte == '\\') {
+            *at++ = '\\';
+            *at++ = (char)byte;
+        } else if (byte >= ' ' && byte <= '~') {
+            *at++ = (char)byte;
+        } else {
+            *at++ = '\\';
+            *at++ = 'x';
+            *at++ = hex[byte >> 4];
+            *at++ = hex[byte & 15];
+        }
+    }
+    return at;
+}
+
+void log_access(struct log *log, const struct log_access *access)
+{
+    /* The line is made in place when the longest possible one fits, and elsewhere when it may have to be cut. */
+    enum { LONGEST = 4 * 4 * ACCESS_TEXT_MAX + 128 };
+    char line[LONGEST];
+    char *room = log->line_max >= LONGEST ? room_for(log, LONGEST) : NULL;
+    char *begin = room != NULL ? room : line, *at = begin;
+    at = put_escaped(at, access->client);
+    at = put(at, " - - [", 6);
+    at = put(at, access->time, strnlen(access->time, LOG_TIME_TEXT_MAX));
+    at = put(at, "] \"", 3);
+    at = put_escaped(at, access->request);
+    at = put(at, "\" ", 2);
+    at = put_number(at, access->status);
+    *at++ = ' ';
+    at = access->bytes != 0 ? put_number(at, access->bytes) : put(at, "-", 1);
+    at = put(at, " \"", 2);
+    at = put_escaped(at, access->referer);
+    at = put(at, "\" \"", 3);
+    at = put_escaped(at, access->user_agent);
+    *at++ = '"';
+    if (room == NULL) {
+        log_line(log, line, (size_t)(at - line));
+        return;
+    }
+    *at++ = '\n';
+    log->used += (size_t)(at - begin);
+}
+
+void log_time_text(time_t now, char buffer[LOG_TIME_TEXT_MAX])
+{
+    /* Not strftime's %b: that follows the locale. */
+    static const char months[12][4] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
+                                       "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+    struct tm tm;
+    if (gmtime_r(&now, &tm) == NULL)
+        memset(&tm, 0, sizeof tm);
+    snprintf(buffer, LOG_TIME_TEXT_MAX, "%02u/%.3s/%04u:%02u:%02u:%02u +0000", (unsigned)tm.tm_mday % 100,
+             months[(unsigned)tm.tm_mon % 12], (unsigned)(tm.tm_year + 1900) % 10000, (unsigned)tm.tm_hour % 100,
+             (unsigned)tm.tm_min % 100, (unsigned)tm.tm_sec % 100);
+}
+
+uint64_t log_lost(const struct log *log)
+{
+    return log->lost;
+}
+
+void log_close(struct log *log)
+{
+    if (log == NULL)
+        return;
+    log_flush(log);
+    if (log->own_fd)
+        close(log->fd);
+    free(log);
+}
