@@ -22,14 +22,16 @@ struct http_request {
     enum http_method method;
     struct slice method_text; /* as sent: for the log, and for 405 against 501 */
     struct slice target;      /* as sent: for the log */
-    struct slice path;        /* the path of the target, still percent-encoded, without query */
+    struct slice path;        /* the path of the target, still percent-encoded, without query; begins with a slash;
+                                 absent for "OPTIONS *" and CONNECT */
     struct slice query;       /* without '?'; absent when there is no '?' */
     uint8_t minor;            /* HTTP/1.minor: 0 or 1 */
     bool keep_alive;          /* by version and Connection */
     bool has_body;            /* Content-Length > 0 or Transfer-Encoding */
     bool expects_continue;
-    struct slice host, range, if_range, if_match, if_none_match, if_modified_since, if_unmodified_since, referer,
-        user_agent, accept_encoding;
+    struct slice host; /* the target's authority if it has one, else the Host field; checked; maybe with a port */
+    struct slice range, if_range, if_match, if_none_match, if_modified_since, if_unmodified_since, referer, user_agent,
+        accept_encoding;
 };
 
 struct http_limits {
@@ -42,9 +44,14 @@ struct http_limits {
 /* Parse the request head at the start of data.
  * Returns its length (> 0) including the empty line; HTTP_INCOMPLETE when more bytes are needed; or minus the status
  * with which the request is to be refused and the connection closed: -400 malformed, -414 request line too long, -431
- * head too large, -501 a transfer coding we do not know, -505 a version that is not HTTP/1.x. A method other than GET
- * and HEAD is no parse error. On a negative return, method_text and target are set if they could be read (else absent).
- * On HTTP_INCOMPLETE nothing in *ret_request is valid. */
+ * head too large, -501 a transfer coding we do not know or a method beyond 32 bytes, -505 a version that is not
+ * HTTP/1.x. A method other than GET and HEAD is no parse error. On a negative return, method_text and target are set if
+ * they could be read (else absent). On HTTP_INCOMPLETE nothing in *ret_request is valid. length at or beyond
+ * limits->head never gives HTTP_INCOMPLETE, so a buffer of that size is enough.
+ *
+ * Field values come without the blanks around them; tab and bytes from 0x80 up are the only ones in them that are not
+ * visible ASCII or a space. A repeated Host, Content-Length, Transfer-Encoding, Range, If-Range or other condition is
+ * refused (-400); of a repeated Referer, User-Agent or Accept-Encoding the first counts; Connection fields add up. */
 int http_request_parse(const char *data, size_t length, const struct http_limits *limits,
                        struct http_request *ret_request);
 
