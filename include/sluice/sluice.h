@@ -156,7 +156,7 @@ enum sluice_evidence {
 
 struct sluice_route_count {
     uint64_t bytes;                /* delivered to the sink by this route */
-    uint32_t calls;                /* system calls that moved them */
+    uint64_t calls;                /* system calls that moved them */
     enum sluice_evidence evidence; /* the weakest there was */
 };
 
@@ -182,12 +182,12 @@ struct sluice_receipt {
     uint64_t sent;         /* accepted by the sink */
     uint64_t released;     /* of sent, no longer referred to by a loan of memory: = sent once nothing is outstanding */
     uint64_t system_calls; /* all of them, those that failed and those that moved nothing included */
-    uint32_t waits;        /* times the transfer had to wait for an end, or for pages from disk */
-    uint32_t loans;        /* buffers lent to the kernel and not yet returned; 0 when final */
-    uint32_t transfers;    /* summed into this receipt; 1 for one */
-    uint32_t short_sources; /* sources that ended before their declared length */
-    uint32_t shrunk;        /* file sources found truncated while they were being sent */
-    uint32_t fallback_count; /* all; the first SLUICE_RECEIPT_FALLBACKS are kept */
+    uint64_t waits;        /* times the transfer had to wait for an end, or for pages from disk */
+    uint64_t loans;        /* buffers lent to the kernel and not yet returned; 0 when final */
+    uint64_t transfers;    /* summed into this receipt; 1 for one */
+    uint64_t short_sources; /* sources that ended before their declared length */
+    uint64_t shrunk;        /* file sources found truncated while they were being sent */
+    uint64_t fallback_count; /* all; the first SLUICE_RECEIPT_FALLBACKS are kept */
     struct sluice_fallback fallbacks[SLUICE_RECEIPT_FALLBACKS];
     struct sluice_route_count routes[SLUICE_ROUTE_COUNT];
 };
@@ -346,6 +346,9 @@ SLUICE_API void sluice_transfer_free(struct sluice_transfer *transfer);
 
 /* ---- The loop (experimental until 1.0) ---------------------------------------------------------------------- */
 
+/* A callback may do anything to any object of its loop: pause, resume, restart, free, forget and close what it was called
+ * for included; a freed object is not called again, even for events of the same turn. No function below calls a callback
+ * of another object before it returns, sluice_loop_transfer_cancel (done) excepted. */
 struct sluice_loop;
 
 struct sluice_loop_options {
@@ -372,8 +375,8 @@ SLUICE_API uint64_t sluice_loop_now(const struct sluice_loop *loop);
 /* Counts the loop's turns: what was true at the same turn is true now, as far as this thread can tell. */
 SLUICE_API uint64_t sluice_loop_turn(const struct sluice_loop *loop);
 
-/* The transfer ended: result 0 or a negative errno as from sluice_transfer_run. receipt (of the first sink) and error
- * are valid during the call, and so is the transfer; it is freed on return. */
+/* The transfer ended: result 0 or a negative errno as from sluice_transfer_run. Its ends are no longer used, its memory
+ * segments are released. The transfer, its receipts and its error are valid during the call; it is freed on return. */
 typedef void sluice_transfer_done_fn(void *context, struct sluice_transfer *transfer, int result);
 
 /* Start a transfer on the loop; its ends stay registered with the loop until they are closed. As much as can be is
@@ -393,8 +396,8 @@ SLUICE_API void sluice_loop_transfer_cancel(struct sluice_loop *loop, struct slu
  * peer closed its sending side; < 0: a negative errno. After 0 or an error it is not called again. */
 typedef void sluice_receive_fn(void *context, const char *data, ssize_t length);
 
-/* Call back for whatever arrives at end, at most max bytes a call (0: 16 KiB), until paused. Holds no memory while
- * idle. The end must not be the source of a transfer meanwhile. Returns 0, -EPERM (not pollable), -ENOMEM, -ENOSPC. */
+/* Call back for whatever arrives at end, at most max bytes a call (0: 16 KiB, which is also the most), until paused. Holds
+ * no memory while idle. Called again for an end it replaces the callback and resumes. The end must not be the source of a transfer meanwhile. Returns 0, -EPERM (not pollable), -ENOMEM, -ENOSPC. */
 SLUICE_API int sluice_loop_receive(struct sluice_loop *loop, struct sluice_end *end, size_t max,
                                    sluice_receive_fn *receive, void *context);
 
@@ -403,8 +406,8 @@ SLUICE_API int sluice_loop_receive(struct sluice_loop *loop, struct sluice_end *
 SLUICE_API void sluice_loop_receive_pause(struct sluice_loop *loop, struct sluice_end *end);
 SLUICE_API void sluice_loop_receive_resume(struct sluice_loop *loop, struct sluice_end *end);
 
-/* Forget an end that the loop knows: call before sluice_end_close for every end given to the loop. No transfer may be
- * using it. */
+/* Forget an end: call before sluice_end_close for every end given to the loop; no harm for one it does not know. No
+ * transfer may be using it. */
 SLUICE_API void sluice_loop_forget(struct sluice_loop *loop, struct sluice_end *end);
 
 /* A connection came in: fd is non-blocking, close-on-exec and the callee's. fd < 0: accepting failed with this negative

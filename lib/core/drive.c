@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Two of the three ways in: the blocking call, and the resumable transfer for other people's loops. The third is in
+ * loop/.
+ */
+#include "sigpipe.h"
+#include "sys.h"
+#include "transfer.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <time.h>
+
+static uint64_t milliseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+int sluice_transfer_new(const struct sluice_transfer_options *options, struct sluice_transfer **ret_transfer,
+                        struct sluice_error *ret_error)
+{
+    struct sluice_transfer *transfer = sys.allocate(1, sizeof *transfer);
+    if (transfer == NULL) {
+        if (ret_error != NULL)
+            *ret_error = (struct sluice_error){.code = -ENOMEM, .operation = "plan"};
+        return -ENOMEM;
+    }
+    int result = transfer_begin(transfer, options, ret_error);
+    if (result < 0) {
+        free(transfer);
+        return result;
+    }
+    *ret_transfer = transfer;
+    return 0;
+}
+
+int sluice_transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_waits)
+{
+    struct sigpipe_guard guard;
+    if (transfer->flags & SLUICE_TRANSFER_NEVER_BLOCK)
+        transfer->loop_now = milliseconds();
+    sigpipe_block(&guard);
+    int result = transfer_step(transfer, ret_waits);
+    sigpipe_restore(&guard);
+    return result;
+}
+
+const struct sluice_receipt *sluice_transfer_receipt(const struct sluice_transfer *transfer, unsigned sink)
+{
+    return &transfer->lanes[sink].receipt;
+}
+
+const struct sluice_error *sluice_transfer_error(const struct sluice_transfer *transfer)
+{
+    return &transfer->error;
+}
+
+void sluice_transfer_free(struct sluice_transfer *transfer)
+{
+    if (transfer == NULL)
+        return;
+    transfer_end(transfer);
+    free(transfer);
+}
+
+int sluice_wait_pages(const struct sluice_wait *wait)
+{
+    char byte;
+    /* Asked for as a whole, so that the disk gets large requests; then waited for piece by piece. */
+    sys.readahead(wait->fd, (off_t)wait->offset, wait->length);
+    for (uint64_t at = 0; at < wait->length; at += 128u << 10) {
+        ssize_t result;
+        do
+            result = sys.pread(wait->fd, &byte, 1, (off_t)(wait->offset + at));
+        while (result < 0 && errno == EINTR);
+        if (result < 0)
+            return -errno;
+        if (result == 0)
+            return 0;
+    }
+    if (wait->length > 0 && sys.pread(wait->fd, &byte, 1, (off_t)(wait->offset + wait->length - 1)) < 0)
+        return -errno;
+    return 0;
+}
+
+static int wait_for(const struct sluice_waits *waits)
+{
+    struct pollfd fds[SLUICE_WAITS_MAX];
+    for (unsigned i = 0; i < waits->count; i++) {
+        fds[i].fd = waits->wait[i].fd;
+        fds[i].events = waits->wait[i].kind == SLUICE_WAIT_READABLE ? POLLIN : POLLOUT;
+    }
+    for (;;) {
+        int ready = sys.poll(fds, waits->count, -1);
+        if (ready > 0)
+            return 0;
+        if (ready < 0 && errno != EINTR)
+            return -errno;
+    }
+}
+
+int sluice_transfer_run(const struct sluice_transfer_options *options, struct sluice_receipt *ret_receipts,
+                        struct sluice_error *ret_error)
+{
+    struct sluice_transfer *transfer;
+    struct sluice_transfer_options blocking = *options;
+    blocking.flags &= ~(unsigned)SLUICE_TRANSFER_NEVER_BLOCK; /* the disk may be waited for like everything else */
+    struct sluice_error error = {0};
+    int result = sluice_transfer_new(&blocking, &transfer, &error);
+    if (result == 0) {
+        struct sigpipe_guard guard;
+        struct sluice_waits waits;
+        transfer->blocking = true;
+        sigpipe_block(&guard);
+        do {
+            result = transfer_step(transfer, &waits);
+            if (result == SLUICE_STEP_WAIT) {
+                int waited = wait_for(&waits);
+                if (waited < 0)
+                    result = transfer_fail(&transfer->lanes[0], waited, "poll", NULL, NULL);
+            }
+        } while (result > 0);
+        sigpipe_restore(&guard);
+        error = transfer->error;
+        if (ret_receipts != NULL)
+            for (uint32_t i = 0; i < transfer->lane_count; i++)
+                ret_receipts[i] = transfer->lanes[i].receipt;
+        sluice_transfer_free(transfer);
+    }
+    if (ret_error != NULL)
+        *ret_error = error;
+    return result;
+}

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * An end: a descriptor, what it is, and what was learned about it.
+ */
+#ifndef SLUICE_CORE_END_H
+#define SLUICE_CORE_END_H
+
+#include <sluice/sluice.h>
+
+/* What a loop keeps with an end; its own business. */
+struct loop_end;
+
+/* A route that this end refused in company with another end, remembered for that pair. */
+struct refusal {
+    uint64_t peer;   /* serial of the other end */
+    uint8_t routes;  /* bit per route */
+};
+#define END_REFUSALS 2
+
+struct file_facts {
+    uint64_t size;         /* when the end was opened */
+    const char *mapping;   /* of the whole file, when it is small; never touched by user code (SIGBUS) */
+    size_t mapped;
+    uint64_t checked_turn; /* loop turn at which the size was asked last, and what it was */
+    uint64_t checked_size;
+    uint64_t resident_from, resident_to; /* seen in memory at resident_at (loop time) */
+    uint64_t resident_at;
+    bool page_cache;       /* splice takes references to this file system's page cache */
+    bool page_cache_asked;
+};
+
+struct socket_facts {
+    struct sluice_egress egress;
+    bool egress_asked;
+    bool corked;
+};
+
+struct sluice_end {
+    int fd;
+    uint8_t kind; /* enum sluice_end_kind */
+    uint8_t flags;
+    bool append;      /* O_APPEND: the kernel refuses to splice there */
+    bool direct;      /* O_DIRECT: no page cache, so nothing to refer to */
+    uint64_t serial;  /* never reused, unlike a descriptor or an address */
+    struct loop_end *loop;
+    struct refusal refusals[END_REFUSALS]; /* as a sink; the newest first */
+    union {
+        struct file_facts file; /* file, block */
+        struct socket_facts socket;
+        struct {
+            char *data;
+            size_t size, used;
+        } memory;
+    };
+};
+
+static inline bool end_is_file(const struct sluice_end *end)
+{
+    return end->kind == SLUICE_END_FILE || end->kind == SLUICE_END_BLOCK;
+}
+
+static inline bool end_is_socket(const struct sluice_end *end)
+{
+    return end->kind == SLUICE_END_TCP || end->kind == SLUICE_END_UNIX_STREAM || end->kind == SLUICE_END_DATAGRAM;
+}
+
+/* The file's size now. Asked once per turn of the loop (turn 0: always). Returns 0 or a negative errno. */
+int end_size_now(struct sluice_end *end, uint64_t turn, uint64_t *calls, uint64_t *ret_size);
+
+/* How many of the bytes from offset on are in memory as far as RWF_NOWAIT tells, asked at most once in RESIDENCY_MS for
+ * the same range. A file system that does not know RWF_NOWAIT counts as resident: there is no way to ask it. */
+uint64_t end_resident(struct sluice_end *end, uint64_t offset, uint64_t length, uint64_t now, uint64_t *calls);
+
+/* A mapping of the whole (small) file, kept with the end, for the kernel to read from; NULL if it cannot be had. */
+const char *end_mapping(struct sluice_end *end, uint64_t *calls);
+
+/* A helper has just read this range. */
+void end_note_resident(struct sluice_end *end, uint64_t offset, uint64_t length, uint64_t now);
+
+/* Does splice hand out references to this file's page cache? Asked from the file system once. */
+bool end_has_page_cache(struct sluice_end *end, uint64_t *calls);
+
+void end_remember_refusal(struct sluice_end *sink, const struct sluice_end *source, enum sluice_route route);
+bool end_refused(const struct sluice_end *sink, const struct sluice_end *source, enum sluice_route route);
+
+#endif

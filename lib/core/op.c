@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: MIT */
+#include "op.h"
+#include "end.h"
+#include "sys.h"
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <string.h>
+
+enum op_blocker op_blocker(const struct op *op)
+{
+    switch (op->kind) {
+    case OP_READ:
+    case OP_FILL: /* the pipe is ours and was empty, so it cannot have been the full side */
+        return OP_BLOCKS_ON_SOURCE;
+    case OP_PASS: /* a file never blocks: then it is the other side */
+        if (op->in_offset != OP_NO_OFFSET)
+            return OP_BLOCKS_ON_SINK;
+        return end_is_file(op->sink) ? OP_BLOCKS_ON_SOURCE : OP_BLOCKS_ON_EITHER;
+    case OP_WRITE:
+    case OP_SENDFILE:
+    case OP_DRAIN:
+    case OP_CORK:
+        break;
+    }
+    return OP_BLOCKS_ON_SINK;
+}
+
+const char *op_name(const struct op *op)
+{
+    switch (op->kind) {
+    case OP_READ:
+        return "read";
+    case OP_WRITE:
+        return "write";
+    case OP_SENDFILE:
+        return "sendfile";
+    case OP_FILL:
+    case OP_DRAIN:
+    case OP_PASS:
+        return "splice";
+    case OP_CORK:
+        break;
+    }
+    return "setsockopt(TCP_CORK)";
+}
+
+static ssize_t execute_read(const struct op *op)
+{
+    if (op->in_offset != OP_NO_OFFSET)
+        return sys.pread(op->in, op->buffer, op->length, op->in_offset);
+    if (op->flags & MSG_DONTWAIT)
+        return sys.recv(op->in, op->buffer, op->length, MSG_DONTWAIT);
+    return sys.read(op->in, op->buffer, op->length);
+}
+
+static ssize_t write_to_memory(const struct op *op)
+{
+    struct sluice_end *sink = op->sink;
+    size_t written = 0;
+    for (int i = 0; i < op->iov_count; i++) {
+        size_t room = sink->memory.size - sink->memory.used;
+        size_t part = op->iov[i].iov_len < room ? op->iov[i].iov_len : room;
+        memcpy(sink->memory.data + sink->memory.used, op->iov[i].iov_base, part);
+        sink->memory.used += part;
+        written += part;
+    }
+    if (written == 0) {
+        errno = ENOSPC;
+        return -1;
+    }
+    return (ssize_t)written;
+}
+
+static ssize_t execute_write(const struct op *op)
+{
+    switch (op->sink->kind) {
+    case SLUICE_END_MEMORY:
+        return write_to_memory(op);
+    case SLUICE_END_TCP:
+    case SLUICE_END_UNIX_STREAM:
+    case SLUICE_END_DATAGRAM: {
+        int flags = op->flags | MSG_NOSIGNAL | MSG_DONTWAIT;
+        if (op->iov_count == 1)
+            return sys.send(op->out, op->iov[0].iov_base, op->iov[0].iov_len, flags);
+        struct msghdr message = {.msg_iov = op->iov, .msg_iovlen = (size_t)op->iov_count};
+        return sys.sendmsg(op->out, &message, flags);
+    }
+    default:
+        if (op->out_offset != OP_NO_OFFSET)
+            return sys.pwritev(op->out, op->iov, op->iov_count, op->out_offset);
+        return sys.writev(op->out, op->iov, op->iov_count);
+    }
+}
+
+static ssize_t execute_once(const struct op *op)
+{
+    off_t in_offset = op->in_offset, out_offset = op->out_offset;
+    off_t *in_position = in_offset == OP_NO_OFFSET ? NULL : &in_offset;
+    off_t *out_position = out_offset == OP_NO_OFFSET ? NULL : &out_offset;
+    switch (op->kind) {
+    case OP_READ:
+        return execute_read(op);
+    case OP_WRITE:
+        return execute_write(op);
+    case OP_SENDFILE:
+        return sys.sendfile(op->out, op->in, in_position, op->length);
+    case OP_FILL:
+    case OP_DRAIN:
+    case OP_PASS:
+        return sys.splice(op->in, in_position, op->out, out_position, op->length, (unsigned)op->flags);
+    case OP_CORK: {
+        int on = op->length != 0;
+        return sys.setsockopt(op->out, IPPROTO_TCP, TCP_CORK, &on, sizeof on);
+    }
+    }
+    errno = EINVAL;
+    return -1;
+}
+
+ssize_t op_execute(const struct op *op, uint64_t *calls)
+{
+    bool system_call = !(op->kind == OP_WRITE && op->sink->kind == SLUICE_END_MEMORY);
+    for (;;) {
+        *calls += system_call;
+        ssize_t result = execute_once(op);
+        if (result >= 0)
+            return result;
+        if (errno != EINTR)
+            return -errno;
+    }
+}

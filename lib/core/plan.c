@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The order in which routes are tried. Every figure behind it is in KERNEL-FACTS 1, 3, 5, 9 and 15: references to pages
+ * beat one copy, one copy beats two. Small files are the exception: for up to MMAP_WHOLE_FILE bytes one write of head
+ * and mapped body is as cheap as sendfile and saves a system call, so `mmap` says "not now" to all but those.
+ */
+#include "plan.h"
+#include "end.h"
+#include <errno.h>
+#include <string.h>
+
+static const enum sluice_route preference[] = {
+    SLUICE_ROUTE_MMAP, SLUICE_ROUTE_SENDFILE, SLUICE_ROUTE_SPLICE, SLUICE_ROUTE_COPY,
+};
+#define PREFERENCES (sizeof preference / sizeof *preference)
+
+struct pair plan_pair(const struct sluice_segment *segment, const struct sluice_end *sink)
+{
+    struct pair pair = {
+        .segment = segment->kind,
+        .source = SLUICE_END_MEMORY,
+        .sink = sluice_end_kind(sink),
+        .append_sink = sink->append,
+        .length = segment->length,
+    };
+    if (segment->kind != SLUICE_SEGMENT_MEMORY) {
+        pair.source = sluice_end_kind(segment->end);
+        pair.snapshot = segment->end->flags & SLUICE_END_SNAPSHOT;
+        pair.direct_source = segment->end->direct;
+        if (end_is_file(segment->end))
+            pair.file_size = segment->end->file.size;
+    }
+    return pair;
+}
+
+const struct route *plan_choose(const struct pair *pair, unsigned without)
+{
+    const char *reason;
+    const struct route *later = NULL;
+    for (size_t i = 0; i < PREFERENCES; i++) {
+        const struct route *route = route_registry[preference[i]];
+        if (without & (1u << preference[i]))
+            continue;
+        enum sluice_verdict verdict = route->assess(pair, &reason);
+        if (verdict == SLUICE_YES)
+            return route;
+        if (verdict == SLUICE_NOT_NOW && later == NULL)
+            later = route; /* dearer, but better than failing */
+    }
+    return later;
+}
+
+static void add_entries(struct sluice_plan *plan, const struct pair *pair, const struct sluice_end *source,
+                        const struct sluice_end *sink, enum sluice_verdict wanted)
+{
+    for (size_t i = 0; i < PREFERENCES; i++) {
+        struct sluice_plan_entry entry = {.route = preference[i]};
+        entry.verdict = route_registry[preference[i]]->assess(pair, &entry.reason);
+        if (entry.verdict == SLUICE_YES && source != NULL && end_refused(sink, source, preference[i])) {
+            entry.verdict = SLUICE_NOT_NOW;
+            entry.reason = "this pair of ends refused it before";
+        }
+        if (entry.verdict == wanted)
+            plan->entries[plan->count++] = entry;
+    }
+}
+
+int sluice_plan_make(const struct sluice_segment *segment, const struct sluice_end *sink, struct sluice_plan *ret_plan)
+{
+    if (segment->kind != SLUICE_SEGMENT_MEMORY && segment->end == NULL)
+        return -EINVAL;
+    struct pair pair = plan_pair(segment, sink);
+    const struct sluice_end *source = segment->kind == SLUICE_SEGMENT_MEMORY ? NULL : segment->end;
+    struct sluice_plan plan = {0};
+    add_entries(&plan, &pair, source, sink, SLUICE_YES);
+    add_entries(&plan, &pair, source, sink, SLUICE_NOT_NOW);
+    add_entries(&plan, &pair, source, sink, SLUICE_NEVER);
+    *ret_plan = plan;
+    return 0;
+}
+
+const char *sluice_route_name(enum sluice_route route)
+{
+    if (route == SLUICE_ROUTE_AUTO)
+        return "auto";
+    return (unsigned)route < SLUICE_ROUTE_COUNT ? route_registry[route]->name : "?";
+}
+
+int sluice_route_by_name(const char *name)
+{
+    for (int i = 0; i < SLUICE_ROUTE_COUNT; i++)
+        if (strcmp(sluice_route_name((enum sluice_route)i), name) == 0)
+            return i;
+    return -EINVAL;
+}

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The rules, by route. A byte that the CPU copies twice is one copied byte and two copy_bytes.
+ *
+ *   copy        file, stream -> anything   2 copies, by definition (read + write); into memory 1 (read alone)
+ *               memory -> anything         1 copy, by definition
+ *   mmap        1 copy, by definition: from the page cache, by the kernel, in the write
+ *   sendfile    file -> file               1 copy, by definition: page cache to page cache
+ *   splice      anything -> file           1 copy, by definition (SPLICE_F_MOVE does nothing since 2.6.21, splice(2))
+ *               -> pipe                    by reference, by definition, if the source's pages can be referred to
+ *               -> TCP                     by reference if moreover the egress device has scatter-gather and checksum
+ *                                          offload (probed); copied once if it is known to lack them: the kernel then
+ *                                          linearises every packet, without a sign to us
+ *               else                       unknown
+ *
+ * "Pages can be referred to": a pipe's, a socket's, and those of a file whose file system splices from the page cache;
+ * O_DIRECT, DAX and some network file systems read into fresh pages instead (copy_splice_read).
+ */
+#include "receipt.h"
+#include <string.h>
+
+struct fate {
+    unsigned copies; /* by the CPU, of every byte */
+    enum sluice_evidence evidence;
+    bool aliased;
+};
+
+static struct fate copied(unsigned copies, enum sluice_evidence evidence)
+{
+    return (struct fate){.copies = copies, .evidence = evidence};
+}
+
+static struct fate fate_of_reference(struct sluice_end *source, struct sluice_end *sink, uint64_t *calls)
+{
+    struct fate by_reference = {.evidence = SLUICE_EVIDENCE_BY_DEFINITION, .aliased = end_is_file(source)};
+    struct fate unknown = {.evidence = SLUICE_EVIDENCE_UNKNOWN};
+    struct sluice_egress egress;
+
+    if (end_is_file(sink))
+        return copied(1, SLUICE_EVIDENCE_BY_DEFINITION);
+    if (end_is_file(source) && !end_has_page_cache(source, calls))
+        return unknown;
+    switch (sluice_end_kind(sink)) {
+    case SLUICE_END_PIPE:
+        return by_reference;
+    case SLUICE_END_TCP:
+        if (sluice_end_egress(sink, &egress) < 0)
+            return unknown;
+        if (!egress.scatter_gather || !egress.checksum)
+            return copied(1, SLUICE_EVIDENCE_PROBED);
+        by_reference.evidence = SLUICE_EVIDENCE_PROBED;
+        return by_reference;
+    default:
+        return unknown;
+    }
+}
+
+static struct fate fate(enum sluice_route route, struct sluice_end *source, struct sluice_end *sink, uint64_t *calls)
+{
+    switch (route) {
+    case SLUICE_ROUTE_COPY:
+        return copied(source == NULL || sink->kind == SLUICE_END_MEMORY ? 1 : 2, SLUICE_EVIDENCE_BY_DEFINITION);
+    case SLUICE_ROUTE_MMAP:
+        return copied(1, SLUICE_EVIDENCE_BY_DEFINITION);
+    case SLUICE_ROUTE_SENDFILE:
+    case SLUICE_ROUTE_SPLICE:
+        return fate_of_reference(source, sink, calls);
+    case SLUICE_ROUTE_AUTO:
+    case SLUICE_ROUTE_COUNT:
+        break;
+    }
+    return (struct fate){.evidence = SLUICE_EVIDENCE_UNKNOWN};
+}
+
+static enum sluice_evidence weakest(enum sluice_evidence a, enum sluice_evidence b)
+{
+    if (a == SLUICE_EVIDENCE_NONE || b == SLUICE_EVIDENCE_NONE)
+        return a > b ? a : b;
+    return a < b ? a : b;
+}
+
+void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *source,
+                   struct sluice_end *sink, uint64_t bytes)
+{
+    struct fate what = fate(route, source, sink, &receipt->system_calls);
+    receipt->bytes += bytes;
+    receipt->sent += bytes;
+    receipt->released += bytes; /* none of today's routes lends memory to the kernel */
+    if (what.evidence == SLUICE_EVIDENCE_UNKNOWN)
+        receipt->unknown += bytes;
+    else if (what.copies == 0)
+        receipt->by_reference += bytes;
+    else
+        receipt->copied += bytes;
+    receipt->copy_bytes += what.copies * bytes;
+    if (what.aliased)
+        receipt->aliased += bytes;
+    struct sluice_route_count *count = &receipt->routes[route];
+    count->bytes += bytes;
+    count->evidence = weakest(count->evidence, what.evidence);
+}
+
+void receipt_enter_fallback(struct sluice_receipt *receipt, const struct sluice_fallback *fallback)
+{
+    if (receipt->fallback_count < SLUICE_RECEIPT_FALLBACKS)
+        receipt->fallbacks[receipt->fallback_count] = *fallback;
+    receipt->fallback_count++;
+}
+
+void sluice_receipt_add(struct sluice_receipt *sum, const struct sluice_receipt *receipt)
+{
+    sum->bytes += receipt->bytes;
+    sum->by_reference += receipt->by_reference;
+    sum->copied += receipt->copied;
+    sum->copy_bytes += receipt->copy_bytes;
+    sum->transformed += receipt->transformed;
+    sum->unknown += receipt->unknown;
+    sum->aliased += receipt->aliased;
+    sum->sent += receipt->sent;
+    sum->released += receipt->released;
+    sum->system_calls += receipt->system_calls;
+    sum->waits += receipt->waits;
+    sum->loans += receipt->loans;
+    sum->transfers += receipt->transfers;
+    sum->short_sources += receipt->short_sources;
+    sum->shrunk += receipt->shrunk;
+    for (uint64_t i = 0; i < receipt->fallback_count; i++) {
+        if (i < SLUICE_RECEIPT_FALLBACKS)
+            receipt_enter_fallback(sum, &receipt->fallbacks[i]);
+        else
+            sum->fallback_count++;
+    }
+    for (int i = 0; i < SLUICE_ROUTE_COUNT; i++) {
+        if (receipt->routes[i].calls == 0)
+            continue;
+        sum->routes[i].bytes += receipt->routes[i].bytes;
+        sum->routes[i].calls += receipt->routes[i].calls;
+        sum->routes[i].evidence = weakest(sum->routes[i].evidence, receipt->routes[i].evidence);
+    }
+}
+
+bool sluice_receipt_is_final(const struct sluice_receipt *receipt)
+{
+    return receipt->loans == 0 && receipt->released == receipt->sent;
+}

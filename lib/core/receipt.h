@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef SLUICE_CORE_RECEIPT_H
+#define SLUICE_CORE_RECEIPT_H
+
+#include "end.h"
+
+/* Enter bytes that a route delivered from a segment to a sink: who copied them, and how we know. source: NULL for
+ * memory. The one place where the rules about copying are written down. */
+void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *source,
+                   struct sluice_end *sink, uint64_t bytes);
+
+void receipt_enter_fallback(struct sluice_receipt *receipt, const struct sluice_fallback *fallback);
+
+#endif

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What a route is. A route makes no system call and knows no loop: asked to step, it says which op comes next, and is
+ * told how the op went. lib/route/skeleton.c is a commented one to start from.
+ */
+#ifndef SLUICE_CORE_ROUTE_H
+#define SLUICE_CORE_ROUTE_H
+
+#include "op.h"
+#include <sluice/sluice.h>
+
+struct lane;
+
+/* A source and a sink by class: all that the question "could this route carry it?" depends on. */
+struct pair {
+    enum sluice_segment_kind segment;
+    enum sluice_end_kind source; /* of a memory segment: SLUICE_END_MEMORY */
+    enum sluice_end_kind sink;
+    bool snapshot;      /* the source's pages must not be handed out */
+    bool direct_source; /* O_DIRECT */
+    bool append_sink;   /* O_APPEND */
+    bool fan_out;       /* one stream into several sinks */
+    bool transform;
+    uint64_t length;    /* of the segment, or SLUICE_UNTIL_END */
+    uint64_t file_size; /* of a file source */
+};
+
+/* From complete(): the source has no more bytes, though more were expected. */
+#define ROUTE_SOURCE_ENDED 1
+
+struct route {
+    enum sluice_route id;
+    const char *name;
+
+    /* Could it carry this pair? *ret_reason: why not, or why not now; a static string; NULL with a plain yes. */
+    enum sluice_verdict (*assess)(const struct pair *pair, const char **ret_reason);
+
+    /* Optional. Point *ret_piece at bytes of the segment from position `at` on that lie in memory already, so that they
+     * can leave in one write with their neighbours. Returns how many (> 0); 0: none, step() must act first; or a
+     * negative errno. The bytes stay until complete() was told that they were written. */
+    ssize_t (*expose)(struct lane *lane, uint32_t segment, uint64_t at, struct iovec *ret_piece);
+
+    /* Fill up to room (>= 1) linked ops that carry the segment on from position `at`. Returns how many, at least 1; or
+     * a negative errno. */
+    int (*step)(struct lane *lane, uint32_t segment, uint64_t at, struct op *ops, int room);
+
+    /* One op of step() ended: result > 0 bytes, 0, or a negative errno other than EAGAIN. Delivered bytes are reported
+     * with lane_delivered(). Returns 0, ROUTE_SOURCE_ENDED, or a negative errno: if that is in refusals, the next route
+     * of the plan takes over at this very byte, else the transfer fails. */
+    int (*complete)(struct lane *lane, const struct op *op, ssize_t result);
+
+    /* Optional. The lane goes over to another segment or route: give back what the route holds. Bytes already taken
+     * from a stream stay with the lane, in its stage or its pipe. */
+    void (*leave)(struct lane *lane);
+
+    /* Errnos that say "not by this route" rather than "the ends are broken"; ends with 0. */
+    const int *refusals;
+    const char *refusal_reason; /* what such an errno most likely means; for receipt and error message */
+};
+
+/* All routes, indexed by id; AUTO's place is NULL. In registry.c. */
+extern const struct route *const route_registry[SLUICE_ROUTE_COUNT];
+
+#endif

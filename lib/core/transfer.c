@@ -1,0 +1,951 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A transfer carries an ordered list of segments into each of its sinks. Every sink has a lane of its own: a position in
+ * the source, a route for the current segment, and a receipt.
+ *
+ * Invariants
+ *   1. lane->segment, lane->at name the next byte the sink is to get; they move only in lane_delivered(), by what the
+ *      kernel said it took. Whatever else happens (short counts, refusals, EAGAIN), the lane goes on from there.
+ *   2. Bytes taken from a stream and not yet delivered are in lane->stage, and after those in lane->pipe; nowhere else.
+ *      They are delivered before anything more is read, whichever route comes next.
+ *   3. A file is read by position, so what was staged from it can be dropped and read again.
+ *   4. A lane waits (lane->wait) only after the end itself said EAGAIN, so edge-triggered waiting loses nothing.
+ *
+ *   state               set by                                  left by
+ *   LANE_RUNS           lane_begin, wake                        a wait, or the end
+ *   LANE_WAITS_SOURCE   would_block                             wake, at the next step
+ *   LANE_WAITS_SINK     would_block                             wake
+ *   LANE_WAITS_PAGES    admit_file                              wake
+ *   LANE_WAITS_OTHERS   step_segment (shared stage)             wake: another lane moved
+ *   LANE_DONE           finish                                  never
+ */
+#include "transfer.h"
+#include "plan.h"
+#include "receipt.h"
+#include "sys.h"
+#include "transform.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* From here on partial segments are held back (TCP_CORK): full segments make a 1 MiB body 20 % cheaper, and cost two
+ * more system calls, which a 100 KiB one does not earn back (KERNEL-FACTS 16). */
+#define CORK_FROM (256u << 10)
+
+/* Asked for by one op of a file. 1 MiB is as cheap per byte as more (KERNEL-FACTS 1), and other connections get their
+ * turn. */
+#define FILE_STEP (1u << 20)
+
+/* What one write gathers at most: beyond it the socket's buffer is full anyway. */
+#define GATHER_MAX (1u << 20)
+
+#define DEFAULT_TURN (1u << 20)
+
+/* How much a helper reads at once for a file that is not in memory. */
+#define PAGES_WINDOW (2u << 20)
+
+static bool in_list(const int *errnos, int error)
+{
+    for (; errnos != NULL && *errnos != 0; errnos++)
+        if (*errnos == error)
+            return true;
+    return false;
+}
+
+int transfer_fail(struct lane *lane, int code, const char *operation, const char *reason, const char *remedy)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    transfer->failed = true;
+    transfer->error = (struct sluice_error){
+        .code = code,
+        .route = lane->route != NULL ? lane->route->id : SLUICE_ROUTE_AUTO,
+        .operation = operation,
+        .reason = reason,
+        .remedy = remedy,
+        .delivered = lane->receipt.sent,
+    };
+    return code;
+}
+
+/* ---- Segments ----------------------------------------------------------------------------------------------- */
+
+static void release(struct sluice_segment *segment)
+{
+    sluice_release_fn *callback = segment->release;
+    segment->release = NULL;
+    if (callback != NULL)
+        callback(segment->release_context, segment->data, segment->length);
+}
+
+static void leave_route(struct lane *lane)
+{
+    if (lane->route != NULL && lane->route->leave != NULL)
+        lane->route->leave(lane);
+    lane->route = NULL;
+}
+
+static void enter_segment(struct lane *lane, uint32_t segment)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    lane->segment = segment;
+    lane->at = 0;
+    lane->tried = 0;
+    lane->ends_at = segment < transfer->segment_count ? transfer->segments[segment].length : 0;
+}
+
+static void next_segment(struct lane *lane)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    uint32_t left = lane->segment;
+    leave_route(lane);
+    enter_segment(lane, left + 1);
+    if (transfer->releases_due == NULL || --transfer->releases_due[left] == 0)
+        release(&transfer->segments[left]);
+}
+
+void lane_delivered(struct lane *lane, enum sluice_route route, uint64_t bytes)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    struct sluice_segment *segment = &transfer->segments[lane->segment];
+    receipt_enter(&lane->receipt, route, segment->kind == SLUICE_SEGMENT_MEMORY ? NULL : segment->end, lane->sink, bytes);
+    lane->at += bytes;
+    lane->moved_in_turn += bytes;
+    if (lane->sink_offset != SLUICE_APPEND)
+        lane->sink_offset += bytes;
+    if (lane->at == lane->ends_at)
+        next_segment(lane);
+}
+
+/* ---- Choosing a route --------------------------------------------------------------------------------------- */
+
+static struct pair pair_of(const struct lane *lane, uint32_t segment)
+{
+    const struct sluice_transfer *transfer = lane->transfer;
+    struct pair pair = plan_pair(&transfer->segments[segment], lane->sink);
+    pair.fan_out = transfer->lane_count > 1 && pair.segment == SLUICE_SEGMENT_STREAM;
+    pair.transform = transfer->transform != NULL;
+    return pair;
+}
+
+static const struct route *choose_in_order(const enum sluice_route *order, unsigned without)
+{
+    for (; *order != SLUICE_ROUTE_AUTO; order++)
+        if (!(without & (1u << *order)))
+            return route_registry[*order];
+    return NULL;
+}
+
+static const struct route *choose(const struct lane *lane, uint32_t segment, unsigned tried)
+{
+    const struct sluice_transfer *transfer = lane->transfer;
+    const struct sluice_segment *source = &transfer->segments[segment];
+    if (source->kind == SLUICE_SEGMENT_MEMORY)
+        return route_registry[SLUICE_ROUTE_COPY];
+    if (transfer->order != NULL)
+        return choose_in_order(transfer->order, tried);
+    if (transfer->forced != SLUICE_ROUTE_AUTO)
+        return tried & (1u << transfer->forced) ? NULL : route_registry[transfer->forced];
+    for (int i = 0; i < END_REFUSALS; i++)
+        if (lane->sink->refusals[i].peer == source->end->serial)
+            tried |= lane->sink->refusals[i].routes;
+    struct pair pair = pair_of(lane, segment);
+    return plan_choose(&pair, tried);
+}
+
+/* The route turned out not to serve this pair: the next one goes on at this very byte. error: positive errno. */
+static int demote(struct lane *lane, int error, const char *operation, const char *reason)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    const struct route *from = lane->route;
+    const struct sluice_segment *segment = &transfer->segments[lane->segment];
+    unsigned tried = lane->tried | 1u << from->id;
+    const struct route *to = choose(lane, lane->segment, tried);
+    if (to == NULL && transfer->forced != SLUICE_ROUTE_AUTO && from->id == transfer->forced)
+        return transfer_fail(lane, -EOPNOTSUPP, operation, reason, "Leave the choice of route to sluice (--route auto).");
+    if (to == NULL)
+        return transfer_fail(lane, -error, operation, reason, NULL);
+    leave_route(lane);
+    lane->tried = (uint8_t)tried;
+    lane->route = to;
+    if (segment->kind != SLUICE_SEGMENT_MEMORY && transfer->order == NULL)
+        end_remember_refusal(lane->sink, segment->end, from->id);
+    struct sluice_fallback fallback = {
+        .from = from->id, .to = to->id, .error = error, .at = lane->receipt.sent, .reason = reason};
+    receipt_enter_fallback(&lane->receipt, &fallback);
+    return 0;
+}
+
+/* A route or an op of it failed with this negative errno. */
+static int refused_or_failed(struct lane *lane, int code, const char *operation)
+{
+    if (lane->route != NULL && in_list(lane->route->refusals, -code))
+        return demote(lane, -code, operation, lane->route->refusal_reason);
+    const char *remedy = NULL;
+    if (code == -EMFILE || code == -ENFILE)
+        remedy = "Raise the limit on open descriptors (ulimit -n).";
+    else if (code == -ENOSPC)
+        remedy = "Make room at the sink.";
+    return transfer_fail(lane, code, operation, NULL, remedy);
+}
+
+/* ---- The end of a source ------------------------------------------------------------------------------------ */
+
+/* The current segment has no more bytes. Returns 0 or a negative errno. */
+static int source_ended(struct lane *lane)
+{
+    const struct sluice_segment *segment = lane_segment(lane, lane->segment);
+    if (segment->length == SLUICE_UNTIL_END) {
+        lane->ends_at = lane->at;
+        next_segment(lane);
+        return 0;
+    }
+    lane->receipt.short_sources++;
+    return transfer_fail(lane, -ENODATA, "source", "it ended before its declared length",
+                         "Take a snapshot (--snapshot) of files that change while they are read.");
+}
+
+/* The current segment's stream said that it ended; what was taken from it before is still to be delivered. */
+static void stream_ended(struct lane *lane)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    struct sluice_segment *segment = &transfer->segments[lane->segment];
+    struct stage *stage = lane->stage;
+    uint64_t end = lane->at;
+    if (stage->segment == lane->segment && stage->end > end)
+        end = stage->end;
+    end += lane->in_pipe;
+    if (segment->length != SLUICE_UNTIL_END) {
+        stage->segment = lane->segment;
+        stage->begin = stage->end = end;
+        stage->source_ended = true;
+        return;
+    }
+    segment->length = end; /* known now; every lane ends there */
+    for (uint32_t i = 0; i < transfer->lane_count; i++)
+        if (transfer->lanes[i].segment == lane->segment)
+            transfer->lanes[i].ends_at = end;
+}
+
+/* A file route read nothing. Some virtual files can be read but not spliced, and say 0 to sendfile. */
+static int file_gave_nothing(struct lane *lane, const char *operation)
+{
+    const struct sluice_segment *segment = lane_segment(lane, lane->segment);
+    uint64_t size = 0;
+    int result = end_size_now(segment->end, 0, &lane->receipt.system_calls, &size);
+    if (result < 0)
+        return transfer_fail(lane, result, "fstat", NULL, NULL);
+    uint64_t here = segment->offset + lane->at;
+    bool virtual = size == 0 && lane->at == 0 && lane->transfer->forced == SLUICE_ROUTE_AUTO;
+    if (lane->route != NULL && lane->route->id != SLUICE_ROUTE_COPY && (here < size || virtual))
+        return demote(lane, 0, operation, "the file can be read but gives nothing this way");
+    if (segment->length != SLUICE_UNTIL_END && segment->end->file.size >= segment->offset + segment->length)
+        lane->receipt.shrunk++;
+    return source_ended(lane);
+}
+
+/* ---- What may be read of a file now ------------------------------------------------------------------------- */
+
+enum admission { ADMITTED, NOT_IN_MEMORY, FILE_ENDED };
+
+/* Sets lane->limit for an op on a file segment: no more than the turn allows and, where the caller must not block, than
+ * is in memory. Before the op that reaches the segment's last byte the size is asked again: pages of a file truncated
+ * in place while they are in flight arrive as zeros (KERNEL-FACTS 14), so the end must be seen to be still there.
+ * Returns enum admission or a negative errno. */
+static int admit_file(struct lane *lane, uint32_t index, uint64_t at)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    const struct sluice_segment *segment = &transfer->segments[index];
+    uint64_t *calls = &lane->receipt.system_calls;
+    size_t left = lane_left(lane, index, at, FILE_STEP);
+    bool last = segment->length == SLUICE_UNTIL_END ? segment->offset + at + left > segment->end->file.size
+                                                    : at + left >= segment->length;
+
+    lane->limit = left;
+    if (last && end_is_file(segment->end)) {
+        uint64_t size;
+        int result = end_size_now(segment->end, transfer->loop_turn, calls, &size);
+        if (result < 0)
+            return result;
+        if (size <= segment->offset + at)
+            return FILE_ENDED;
+        if (size - segment->offset - at < left)
+            lane->limit = (size_t)(size - segment->offset - at);
+    }
+    if (transfer->flags & SLUICE_TRANSFER_NEVER_BLOCK) {
+        uint64_t offset = segment->offset + at;
+        uint64_t size = segment->end->file.size;
+        uint64_t want = offset < size && size - offset < lane->limit ? size - offset : lane->limit;
+        uint64_t resident = end_resident(segment->end, offset, want, transfer->loop_now, calls);
+        if (resident == 0 && want > 0) {
+            uint64_t rest = lane_left(lane, index, at, PAGES_WINDOW);
+            lane->wait_offset = offset;
+            lane->wait_length = rest;
+            return NOT_IN_MEMORY;
+        }
+        if (resident < lane->limit && resident > 0)
+            lane->limit = (size_t)resident;
+    }
+    return ADMITTED;
+}
+
+/* ---- Gathering: what lies in memory leaves in one write ----------------------------------------------------- */
+
+/* Bytes at (index, at) that lie in memory. Returns how many, 0 for none at hand, or a negative errno. */
+static ssize_t expose(struct lane *lane, uint32_t index, uint64_t at, struct iovec *piece, enum sluice_route *ret_route)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    const struct sluice_segment *segment = &transfer->segments[index];
+    const struct stage *stage = lane->stage;
+
+    *ret_route = SLUICE_ROUTE_COPY;
+    if (segment->kind == SLUICE_SEGMENT_MEMORY) {
+        *piece = (struct iovec){.iov_base = (char *)segment->data + at, .iov_len = segment->length - at};
+        return (ssize_t)piece->iov_len;
+    }
+    if (stage->segment == index && at >= stage->begin && at < stage->end) {
+        *piece = (struct iovec){.iov_base = stage->data + (at - stage->begin), .iov_len = stage->end - at};
+        return (ssize_t)piece->iov_len;
+    }
+    const struct route *route = index == lane->segment ? lane->route : choose(lane, index, 0);
+    if (route == NULL || route->expose == NULL || lane->in_pipe > 0)
+        return 0;
+    int admission = admit_file(lane, index, at);
+    if (admission != ADMITTED)
+        return admission < 0 ? admission : 0;
+    *ret_route = route->id;
+    ssize_t length = route->expose(lane, index, at, piece);
+    if (length > 0 && (size_t)length > lane->limit) {
+        piece->iov_len = lane->limit;
+        return (ssize_t)lane->limit;
+    }
+    return length;
+}
+
+struct gathered {
+    int count;
+    size_t bytes;
+    uint32_t segment; /* where it ends */
+    uint64_t at;
+};
+
+static int gather(struct lane *lane, struct gathered *ret)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    struct gathered got = {.segment = lane->segment, .at = lane->at};
+    while (got.segment < transfer->segment_count && got.count < OP_IOV_MAX && got.bytes < GATHER_MAX) {
+        uint64_t ends_at = got.segment == lane->segment ? lane->ends_at : transfer->segments[got.segment].length;
+        if (got.at == ends_at) { /* an empty segment */
+            got.segment++;
+            got.at = 0;
+            continue;
+        }
+        enum sluice_route route;
+        ssize_t length = expose(lane, got.segment, got.at, &lane->iov[got.count], &route);
+        if (length < 0 && got.count == 0)
+            return (int)length;
+        if (length <= 0)
+            break;
+        lane->iov_route[got.count++] = (uint8_t)route;
+        got.bytes += (size_t)length;
+        got.at += (uint64_t)length;
+        if (lane->sink->kind == SLUICE_END_DATAGRAM)
+            break; /* one datagram per segment */
+        if (got.at == ends_at) {
+            got.segment++;
+            got.at = 0;
+        } else {
+            break;
+        }
+    }
+    *ret = got;
+    return 0;
+}
+
+/* Bytes are at hand after this place: the packet may wait for them. Not so for a stream, which may stay silent. */
+static bool more_follows(const struct lane *lane, uint32_t index, uint64_t at)
+{
+    const struct sluice_transfer *transfer = lane->transfer;
+    if (transfer->flags & SLUICE_TRANSFER_MORE)
+        return true;
+    for (; index < transfer->segment_count; index++, at = 0) {
+        const struct sluice_segment *segment = &transfer->segments[index];
+        if (segment->kind == SLUICE_SEGMENT_STREAM)
+            return false;
+        if (segment->length > at && segment->length != SLUICE_UNTIL_END)
+            return true;
+    }
+    return false;
+}
+
+static struct op write_op(struct lane *lane, const struct gathered *got)
+{
+    bool socket = lane->sink->kind == SLUICE_END_TCP || lane->sink->kind == SLUICE_END_UNIX_STREAM;
+    bool more = socket && !lane->cork && more_follows(lane, got->segment, got->at);
+    return (struct op){
+        .kind = OP_WRITE,
+        .in = -1,
+        .out = lane->sink->fd,
+        .in_offset = OP_NO_OFFSET,
+        .out_offset = lane_out_offset(lane),
+        .length = got->bytes,
+        .iov = lane->iov,
+        .iov_count = got->count,
+        .flags = more ? MSG_MORE : 0,
+        .sink = lane->sink,
+    };
+}
+
+static int written(struct lane *lane, const struct op *op, size_t bytes)
+{
+    for (int i = 0; i < op->iov_count && bytes > 0; i++) {
+        size_t part = op->iov[i].iov_len < bytes ? op->iov[i].iov_len : bytes;
+        enum sluice_route route = (enum sluice_route)lane->iov_route[i];
+        while (lane->segment < lane->transfer->segment_count && lane->at == lane->ends_at)
+            next_segment(lane); /* the empty segments that gather() passed over */
+        lane_delivered(lane, route, part);
+        lane->receipt.routes[route].calls++;
+        bytes -= part;
+    }
+    return 0;
+}
+
+/* ---- Corking ------------------------------------------------------------------------------------------------ */
+
+/* Partial segments are held back while a transfer runs if it is large, or if something follows a body that sendfile or
+ * splice carries: those push out their last bytes, and the tail would leave in a packet of its own. */
+static bool wants_cork(const struct lane *lane)
+{
+    const struct sluice_transfer *transfer = lane->transfer;
+    uint64_t total = 0;
+    bool direct = false;
+    if (lane->sink->kind != SLUICE_END_TCP)
+        return false;
+    for (uint32_t i = 0; i < transfer->segment_count; i++) {
+        const struct sluice_segment *segment = &transfer->segments[i];
+        if (segment->kind == SLUICE_SEGMENT_STREAM)
+            return false; /* it may fall silent, and what it brought must not wait */
+        if (segment->length == 0)
+            continue;
+        if (direct)
+            return true;
+        uint64_t left = segment->length;
+        if (segment->kind == SLUICE_SEGMENT_FILE) {
+            uint64_t size = segment->end->file.size;
+            if (left == SLUICE_UNTIL_END)
+                left = size > segment->offset ? size - segment->offset : 0;
+            const struct route *route = choose(lane, i, 0);
+            direct = route != NULL && route->expose == NULL;
+        }
+        total += left;
+    }
+    return total >= CORK_FROM || (direct && (transfer->flags & SLUICE_TRANSFER_MORE));
+}
+
+static struct op cork_op(struct lane *lane, bool on)
+{
+    return (struct op){
+        .kind = OP_CORK, .in = -1, .out = lane->sink->fd, .in_offset = OP_NO_OFFSET, .out_offset = OP_NO_OFFSET,
+        .length = on, .sink = lane->sink};
+}
+
+/* ---- Lanes -------------------------------------------------------------------------------------------------- */
+
+static int finish(struct lane *lane, struct op *ops)
+{
+    if (lane->sink->kind == SLUICE_END_TCP && lane->sink->socket.corked &&
+        !(lane->transfer->flags & SLUICE_TRANSFER_MORE)) {
+        ops[0] = cork_op(lane, false);
+        return 1;
+    }
+    lane->wait = LANE_DONE;
+    return 0;
+}
+
+/* All lanes of a shared stage have passed its end (then it can be filled anew). */
+static bool all_passed(const struct lane *lane)
+{
+    const struct sluice_transfer *transfer = lane->transfer;
+    const struct stage *stage = lane->stage;
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        const struct lane *other = &transfer->lanes[i];
+        if (other->segment < stage->segment || (other->segment == stage->segment && other->at < stage->end))
+            return false;
+    }
+    return true;
+}
+
+/* The current segment has nothing in memory: ask its route. Returns ops, 0 when the lane waits or has moved on, or a
+ * negative errno. */
+static int step_segment(struct lane *lane, struct op *ops, int room)
+{
+    const struct sluice_segment *segment = lane_segment(lane, lane->segment);
+    bool shared = lane->stage != &lane->own_stage && segment->kind == SLUICE_SEGMENT_STREAM;
+
+    if (shared && !all_passed(lane)) {
+        lane->wait = LANE_WAITS_OTHERS;
+        return 0;
+    }
+    if (lane->stage->segment == lane->segment && lane->stage->source_ended && lane->in_pipe == 0)
+        return source_ended(lane);
+    if (segment->kind == SLUICE_SEGMENT_FILE) {
+        int admission = admit_file(lane, lane->segment, lane->at);
+        if (admission < 0)
+            return transfer_fail(lane, admission, "fstat", NULL, NULL);
+        if (admission == FILE_ENDED)
+            return file_gave_nothing(lane, "fstat");
+        if (admission == NOT_IN_MEMORY) {
+            lane->wait = LANE_WAITS_PAGES;
+            lane->receipt.waits++;
+            return 0;
+        }
+    } else {
+        lane->limit = lane_left(lane, lane->segment, lane->at, FILE_STEP);
+    }
+    int count = lane->route->step(lane, lane->segment, lane->at, ops, room);
+    return count >= 0 ? count : refused_or_failed(lane, count, lane->route->name);
+}
+
+/* The body right after what was gathered may be linked to it, so that a response costs one transition of a loop that
+ * submits: only sendfile-like routes, which need no preparation. */
+static int link_body(struct lane *lane, const struct gathered *got, struct op *ops, int room)
+{
+    const struct sluice_transfer *transfer = lane->transfer;
+    if (room < 1 || got->segment == lane->segment || got->segment >= transfer->segment_count || got->at != 0)
+        return 0;
+    const struct sluice_segment *segment = &transfer->segments[got->segment];
+    if (segment->kind != SLUICE_SEGMENT_FILE || lane->stage->end > lane->stage->begin)
+        return 0;
+    const struct route *route = choose(lane, got->segment, 0);
+    if (route == NULL || route->id != SLUICE_ROUTE_SENDFILE || admit_file(lane, got->segment, 0) != ADMITTED)
+        return 0;
+    int count = route->step(lane, got->segment, 0, ops, room);
+    return count > 0 ? count : 0;
+}
+
+int lane_next(struct lane *lane, struct op *ops)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    int count = 0;
+    if (transfer->failed)
+        return transfer->error.code;
+    if (!lane->started) {
+        lane->started = true;
+        lane->cork = wants_cork(lane);
+        if (lane->sink->kind == SLUICE_END_TCP && lane->cork && !lane->sink->socket.corked)
+            ops[count++] = cork_op(lane, true);
+    }
+    while (lane->wait == LANE_RUNS) {
+        if (transfer->transform != NULL) {
+            int more = transform_next(lane, ops + count);
+            return more < 0 ? more : count + more;
+        }
+        while (lane->segment < transfer->segment_count && lane->at == lane->ends_at)
+            next_segment(lane);
+        if (lane->segment == transfer->segment_count)
+            return count > 0 ? count : finish(lane, ops);
+        if (lane->route == NULL) {
+            lane->route = choose(lane, lane->segment, lane->tried);
+            if (lane->route == NULL)
+                return transfer_fail(lane, -EOPNOTSUPP, "plan", "no route carries this pair of ends", NULL);
+        }
+        struct gathered got = {0};
+        int result = gather(lane, &got);
+        if (result < 0)
+            result = refused_or_failed(lane, result, lane->route->name);
+        if (result < 0)
+            return result;
+        if (got.count > 0) {
+            ops[count++] = write_op(lane, &got);
+            return count + link_body(lane, &got, ops + count, OPS_MAX - count);
+        }
+        result = step_segment(lane, ops + count, OPS_MAX - count);
+        if (result < 0)
+            return result;
+        if (result > 0)
+            return count + result;
+    }
+    return count;
+}
+
+ssize_t lane_pull(struct lane *lane, struct iovec *ret_piece, struct op *ops, int *ret_ops)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    *ret_ops = 0;
+    while (lane->segment < transfer->segment_count && lane->at == lane->ends_at)
+        next_segment(lane);
+    if (lane->segment == transfer->segment_count)
+        return 0;
+    lane->route = route_registry[SLUICE_ROUTE_COPY];
+    enum sluice_route route;
+    ssize_t length = expose(lane, lane->segment, lane->at, ret_piece, &route);
+    if (length != 0)
+        return length;
+    int count = step_segment(lane, ops, 1);
+    if (count > 0)
+        *ret_ops = count;
+    return count < 0 ? count : 0;
+}
+
+void lane_consumed(struct lane *lane, uint64_t bytes)
+{
+    lane->at += bytes;
+    if (lane->at == lane->ends_at)
+        next_segment(lane);
+}
+
+static bool pollable_now(int fd, short events, uint64_t *calls)
+{
+    struct pollfd poll = {.fd = fd, .events = events};
+    ++*calls;
+    return sys.poll(&poll, 1, 0) > 0;
+}
+
+static int would_block(struct lane *lane, const struct op *op)
+{
+    enum op_blocker blocker = op_blocker(op);
+    lane->receipt.waits++;
+    /* splice does not say which side was not ready (KERNEL-FACTS 17.27). */
+    if (blocker == OP_BLOCKS_ON_EITHER)
+        blocker = pollable_now(op->in, POLLIN, &lane->receipt.system_calls) ? OP_BLOCKS_ON_SINK : OP_BLOCKS_ON_SOURCE;
+    lane->wait = blocker == OP_BLOCKS_ON_SOURCE ? LANE_WAITS_SOURCE : LANE_WAITS_SINK;
+    return 0;
+}
+
+/* A write out of a mapping meets a page that is no longer in the file: EFAULT, where user code would get SIGBUS. */
+static int mapping_fault(struct lane *lane, const struct op *op)
+{
+    for (int i = 0; i < op->iov_count; i++)
+        if (lane->iov_route[i] == SLUICE_ROUTE_MMAP)
+            return file_gave_nothing(lane, "write");
+    return transfer_fail(lane, -EFAULT, "write", "a memory segment is not readable", NULL);
+}
+
+int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
+{
+    if (result == -EAGAIN || result == -EWOULDBLOCK)
+        return would_block(lane, op);
+    if (op->kind == OP_CORK) {
+        if (result < 0) /* without it more packets leave, no byte is wrong */
+            lane->cork = false;
+        lane->sink->socket.corked = result == 0 && op->length != 0;
+        return 1;
+    }
+    if (lane->transfer->transform != NULL && op->kind == OP_WRITE)
+        return result < 0 ? transfer_fail(lane, (int)result, op_name(op), NULL, NULL) : transform_written(lane, result);
+    if (op->kind == OP_WRITE) {
+        if (result == -EFAULT)
+            return mapping_fault(lane, op);
+        if (result < 0)
+            return refused_or_failed(lane, (int)result, op_name(op));
+        written(lane, op, (size_t)result);
+        return (size_t)result == op->length;
+    }
+    if (lane->route == NULL) /* a linked body's first op: its segment has just become the current one */
+        lane->route = choose(lane, lane->segment, lane->tried);
+    if (lane->route == NULL)
+        return transfer_fail(lane, -EOPNOTSUPP, "plan", "no route carries this pair of ends", NULL);
+    enum sluice_route route = lane->route->id;
+    int outcome = lane->route->complete(lane, op, result);
+    if (result > 0)
+        lane->receipt.routes[route].calls++;
+    if (outcome == ROUTE_SOURCE_ENDED) {
+        if (lane_segment(lane, lane->segment)->kind == SLUICE_SEGMENT_FILE)
+            return file_gave_nothing(lane, op_name(op));
+        stream_ended(lane);
+        return 0;
+    }
+    if (outcome < 0)
+        return refused_or_failed(lane, outcome, op_name(op));
+    return result >= 0 && (size_t)result == op->length;
+}
+
+/* ---- Beginning and end -------------------------------------------------------------------------------------- */
+
+static int reject(struct sluice_error *ret_error, int code, enum sluice_route route, const char *reason,
+                  const char *remedy)
+{
+    if (ret_error != NULL)
+        *ret_error = (struct sluice_error){
+            .code = code, .route = route, .operation = "plan", .reason = reason, .remedy = remedy};
+    return code;
+}
+
+static const char *fault_in_segment(const struct sluice_segment *segment)
+{
+    switch (segment->kind) {
+    case SLUICE_SEGMENT_MEMORY:
+        if (segment->length == SLUICE_UNTIL_END || (segment->data == NULL && segment->length > 0))
+            return "a memory segment needs data and its exact length";
+        return NULL;
+    case SLUICE_SEGMENT_FILE:
+        if (segment->end == NULL || !end_is_file(segment->end))
+            return "a file segment needs an end that is a file or block device";
+        if (segment->offset > INT64_MAX ||
+            (segment->length != SLUICE_UNTIL_END && segment->length > INT64_MAX - segment->offset))
+            return "a file segment lies beyond what a file offset can say";
+        return NULL;
+    case SLUICE_SEGMENT_STREAM:
+        if (segment->end == NULL || segment->end->kind == SLUICE_END_MEMORY)
+            return "a stream segment needs an end that can be read";
+        return NULL;
+    }
+    return "a segment of no known kind";
+}
+
+static const char *fault_in_options(const struct sluice_transfer_options *options)
+{
+    if (options->size < sizeof *options)
+        return "options.size is smaller than the struct";
+    if (options->sink_count == 0 || options->sinks == NULL)
+        return "a transfer needs a sink";
+    if (options->segment_count > 0 && options->segments == NULL)
+        return "segments are missing";
+    if (options->transform != NULL && options->sink_count > 1)
+        return "a transform has one sink";
+    if ((unsigned)options->route >= SLUICE_ROUTE_COUNT)
+        return "no such route";
+    for (size_t i = 0; i < options->sink_count; i++)
+        if (options->sinks[i] == NULL)
+            return "a sink is missing";
+    for (size_t i = 0; i < options->segment_count; i++) {
+        const char *fault = fault_in_segment(&options->segments[i]);
+        if (fault != NULL)
+            return fault;
+    }
+    return NULL;
+}
+
+/* A forced route must be able to carry every segment that is not memory; and without one, some route must. */
+static int check_routes(const struct sluice_transfer *transfer, struct sluice_error *ret_error)
+{
+    const struct route *forced = route_registry[transfer->forced];
+    bool serves = forced == NULL || transfer->forced == SLUICE_ROUTE_COPY || transfer->segment_count == 0;
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        for (uint32_t s = 0; s < transfer->segment_count; s++) {
+            if (transfer->segments[s].kind == SLUICE_SEGMENT_MEMORY)
+                continue;
+            const char *reason = NULL;
+            struct pair pair = pair_of(&transfer->lanes[i], s);
+            if (forced != NULL && forced->assess(&pair, &reason) == SLUICE_NEVER)
+                return reject(ret_error, -EOPNOTSUPP, transfer->forced, reason,
+                              "Leave the choice of route to sluice (--route auto).");
+            if (forced == NULL && plan_choose(&pair, 0) == NULL)
+                return reject(ret_error, -EOPNOTSUPP, SLUICE_ROUTE_AUTO, "no route carries this pair of ends", NULL);
+            serves = true;
+        }
+    }
+    if (!serves)
+        return reject(ret_error, -EOPNOTSUPP, transfer->forced, "memory is sent by copy", "Use --route copy or auto.");
+    return 0;
+}
+
+static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, struct sluice_end *sink, uint64_t offset)
+{
+    /* Not the iovecs: they are filled before use, and clearing them would cost more than the rest. */
+    lane->transfer = transfer;
+    lane->sink = sink;
+    lane->wait = LANE_RUNS;
+    lane->moved_in_turn = 0;
+    lane->sink_offset = end_is_file(sink) ? offset : SLUICE_APPEND;
+    lane->route = NULL;
+    lane->started = lane->cork = false;
+    lane->own_stage = (struct stage){.data = NULL};
+    lane->stage = transfer->lane_count > 1 ? &transfer->shared_stage : &lane->own_stage;
+    lane->pipe = (struct pipe){.read = -1, .write = -1};
+    lane->in_pipe = 0;
+    lane->window = NULL;
+    memset(&lane->receipt, 0, sizeof lane->receipt);
+    lane->receipt.transfers = 1;
+    enter_segment(lane, 0);
+}
+
+/* Files are read by position, so each of several sinks stages for itself; a stream is staged once for all. */
+static bool shares_a_stream(const struct sluice_transfer_options *options)
+{
+    for (size_t i = 0; i < options->segment_count; i++)
+        if (options->segments[i].kind == SLUICE_SEGMENT_STREAM)
+            return options->sink_count > 1;
+    return false;
+}
+
+static void free_arrays(struct sluice_transfer *transfer)
+{
+    if (transfer->segments != transfer->inline_segments)
+        free(transfer->segments);
+    if (transfer->lanes != &transfer->inline_lane)
+        free(transfer->lanes);
+    free(transfer->releases_due);
+    transform_free(transfer);
+}
+
+static int allocate_arrays(struct sluice_transfer *transfer)
+{
+    if (transfer->segment_count > INLINE_SEGMENTS) {
+        transfer->segments = sys.allocate(transfer->segment_count, sizeof *transfer->segments);
+        if (transfer->segments == NULL)
+            return -ENOMEM;
+    }
+    if (transfer->lane_count > 1) {
+        transfer->lanes = sys.allocate(transfer->lane_count, sizeof *transfer->lanes);
+        if (transfer->lanes == NULL)
+            return -ENOMEM;
+        if (transfer->segment_count > 0) {
+            transfer->releases_due = sys.allocate(transfer->segment_count, sizeof *transfer->releases_due);
+            if (transfer->releases_due == NULL)
+                return -ENOMEM;
+            for (uint32_t i = 0; i < transfer->segment_count; i++)
+                transfer->releases_due[i] = transfer->lane_count;
+        }
+    }
+    return transfer->transform != NULL ? transform_begin(transfer) : 0;
+}
+
+int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfer_options *options,
+                   struct sluice_error *ret_error)
+{
+    const char *fault = fault_in_options(options);
+    if (fault != NULL)
+        return reject(ret_error, -EINVAL, SLUICE_ROUTE_AUTO, fault, NULL);
+    memset(transfer, 0, offsetof(struct sluice_transfer, inline_segments));
+    transfer->segment_count = (uint32_t)options->segment_count;
+    transfer->lane_count = (uint32_t)options->sink_count;
+    transfer->segments = transfer->inline_segments;
+    transfer->lanes = &transfer->inline_lane;
+    transfer->forced = options->route;
+    transfer->flags = options->flags;
+    transfer->transform = options->transform;
+    transfer->turn_size = options->turn != 0 ? options->turn : DEFAULT_TURN;
+    int result = allocate_arrays(transfer);
+    if (result < 0) {
+        free_arrays(transfer);
+        return reject(ret_error, result, SLUICE_ROUTE_AUTO, "no memory for the transfer", NULL);
+    }
+    if (options->segment_count > 0)
+        memcpy(transfer->segments, options->segments, options->segment_count * sizeof *transfer->segments);
+    bool shared = shares_a_stream(options);
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        lane_begin(&transfer->lanes[i], transfer, options->sinks[i], options->sink_offset);
+        if (!shared)
+            transfer->lanes[i].stage = &transfer->lanes[i].own_stage;
+    }
+    result = check_routes(transfer, ret_error);
+    if (result < 0)
+        free_arrays(transfer);
+    return result;
+}
+
+static void stage_free(struct stage *stage)
+{
+    buffer_put(stage->data);
+    stage->data = NULL;
+}
+
+void transfer_settle(struct sluice_transfer *transfer)
+{
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        struct lane *lane = &transfer->lanes[i];
+        leave_route(lane);
+        pipe_put(&lane->pipe, lane->in_pipe);
+        stage_free(&lane->own_stage);
+    }
+    stage_free(&transfer->shared_stage);
+    for (uint32_t i = 0; i < transfer->segment_count; i++)
+        release(&transfer->segments[i]);
+}
+
+void transfer_end(struct sluice_transfer *transfer)
+{
+    transfer_settle(transfer);
+    free_arrays(transfer);
+}
+
+/* ---- Stepping ----------------------------------------------------------------------------------------------- */
+
+/* Returns whether the lane moved, or a negative errno. */
+static int run_lane(struct lane *lane)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    struct op ops[OPS_MAX];
+    uint64_t before = lane->receipt.sent;
+    while (transfer->blocking || lane->moved_in_turn < transfer->turn_size) {
+        int count = lane_next(lane, ops);
+        if (count < 0)
+            return count;
+        if (count == 0)
+            break;
+        for (int i = 0; i < count; i++) {
+            ssize_t result = op_execute(&ops[i], &lane->receipt.system_calls);
+            int go_on = lane_complete(lane, &ops[i], result);
+            if (go_on < 0)
+                return go_on;
+            if (go_on == 0)
+                break;
+        }
+    }
+    return lane->receipt.sent != before;
+}
+
+static void add_wait(struct sluice_waits *waits, const struct lane *lane)
+{
+    struct sluice_wait wait = {0};
+    const struct sluice_segment *segment =
+        lane->segment < lane->transfer->segment_count ? lane_segment(lane, lane->segment) : NULL;
+    switch (lane->wait) {
+    case LANE_WAITS_SOURCE:
+        wait = (struct sluice_wait){.kind = SLUICE_WAIT_READABLE, .end = segment->end};
+        break;
+    case LANE_WAITS_SINK:
+        wait = (struct sluice_wait){.kind = SLUICE_WAIT_WRITABLE, .end = lane->sink};
+        break;
+    case LANE_WAITS_PAGES:
+        wait = (struct sluice_wait){.kind = SLUICE_WAIT_PAGES, .end = segment->end, .offset = lane->wait_offset,
+                                    .length = lane->wait_length};
+        break;
+    default:
+        return;
+    }
+    wait.fd = wait.end->fd;
+    for (unsigned i = 0; i < waits->count; i++)
+        if (waits->wait[i].end == wait.end && waits->wait[i].kind == wait.kind)
+            return;
+    if (waits->count < SLUICE_WAITS_MAX)
+        waits->wait[waits->count++] = wait;
+}
+
+int transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_waits)
+{
+    if (transfer->failed)
+        return transfer->error.code;
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        struct lane *lane = &transfer->lanes[i];
+        lane->moved_in_turn = 0;
+        if (lane->wait != LANE_DONE)
+            lane->wait = LANE_RUNS;
+    }
+    bool moved, running, done;
+    do {
+        moved = running = false;
+        done = true;
+        for (uint32_t i = 0; i < transfer->lane_count; i++) {
+            struct lane *lane = &transfer->lanes[i];
+            if (lane->wait == LANE_WAITS_OTHERS)
+                lane->wait = LANE_RUNS;
+            if (lane->wait == LANE_RUNS) {
+                int result = run_lane(lane);
+                if (result < 0)
+                    return result;
+                moved |= result > 0;
+            }
+            done &= lane->wait == LANE_DONE;
+            running |= lane->wait == LANE_RUNS;
+        }
+    } while (moved && !done && !running && transfer->lane_count > 1);
+    if (done)
+        return SLUICE_STEP_DONE;
+    if (running)
+        return SLUICE_STEP_YIELD;
+    ret_waits->count = 0;
+    for (uint32_t i = 0; i < transfer->lane_count; i++)
+        add_wait(ret_waits, &transfer->lanes[i]);
+    return SLUICE_STEP_WAIT;
+}

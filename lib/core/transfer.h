@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The inside of a transfer, for routes and loops. transfer.c opens with the rules.
+ */
+#ifndef SLUICE_CORE_TRANSFER_H
+#define SLUICE_CORE_TRANSFER_H
+
+#include "buffers.h"
+#include "end.h"
+#include "op.h"
+#include "route.h"
+
+/* Bytes of a source, read into memory and not yet written: [begin, end) are positions in the segment. */
+struct stage {
+    char *data; /* BUFFER_SIZE bytes; NULL until needed */
+    uint32_t segment;
+    uint64_t begin, end;
+    bool source_ended; /* nothing will follow what is staged */
+};
+
+enum lane_wait { LANE_RUNS, LANE_WAITS_SOURCE, LANE_WAITS_SINK, LANE_WAITS_PAGES, LANE_WAITS_OTHERS, LANE_DONE };
+
+/* One sink's way through the source. */
+struct lane {
+    struct sluice_transfer *transfer;
+    struct sluice_end *sink;
+    enum lane_wait wait;
+    uint32_t segment; /* the next byte to deliver: position `at` of this segment */
+    uint64_t at;
+    uint64_t ends_at; /* of the segment: its length, or less once the source turned out shorter */
+    uint64_t moved_in_turn;
+    size_t limit;     /* how much of a file the next op may ask for: what is in memory, what the turn allows */
+    uint64_t sink_offset; /* the next byte's place in a file sink */
+    const struct route *route; /* of the current segment; NULL: to be chosen */
+    uint8_t tried;             /* bit per route that was left, for this segment */
+    bool started, cork;        /* cork: hold partial segments back while this transfer runs */
+    uint64_t wait_offset, wait_length; /* LANE_WAITS_PAGES */
+
+    struct stage *stage; /* own_stage, or the transfer's when several sinks share a stream */
+    struct stage own_stage;
+    struct pipe pipe; /* read -1: none */
+    size_t in_pipe;   /* bytes of the source in it, next to deliver after what is staged */
+    const char *window; /* a mapping of [window_offset, + window_size) of the current segment's file */
+    size_t window_size;
+    uint64_t window_offset;
+
+    struct iovec iov[OP_IOV_MAX];
+    uint8_t iov_route[OP_IOV_MAX];
+    struct sluice_receipt receipt;
+};
+
+#define INLINE_SEGMENTS 4
+
+struct sluice_transfer {
+    uint32_t segment_count, lane_count;
+    struct sluice_segment *segments; /* inline_segments, or allocated */
+    struct lane *lanes;              /* inline_lane, or allocated */
+    uint32_t *releases_due;          /* lanes that still need a memory segment; NULL with one lane */
+    enum sluice_route forced;
+    unsigned flags;
+    bool blocking; /* sluice_transfer_run: never yields */
+    bool failed;
+    const struct sluice_transform *transform;
+    struct transform_state *transform_state;
+    uint64_t turn_size;
+    uint64_t loop_now, loop_turn; /* 0 outside a loop */
+    struct stage shared_stage;
+    struct sluice_error error;
+    const enum sluice_route *order; /* tests: the routes to try, in this order; ends with AUTO */
+
+    /* the loop's */
+    void *loop_context;
+    sluice_transfer_done_fn *done;
+    void *done_context;
+    struct sluice_transfer *next, **previous; /* in the loop's list of transfers to be stepped */
+    bool queued, helping;
+    struct sluice_segment inline_segments[INLINE_SEGMENTS];
+    struct lane inline_lane; /* last: clearing stops before it */
+};
+
+/* ---- For routes --------------------------------------------------------------------------------------------- */
+
+static inline const struct sluice_segment *lane_segment(const struct lane *lane, uint32_t segment)
+{
+    return &lane->transfer->segments[segment];
+}
+
+/* Bytes of the segment from position `at` on, at most limit. */
+static inline size_t lane_left(const struct lane *lane, uint32_t segment, uint64_t at, size_t limit)
+{
+    uint64_t left = (segment == lane->segment ? lane->ends_at : lane_segment(lane, segment)->length) - at;
+    return left < limit ? (size_t)left : limit;
+}
+
+/* Where in a file sink the next byte goes; OP_NO_OFFSET for others and for appending. */
+static inline off_t lane_out_offset(const struct lane *lane)
+{
+    return end_is_file(lane->sink) && lane->sink_offset != SLUICE_APPEND ? (off_t)lane->sink_offset : OP_NO_OFFSET;
+}
+
+/* The sink accepted this many more bytes, carried by this route. Moves the lane on. */
+void lane_delivered(struct lane *lane, enum sluice_route route, uint64_t bytes);
+
+/* ---- For loops ---------------------------------------------------------------------------------------------- */
+
+/* Fill ops with what is to be done next for one lane. Returns their number; 0: lane->wait says why there is none; or
+ * a negative errno after the transfer failed. */
+int lane_next(struct lane *lane, struct op *ops);
+
+/* An op ended with this result; EAGAIN included. Returns 1 if the linked op after it may be carried out, 0 if lane_next
+ * has to be asked again, or a negative errno after the transfer failed. */
+int lane_complete(struct lane *lane, const struct op *op, ssize_t result);
+
+/* Prepare memory that is at least zeroed in its bookkeeping (transfer_clear). Takes options as sluice_transfer_new. */
+int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfer_options *options,
+                   struct sluice_error *ret_error);
+/* Give back what it holds and release its memory segments; its ends are not touched again. Receipt and error stay. */
+void transfer_settle(struct sluice_transfer *transfer);
+/* Settle, and free everything but the struct itself. */
+void transfer_end(struct sluice_transfer *transfer);
+
+/* A step with op_execute as the loop: SLUICE_STEP_* or a negative errno. */
+int transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_waits);
+
+/* The remedy and reason go into the transfer's error; returns code. */
+int transfer_fail(struct lane *lane, int code, const char *operation, const char *reason, const char *remedy);
+
+#endif

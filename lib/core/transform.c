@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: MIT */
+#include "transform.h"
+#include "receipt.h"
+#include "sys.h"
+#include <errno.h>
+#include <stdlib.h>
+
+struct transform_state {
+    char *output; /* BUFFER_SIZE */
+    size_t begin, end;
+    struct sluice_end *source; /* of the last input: for the receipt; NULL for memory */
+    bool finished;
+};
+
+int transform_begin(struct sluice_transfer *transfer)
+{
+    struct transform_state *state = sys.allocate(1, sizeof *state);
+    if (state == NULL)
+        return -ENOMEM;
+    state->output = buffer_get();
+    if (state->output == NULL) {
+        free(state);
+        return -ENOMEM;
+    }
+    transfer->transform_state = state;
+    return 0;
+}
+
+void transform_free(struct sluice_transfer *transfer)
+{
+    struct transform_state *state = transfer->transform_state;
+    if (state == NULL)
+        return;
+    buffer_put(state->output);
+    free(state);
+    transfer->transform_state = NULL;
+}
+
+static int apply(struct lane *lane, const struct iovec *input, bool last)
+{
+    const struct sluice_transform *transform = lane->transfer->transform;
+    struct transform_state *state = lane->transfer->transform_state;
+    size_t used = 0, made = 0;
+    size_t room = BUFFER_SIZE - state->end;
+    int result = transform->apply(transform->context, input->iov_base, input->iov_len, &used,
+                                  state->output + state->end, room, &made, last);
+    if (result < 0)
+        return transfer_fail(lane, result, transform->name, "the transform failed", NULL);
+    if (used > input->iov_len || made > room || (result == 0 && used == 0 && made == 0))
+        return transfer_fail(lane, -EPROTO, transform->name, "the transform made no progress or overran its buffers",
+                             NULL);
+    state->end += made;
+    if (used > 0)
+        lane_consumed(lane, used);
+    if (last && result == 1)
+        state->finished = true;
+    return 0;
+}
+
+static int write_output(struct lane *lane, struct op *op)
+{
+    struct transform_state *state = lane->transfer->transform_state;
+    lane->iov[0] = (struct iovec){.iov_base = state->output + state->begin, .iov_len = state->end - state->begin};
+    *op = (struct op){
+        .kind = OP_WRITE,
+        .in = -1,
+        .out = lane->sink->fd,
+        .in_offset = OP_NO_OFFSET,
+        .out_offset = lane_out_offset(lane),
+        .length = lane->iov[0].iov_len,
+        .iov = lane->iov,
+        .iov_count = 1,
+        .sink = lane->sink,
+    };
+    return 1;
+}
+
+int transform_next(struct lane *lane, struct op *ops)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    struct transform_state *state = transfer->transform_state;
+    while (state->end == state->begin) {
+        struct iovec input = {.iov_base = NULL};
+        state->begin = state->end = 0;
+        if (state->finished) {
+            lane->wait = LANE_DONE;
+            return 0;
+        }
+        if (lane->segment < transfer->segment_count) {
+            int count = 0;
+            ssize_t length = lane_pull(lane, &input, ops, &count);
+            if (length < 0)
+                return (int)length;
+            if (count > 0 || lane->wait != LANE_RUNS)
+                return count;
+            if (length == 0)
+                continue; /* that segment has ended */
+            state->source = lane->transfer->segments[lane->segment].end;
+        }
+        int result = apply(lane, &input, lane->segment == transfer->segment_count);
+        if (result < 0)
+            return result;
+    }
+    return write_output(lane, ops);
+}
+
+int transform_written(struct lane *lane, ssize_t bytes)
+{
+    struct transform_state *state = lane->transfer->transform_state;
+    uint64_t moved = (uint64_t)bytes;
+    receipt_enter(&lane->receipt, SLUICE_ROUTE_COPY, state->source, lane->sink, moved);
+    lane->receipt.routes[SLUICE_ROUTE_COPY].calls++;
+    lane->receipt.transformed += moved;
+    lane->moved_in_turn += moved;
+    if (lane->sink_offset != SLUICE_APPEND)
+        lane->sink_offset += moved;
+    state->begin += (size_t)bytes;
+    return state->begin == state->end;
+}

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The only file that names every route. A new route is one file in route/, one line here, one number in sluice.h, and
+ * its place in the order of core/plan.c.
+ */
+#include "core/route.h"
+#include "route/routes.h"
+
+const struct route *const route_registry[SLUICE_ROUTE_COUNT] = {
+    [SLUICE_ROUTE_COPY] = &route_copy,
+    [SLUICE_ROUTE_MMAP] = &route_mmap,
+    [SLUICE_ROUTE_SENDFILE] = &route_sendfile,
+    [SLUICE_ROUTE_SPLICE] = &route_splice,
+};

@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef SLUICE_ROUTE_ROUTES_H
+#define SLUICE_ROUTE_ROUTES_H
+
+#include "../core/route.h"
+
+extern const struct route route_copy;
+extern const struct route route_mmap;
+extern const struct route route_sendfile;
+extern const struct route route_splice;
+
+#endif
