@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: MIT */
+#include "service/address.h"
+#include "base/cleanup.h"
+#include "check.h"
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+
+static struct failure failure;
+
+static const char *parsed(const char *text)
+{
+    static char shown[ADDRESS_TEXT_MAX];
+    struct address address;
+    if (address_parse(text, &address, &failure) < 0)
+        return failure.text;
+    CHECK_EQ(address_format(&address.any, address.length, shown, sizeof shown), strlen(shown));
+    return shown;
+}
+
+TEST("IPv4, IPv6 and names are parsed, and formatted as they are written")
+{
+    CHECK_STR(parsed("127.0.0.1:8080"), "127.0.0.1:8080");
+    CHECK_STR(parsed("[::1]:65535"), "[::1]:65535");
+    CHECK_STR(parsed("[fe80::1%1]:80"), "[fe80::1%1]:80");
+    CHECK_STR(parsed("localhost:0"), "127.0.0.1:0");
+}
+
+TEST("a star and an empty host are every address")
+{
+    struct address star, empty;
+    CHECK_EQ(address_parse("*:80", &star, NULL), 0);
+    CHECK_EQ(address_parse(":80", &empty, NULL), 0);
+    CHECK_EQ(star.length, empty.length);
+    CHECK_EQ(memcmp(&star.any, &empty.any, star.length), 0);
+    char url[ADDRESS_TEXT_MAX + 16];
+    address_format_url(&star, url, sizeof url);
+    CHECK(strcmp(url, "http://[::1]:80/") == 0 || strcmp(url, "http://127.0.0.1:80/") == 0);
+}
+
+TEST("what is no address is refused with what to write instead")
+{
+    static const char *const wrong[][2] = {{"8080", "has no port"},
+                                           {"", "has no port"},
+                                           {"::1:80", "needs brackets; write [::1]:80"},
+                                           {"[::1:80", "bracket is missing"},
+                                           {"[::1]", "has no port"},
+                                           {"[]:80", "no address in the brackets"},
+                                           {"host:", "is not a port"},
+                                           {"host:http", "is not a port"},
+                                           {"host:65536", "is not a port"},
+                                           {"host:-1", "is not a port"},
+                                           {"[1.2.3.4]:80", "is not an IPv6 address"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        struct address address = {.length = 7};
+        CHECK_EQ(address_parse(wrong[i][0], &address, &failure), -EINVAL);
+        CHECK(strstr(failure.text, wrong[i][1]) != NULL);
+        CHECK_EQ(address.length, 7);
+    }
+    char longest[400];
+    memset(longest, 'a', sizeof longest);
+    memcpy(longest + sizeof longest - 4, ":80", 4);
+    CHECK_EQ(address_check(longest, &failure), -EINVAL);
+}
+
+TEST("a name that does not exist is reported as such")
+{
+    struct address address;
+    CHECK_EQ(address_parse("name.invalid:80", &address, &failure), -EADDRNOTAVAIL);
+    CHECK(strstr(failure.text, "\"name.invalid\" cannot be resolved") != NULL);
+}
+
+static int listen_at(const char *text, const struct listen_options *options)
+{
+    struct address address;
+    CHECK_EQ(address_parse(text, &address, &failure), 0);
+    int fd = -1, result = address_listen(&address, options, &fd, &failure);
+    return result < 0 ? result : fd;
+}
+
+TEST("port 0 gives a port that clients reach, on a non-blocking close-on-exec socket")
+{
+    CLEANUP_FD int fd = listen_at("127.0.0.1:0", NULL);
+    CHECK(fd >= 0);
+    struct address bound;
+    CHECK_EQ(address_of_socket(fd, &bound), 0);
+    CHECK(ntohs(bound.v4.sin_port) != 0);
+    CHECK((fcntl(fd, F_GETFL) & O_NONBLOCK) != 0);
+    CHECK((fcntl(fd, F_GETFD) & FD_CLOEXEC) != 0);
+    CLEANUP_FD int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK_EQ(connect(client, &bound.any, bound.length), 0);
+    CLEANUP_FD int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+    CHECK(accepted >= 0);
+}
+
+TEST("an address in use is reported with the way to find who uses it")
+{
+    CLEANUP_FD int fd = listen_at("127.0.0.1:0", NULL);
+    struct address bound;
+    CHECK_EQ(address_of_socket(fd, &bound), 0);
+    int second = -1;
+    CHECK_EQ(address_listen(&bound, NULL, &second, &failure), -EADDRINUSE);
+    CHECK_EQ(second, -1);
+    CHECK(strstr(failure.text, "another process does already (EADDRINUSE)") != NULL);
+    char command[40];
+    snprintf(command, sizeof command, "sport = :%u", ntohs(bound.v4.sin_port));
+    CHECK(strstr(failure.text, command) != NULL);
+}
+
+TEST("several sockets share an address when that is asked for")
+{
+    struct listen_options options = {.reuse_port = true};
+    CLEANUP_FD int fd = listen_at("127.0.0.1:0", &options);
+    struct address bound;
+    CHECK_EQ(address_of_socket(fd, &bound), 0);
+    CLEANUP_FD int second = -1;
+    CHECK_EQ(address_listen(&bound, &options, &second, &failure), 0);
+}
+
+TEST("an address of another host is refused")
+{
+    CHECK_EQ(listen_at("192.0.2.1:0", NULL), -EADDRNOTAVAIL);
+    CHECK(strstr(failure.text, "this host does not have that address") != NULL);
+}
+
+TEST("a port reserved for root is refused to others with what to do")
+{
+    if (geteuid() != 0)
+        SKIP("needs root to become nobody in a child; run the tests as root");
+    int pipe_fds[2];
+    CHECK_EQ(pipe(pipe_fds), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct address address;
+        int fd = -1, result = setresuid(65534, 65534, 65534);
+        if (result == 0 && address_parse("127.0.0.1:1", &address, &failure) == 0)
+            result = address_listen(&address, NULL, &fd, &failure);
+        if (write(pipe_fds[1], failure.text, sizeof failure.text) < 0)
+            result = 0;
+        _exit(result == -EACCES ? 9 : 1);
+    }
+    int status;
+    CHECK_EQ(waitpid(pid, &status, 0), pid);
+    CHECK(read(pipe_fds[0], failure.text, sizeof failure.text) > 0);
+    close(pipe_fds[0]);
+    close(pipe_fds[1]);
+    if (WEXITSTATUS(status) != 9)
+        SKIP("this host lets everybody bind port 1; set net.ipv4.ip_unprivileged_port_start above it");
+    CHECK(strstr(failure.text, "are for root (EACCES); choose a port from there on") != NULL);
+}
+
+TEST("the congestion control asked for is the accepted connections'")
+{
+    struct listen_options options = {.congestion = "reno"}; /* every kernel has it */
+    CLEANUP_FD int fd = listen_at("127.0.0.1:0", &options);
+    CHECK(fd >= 0);
+    struct address bound;
+    CHECK_EQ(address_of_socket(fd, &bound), 0);
+    CLEANUP_FD int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK_EQ(connect(client, &bound.any, bound.length), 0);
+    CLEANUP_FD int accepted = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+    char name[16] = "";
+    socklen_t length = sizeof name;
+    CHECK_EQ(getsockopt(accepted, IPPROTO_TCP, TCP_CONGESTION, name, &length), 0);
+    CHECK_STR(name, "reno");
+}
+
+TEST("an unknown congestion control is refused with those the kernel has")
+{
+    struct listen_options options = {.congestion = "warp"};
+    CHECK_EQ(listen_at("127.0.0.1:0", &options), -ENOENT);
+    CHECK(strstr(failure.text, "no congestion control \"warp\"; it has: ") != NULL);
+    CHECK(strstr(failure.text, "reno") != NULL);
+}
+
+static const char *formatted(const void *address, size_t length, bool host_only)
+{
+    static char text[ADDRESS_TEXT_MAX];
+    if (host_only)
+        address_format_host(address, (socklen_t)length, text, sizeof text);
+    else
+        address_format(address, (socklen_t)length, text, sizeof text);
+    return text;
+}
+
+TEST("IPv4 within IPv6 is shown as IPv4, and other families by their name")
+{
+    struct sockaddr_in6 mapped = {.sin6_family = AF_INET6, .sin6_port = htons(80)};
+    inet_pton(AF_INET6, "::ffff:10.1.2.3", &mapped.sin6_addr);
+    CHECK_STR(formatted(&mapped, sizeof mapped, false), "10.1.2.3:80");
+    CHECK_STR(formatted(&mapped, sizeof mapped, true), "10.1.2.3");
+    inet_pton(AF_INET6, "2001:db8::1", &mapped.sin6_addr);
+    CHECK_STR(formatted(&mapped, sizeof mapped, true), "2001:db8::1");
+    struct sockaddr_un local = {.sun_family = AF_UNIX};
+    CHECK_STR(formatted(&local, sizeof local, false), "unix");
+}
+
+TEST("an address is cut to the buffer, and its whole length returned")
+{
+    struct address address;
+    char text[6];
+    CHECK_EQ(address_parse("127.0.0.1:8080", &address, NULL), 0);
+    CHECK_EQ(address_format(&address.any, address.length, text, sizeof text), 14);
+    CHECK_STR(text, "127.0");
+}
+
+CHECK_MAIN()
