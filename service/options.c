@@ -262,15 +262,14 @@ static int parse_long(const struct parser *parser, const char *argument, const c
 /* letters: what stands behind the dash. */
 static int parse_short(const struct parser *parser, const char *letters, const char *next, bool *used)
 {
+    /* "-listen": a dash is missing. Taken literally it would be -l with the value "isten". */
+    if (letters[1] != '\0' && find_long(parser->command, letters, strcspn(letters, "=")) != NULL)
+        return failure_set(parser->failure, -EINVAL, "%s: unknown option -%s; did you mean --%s?",
+                           parser->command->program, letters, letters);
     for (; *letters != '\0'; letters++) {
         const struct option_spec *option = find_short(parser->command, *letters);
-        if (option == NULL) {
-            /* "-listen": one dash is missing. */
-            if (letters[1] != '\0' && find_long(parser->command, letters, strcspn(letters, "=")) != NULL)
-                return failure_set(parser->failure, -EINVAL, "%s: unknown option -%s; did you mean --%s?",
-                                   parser->command->program, letters, letters);
+        if (option == NULL)
             return failure_set(parser->failure, -EINVAL, "%s: unknown option -%c", parser->command->program, *letters);
-        }
         if (option->type == OPTION_FLAG) {
             int outcome = built_in_outcome(option);
             if (outcome != OPTIONS_RUN)
