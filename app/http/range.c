@@ -65,7 +65,7 @@ enum http_range_result http_range_parse(struct slice value, uint64_t size, uint6
     }
 
     uint64_t first = take_number(&at, end), last = UINT64_MAX;
-    if (at == range.data || at == end || *at++ != '-')
+    if (at == end || *at++ != '-')
         return HTTP_RANGE_WHOLE;
     if (at < end) {
         last = take_number(&at, end); /* without a digit it stays where it is, short of the end */

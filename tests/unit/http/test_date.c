@@ -126,6 +126,13 @@ TEST("leap years are those of the Gregorian calendar")
     CHECK_EQ(parse("Wed, 30 Feb 2024 00:00:00 GMT"), -1);
 }
 
+TEST("a NUL after a good date does not end it")
+{
+    time_t when;
+    CHECK_EQ(http_date_parse((struct slice){"Sun, 06 Nov 1994 08:49:37 GMT", HTTP_DATE_LENGTH + 1}, NOW, &when),
+             -EINVAL);
+}
+
 TEST("anything else is refused and leaves the result alone")
 {
     static const char *const texts[] = {

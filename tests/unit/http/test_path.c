@@ -8,6 +8,7 @@ static char result[256];
 static int decode_bytes(const char *text, size_t length, size_t size)
 {
     char *copy = malloc(length > 0 ? length : 1), *buffer = malloc(size > 0 ? size : 1);
+    copy[0] = '/'; /* not to be seen if the path is empty */
     memcpy(copy, text, length);
     int status = http_path_decode((struct slice){copy, length}, buffer, size);
     if (status >= 0)
@@ -127,9 +128,12 @@ TEST("an encoded name is cut between its escapes where the buffer ends, and its 
     static const char *const want[] = {NULL, "", "a", "a", "a", "a%20", "a%20b"};
     for (size_t size = 0; size < sizeof want / sizeof want[0]; size++) {
         char *buffer = malloc(size > 0 ? size : 1);
+        buffer[0] = '#';
         CHECK_EQ(http_path_encode("a b", buffer, size), 5);
         if (size > 0)
             CHECK_STR(buffer, want[size]);
+        else
+            CHECK_EQ(buffer[0], '#');
         free(buffer);
     }
     char buffer[4];

@@ -64,6 +64,7 @@ TEST("a range without a byte of the file cannot be satisfied and leaves the resu
         uint64_t size;
     } cases[] = {
         {"bytes=10-", 10},
+        {"bytes=18446744073709551620-", 10},
         {"bytes=10-20", 10},
         {"bytes=-0", 10},
         {"bytes=0-", 0},
