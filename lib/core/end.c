@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -281,6 +283,20 @@ bool end_has_page_cache(struct sluice_end *end, uint64_t *calls)
         file->page_cache_asked = true;
     }
     return file->page_cache;
+}
+
+bool end_paces(struct sluice_end *end, uint64_t *calls)
+{
+    struct socket_facts *socket = &end->socket;
+    if (!socket->paces_asked) {
+        char name[16] = "";
+        socklen_t size = sizeof name;
+        ++*calls;
+        socket->paces =
+            sys.getsockopt(end->fd, IPPROTO_TCP, TCP_CONGESTION, name, &size) == 0 && strncmp(name, "bbr", 3) == 0;
+        socket->paces_asked = true;
+    }
+    return socket->paces;
 }
 
 void end_remember_refusal(struct sluice_end *sink, const struct sluice_end *source, enum sluice_route route)

@@ -33,6 +33,7 @@ struct socket_facts {
     struct sluice_egress egress;
     bool egress_asked;
     bool corked;
+    bool paces, paces_asked; /* its congestion control spaces packets by a timer */
 };
 
 struct sluice_end {
@@ -79,6 +80,9 @@ void end_note_resident(struct sluice_end *end, uint64_t offset, uint64_t length,
 
 /* Does splice hand out references to this file's page cache? Asked from the file system once. */
 bool end_has_page_cache(struct sluice_end *end, uint64_t *calls);
+
+/* Does the TCP socket's congestion control pace (bbr)? Asked once. */
+bool end_paces(struct sluice_end *end, uint64_t *calls);
 
 void end_remember_refusal(struct sluice_end *sink, const struct sluice_end *source, enum sluice_route route);
 bool end_refused(const struct sluice_end *sink, const struct sluice_end *source, enum sluice_route route);

@@ -28,8 +28,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* From here on partial segments are held back (TCP_CORK): full segments make a 1 MiB body 20 % cheaper, and cost two
- * more system calls, which a 100 KiB one does not earn back (KERNEL-FACTS 16). */
+/* From here on partial segments are held back (TCP_CORK): full segments make a 1 MiB body 15 to 20 % cheaper, and cost
+ * two more system calls, which a 100 KiB one does not earn back (KERNEL-FACTS 16). Not where bbr paces without an fq
+ * queue: corked, its timer fires for every packet, and 100 MiB cost .37 to .49 s/GiB instead of .11 (bench/README.md). */
 #define CORK_FROM (256u << 10)
 
 /* Asked for by one op of a file. 1 MiB is as cheap per byte as more (KERNEL-FACTS 1), and other connections get their
@@ -413,7 +414,7 @@ static int written(struct lane *lane, const struct op *op, size_t bytes)
 
 /* Partial segments are held back while a transfer runs if it is large, or if something follows a body that sendfile or
  * splice carries: those push out their last bytes, and the tail would leave in a packet of its own. */
-static bool wants_cork(const struct lane *lane)
+static bool wants_cork(struct lane *lane)
 {
     const struct sluice_transfer *transfer = lane->transfer;
     uint64_t total = 0;
@@ -438,7 +439,9 @@ static bool wants_cork(const struct lane *lane)
         }
         total += left;
     }
-    return total >= CORK_FROM || (direct && (transfer->flags & SLUICE_TRANSFER_MORE));
+    if (direct && (transfer->flags & SLUICE_TRANSFER_MORE))
+        return true;
+    return total >= CORK_FROM && !end_paces(lane->sink, &lane->receipt.system_calls);
 }
 
 static struct op cork_op(struct lane *lane, bool on)
