@@ -24,7 +24,7 @@ all: $(RELEASE)/build.ninja
 # The prefix is meson's to know from the start: it is written into sluice.pc.
 $(RELEASE)/build.ninja:
 	@mkdir -p $(BUILD)
-	@meson setup $(RELEASE) --prefix='$(prefix)' --libdir=lib >$(BUILD)/setup.log 2>&1 || { cat $(BUILD)/setup.log; exit 1; }
+	@meson setup $(RELEASE) --prefix='$(prefix)' >$(BUILD)/setup.log 2>&1 || { cat $(BUILD)/setup.log; exit 1; }
 
 # By way of the environment, so that any name reaches the program as it is.
 serve: export SERVE_DIR := $(DIR)
@@ -43,7 +43,7 @@ bench: all
 
 fuzz:
 	@tools/bootstrap check
-	@exec tools/check --fuzz-seconds '$(SECONDS)' fuzz
+	@exec tools/fuzz '$(SECONDS)'
 
 format:
 	@git ls-files '*.[ch]' | xargs clang-format -i
