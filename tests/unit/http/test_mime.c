@@ -55,7 +55,7 @@ TEST("every type of the table is found, so it is sorted")
 {
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
         char name[32];
-        snprintf(name, sizeof name, "a.%s", types[i].extension);
+        snprintf(name, sizeof name, "a.%.11s", types[i].extension);
         CHECK_STR(http_mime_type(name), types[i].type);
         CHECK(i == 0 || strcmp(types[i - 1].extension, types[i].extension) < 0);
     }
