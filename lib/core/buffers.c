@@ -27,12 +27,17 @@ static void close_pipe(struct pipe *pipe)
     sys.close(pipe->write);
 }
 
+static void close_pipes(struct pools *pools)
+{
+    while (pools->pipe_count > 0)
+        close_pipe(&pools->pipes[--pools->pipe_count]);
+}
+
 static void empty(struct pools *pools)
 {
     while (pools->buffer_count > 0)
         sys.munmap(pools->buffers[--pools->buffer_count], BUFFER_SIZE);
-    while (pools->pipe_count > 0)
-        close_pipe(&pools->pipes[--pools->pipe_count]);
+    close_pipes(pools);
 }
 
 static void end_of_thread(void *pools)
@@ -122,4 +127,10 @@ void pools_drain(void)
 {
     if (pools_of_thread != NULL)
         empty(pools_of_thread);
+}
+
+void pools_drain_pipes(void)
+{
+    if (pools_of_thread != NULL)
+        close_pipes(pools_of_thread);
 }

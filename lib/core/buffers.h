@@ -32,5 +32,6 @@ void pipe_put(struct pipe *pipe, size_t residue);
 
 /* Free what this thread's pools hold (a thread's end does it too). Tests count descriptors after it. */
 void pools_drain(void);
+void pools_drain_pipes(void);
 
 #endif

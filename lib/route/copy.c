@@ -109,6 +109,9 @@ static void leave(struct lane *lane)
     }
 }
 
+/* A sandbox may forbid read and allow the rest. */
+static const int refusals[] = {ENOSYS, 0};
+
 const struct route route_copy = {
     .id = SLUICE_ROUTE_COPY,
     .name = "copy",
@@ -116,4 +119,6 @@ const struct route route_copy = {
     .step = step,
     .complete = complete,
     .leave = leave,
+    .refusals = refusals,
+    .refusal_reason = "reading into memory is not permitted",
 };
