@@ -42,9 +42,6 @@
 
 #define DEFAULT_TURN (1u << 20)
 
-/* How much a helper reads at once for a file that is not in memory. */
-#define PAGES_WINDOW (2u << 20)
-
 static bool in_list(const int *errnos, int error)
 {
     for (; errnos != NULL && *errnos != 0; errnos++)

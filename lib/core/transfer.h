@@ -73,7 +73,8 @@ struct sluice_transfer {
     sluice_transfer_done_fn *done;
     void *done_context;
     struct sluice_transfer *next, **previous; /* in the loop's list of transfers to be stepped */
-    bool queued, helping;
+    bool queued, waits_pages;
+    uint64_t ahead_to; /* how far a file that was not in memory has been asked for; 0: it was */
     struct sluice_segment inline_segments[INLINE_SEGMENTS];
     struct lane inline_lane; /* last: clearing stops before it */
 };
@@ -118,6 +119,9 @@ int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfe
 void transfer_settle(struct sluice_transfer *transfer);
 /* Settle, and free everything but the struct itself. */
 void transfer_end(struct sluice_transfer *transfer);
+
+/* How much a helper reads at once of a file that is not in memory. */
+#define PAGES_WINDOW (2u << 20)
 
 /* A step with op_execute as the loop: SLUICE_STEP_* or a negative errno. */
 int transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_waits);

@@ -327,6 +327,8 @@ static void receive_ready(struct sluice_loop *loop)
 
 /* ---- Transfers ---------------------------------------------------------------------------------------------- */
 
+/* A helper reads a window of a file. If the transfer is cancelled meanwhile, it may read by a descriptor that has been
+ * closed, or opened anew for something else: that costs a read for nothing, and touches no memory of ours. */
 struct pages_job {
     struct helper_job job;
     struct sluice_loop *loop;
@@ -340,6 +342,8 @@ static void read_pages(void *context)
     sluice_wait_pages(&job->wait); /* an error shows when the transfer reads for itself */
 }
 
+static void read_ahead(struct sluice_loop *loop, struct sluice_transfer *transfer);
+
 static void pages_read(void *context)
 {
     struct pages_job *job = context;
@@ -347,7 +351,10 @@ static void pages_read(void *context)
     if (transfer != NULL) {
         transfer->loop_context = NULL;
         end_note_resident(job->wait.end, job->wait.offset, job->wait.length, job->loop->now);
-        queue_transfer(job->loop, transfer);
+        if (transfer->waits_pages)
+            queue_transfer(job->loop, transfer);
+        else
+            read_ahead(job->loop, transfer);
     }
     free(job);
 }
@@ -364,8 +371,29 @@ static int want_pages(struct sluice_loop *loop, struct sluice_transfer *transfer
                               .transfer = transfer,
                               .wait = *wait};
     transfer->loop_context = job;
+    transfer->ahead_to = wait->offset + wait->length;
     helpers_submit(loop->helpers, &job->job);
     return 0;
+}
+
+/* While one window of a cold file is sent, the next one is read: else disk and network would take turns. */
+static void read_ahead(struct sluice_loop *loop, struct sluice_transfer *transfer)
+{
+    const struct lane *lane = &transfer->lanes[0];
+    if (transfer->ahead_to == 0 || transfer->loop_context != NULL || lane->segment >= transfer->segment_count)
+        return;
+    const struct sluice_segment *segment = lane_segment(lane, lane->segment);
+    if (segment->kind != SLUICE_SEGMENT_FILE)
+        return;
+    uint64_t position = segment->offset + lane->at;
+    uint64_t size = segment->end->file.size;
+    uint64_t end = segment->length == SLUICE_UNTIL_END ? size : segment->offset + segment->length;
+    if (transfer->ahead_to >= end || transfer->ahead_to >= position + PAGES_WINDOW)
+        return;
+    uint64_t length = end - transfer->ahead_to < PAGES_WINDOW ? end - transfer->ahead_to : PAGES_WINDOW;
+    struct sluice_wait wait = {.kind = SLUICE_WAIT_PAGES, .fd = segment->end->fd, .end = segment->end,
+                               .offset = transfer->ahead_to, .length = length};
+    want_pages(loop, transfer, &wait); /* without memory for it the transfer will wait for its pages instead */
 }
 
 static void stop_waiting(struct sluice_transfer *transfer)
@@ -389,6 +417,7 @@ static int start_waiting(struct sluice_loop *loop, struct sluice_transfer *trans
     for (unsigned i = 0; i < waits->count; i++) {
         const struct sluice_wait *wait = &waits->wait[i];
         if (wait->kind == SLUICE_WAIT_PAGES) {
+            transfer->waits_pages = true;
             int result = want_pages(loop, transfer, wait);
             if (result < 0)
                 return result;
@@ -447,7 +476,10 @@ static int step_on_loop(struct sluice_loop *loop, struct sluice_transfer *transf
     struct sluice_waits waits;
     transfer->loop_now = loop->now;
     transfer->loop_turn = loop->turn;
+    transfer->waits_pages = false;
     int result = transfer_step(transfer, &waits);
+    if (result > 0)
+        read_ahead(loop, transfer);
     if (result == SLUICE_STEP_YIELD) {
         queue_transfer(loop, transfer);
         return 1;
@@ -538,7 +570,7 @@ static void turn_away(struct sluice_listener *listener)
         if (fd >= 0)
             sys.close(fd);
     }
-    loop->reserve = sys.open("/dev/null", O_RDONLY | O_CLOEXEC, 0);
+    loop->reserve = sys.eventfd(0, EFD_CLOEXEC);
 }
 
 static void listener_event(struct source *source, uint32_t events)
@@ -744,7 +776,7 @@ int sluice_loop_new(const struct sluice_loop_options *options, struct sluice_loo
         result = loop->wake < 0 ? -errno : 0;
     }
     if (result == 0) {
-        loop->reserve = sys.open("/dev/null", O_RDONLY | O_CLOEXEC, 0);
+        loop->reserve = sys.eventfd(0, EFD_CLOEXEC);
         result = loop->reserve < 0 ? -errno : 0;
     }
     if (result == 0)
