@@ -152,6 +152,9 @@ static void full_pipe(int flags)
     put_line(log, "after");
     log_flush(log);
     CHECK_STR(read_all(fds[0]), "[37 lines lost: the log's reader was too slow]\nafter\n");
+    put_line(log, "once only");
+    log_flush(log);
+    CHECK_STR(read_all(fds[0]), "once only\n");
     CHECK_EQ(log_lost(log), 37);
     CHECK_EQ(fcntl(fds[1], F_GETFL) & O_NONBLOCK, flags);
     log_close(log);
