@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The subcommands of sluice. Each gets what follows its name and returns an exit code.
+ */
+#ifndef SLUICE_APP_COMMANDS_H
+#define SLUICE_APP_COMMANDS_H
+
+int serve_main(int argc, char **argv);
+
+#endif

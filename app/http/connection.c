@@ -1,0 +1,845 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A request is answered from where it was parsed; nothing of it is copied, unless the answer has to wait for a helper
+ * (or the access log for the end of a long response): then its head stays at the start of the stash and is parsed once
+ * more, which costs less than keeping it in any other form.
+ *
+ * Functions that return enum progress may have closed and freed the connection: nothing may touch it after ENDED.
+ */
+#include "connection.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "conditions.h"
+#include "listing.h"
+#include "path.h"
+#include "service/address.h"
+#include "service/log.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#define LINGER_TIME 5000 /* ms for the client to read the last response and close */
+#define DRAIN_GRACE 1000 /* ms for the first request of a connection that was accepted before draining */
+#define SPARE_EXCHANGES_MAX 64
+
+static const struct http_limits limits = {.line = 8 << 10, .head = 16 << 10};
+
+enum progress {
+    ANSWERED, /* sent; the next request may be looked at */
+    PENDING,  /* a callback will go on */
+    ENDED,    /* lingering, or closed and freed */
+};
+
+/* What a response needs until it is sent. Not held by idle connections; reused. */
+struct exchange {
+    struct connection *connection;
+    struct exchange *next_spare;
+    struct file *file;                /* whose bytes are sent; or NULL */
+    char *text;                       /* a response of our own, head and body; or NULL */
+    struct files_lookup *lookup;      /* LOOKING_UP a file */
+    struct listing_job *listing;      /* LOOKING_UP a directory */
+    struct sluice_transfer *transfer; /* SENDING */
+    uint64_t delivered;               /* what the client had acknowledged when the timer was last looked at */
+    size_t head_length;
+    unsigned status;
+    bool close, linger; /* after the response */
+    char head[RESPONSE_HEAD_MAX];
+};
+
+static void take_requests(struct connection *connection, const char *data, size_t length, bool stashed);
+static void on_timeout(void *context);
+
+/* ---- Exchanges ------------------------------------------------------------------------------------------------- */
+
+static struct exchange *exchange_get(struct connection *connection)
+{
+    struct http_server *server = connection->server;
+    struct exchange *exchange = server->spare;
+    if (exchange != NULL) {
+        server->spare = exchange->next_spare;
+        server->spare_count--;
+    } else {
+        exchange = malloc(sizeof *exchange);
+        if (exchange == NULL)
+            return NULL;
+    }
+    memset(exchange, 0, offsetof(struct exchange, head));
+    exchange->connection = connection;
+    return exchange;
+}
+
+static void exchange_put(struct http_server *server, struct exchange *exchange)
+{
+    files_release(server->files, exchange->file);
+    free(exchange->text);
+    if (server->spare_count == SPARE_EXCHANGES_MAX) {
+        free(exchange);
+        return;
+    }
+    exchange->next_spare = server->spare;
+    server->spare = exchange;
+    server->spare_count++;
+}
+
+void exchange_free_spare(struct http_server *server)
+{
+    while (server->spare != NULL) {
+        struct exchange *exchange = server->spare;
+        server->spare = exchange->next_spare;
+        free(exchange);
+    }
+    server->spare_count = 0;
+}
+
+/* ---- Stash ------------------------------------------------------------------------------------------------------ */
+
+static void stash_drop(struct connection *connection)
+{
+    free(connection->stash);
+    connection->stash = NULL;
+    connection->stash_start = connection->stash_length = connection->stash_room = connection->held = 0;
+}
+
+static int stash_append(struct connection *connection, const char *data, size_t length)
+{
+    size_t needed = connection->stash_length + length;
+    if (connection->stash_start + needed > connection->stash_room) {
+        char *larger = malloc(needed);
+        if (larger == NULL)
+            return -ENOMEM;
+        if (connection->stash_length > 0)
+            memcpy(larger, connection->stash + connection->stash_start, connection->stash_length);
+        free(connection->stash);
+        connection->stash = larger;
+        connection->stash_start = 0;
+        connection->stash_room = (uint32_t)needed;
+    }
+    memcpy(connection->stash + connection->stash_start + connection->stash_length, data, length);
+    connection->stash_length += (uint32_t)length;
+    return 0;
+}
+
+static void stash_consume(struct connection *connection, size_t length)
+{
+    connection->stash_start += (uint32_t)length;
+    connection->stash_length -= (uint32_t)length;
+    if (connection->stash_length == 0)
+        stash_drop(connection);
+}
+
+/* ---- The end of a connection ------------------------------------------------------------------------------------- */
+
+static void print_receipt(const struct connection *connection)
+{
+    char peer[ADDRESS_TEXT_MAX], text[512], line[768];
+    address_format(&connection->peer.any, sizeof connection->peer, peer, sizeof peer);
+    sluice_receipt_format(connection->receipt, text, sizeof text);
+    int length = snprintf(line, sizeof line, "receipt %s: %llu request%s: %s", peer,
+                          (unsigned long long)connection->requests, connection->requests == 1 ? "" : "s", text);
+    log_line(connection->server->options->receipt_log, line, (size_t)length);
+}
+
+static void listing_abandon(struct listing_job *job);
+
+void connection_close(struct connection *connection)
+{
+    struct http_server *server = connection->server;
+    struct exchange *exchange = connection->exchange;
+    connection->state = CLOSED;
+    sluice_timer_stop(server->loop, &connection->timer);
+    if (exchange != NULL && exchange->transfer != NULL) {
+        sluice_loop_transfer_cancel(server->loop, exchange->transfer); /* calls on_sent */
+    } else if (exchange != NULL) {
+        if (exchange->lookup != NULL)
+            files_cancel(exchange->lookup);
+        if (exchange->listing != NULL)
+            listing_abandon(exchange->listing);
+        exchange_put(server, exchange);
+    }
+    if (connection->receipt != NULL) {
+        print_receipt(connection);
+        free(connection->receipt);
+    }
+    sluice_loop_forget(server->loop, connection->end);
+    sluice_end_close(connection->end);
+    list_remove(&connection->all);
+    stash_drop(connection);
+    free(connection);
+    server->count--;
+    server->totals->open--;
+    http_server_lost(server);
+}
+
+/* Drop what the kernel still has to send as well: the client does not take it. */
+static void abort_connection(struct connection *connection)
+{
+    struct linger linger = {.l_onoff = 1, .l_linger = 0};
+    setsockopt(sluice_end_fd(connection->end), SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    connection_close(connection);
+}
+
+static void linger(struct connection *connection)
+{
+    stash_drop(connection);
+    connection->state = LINGERING;
+    shutdown(sluice_end_fd(connection->end), SHUT_WR);
+    sluice_timer_start(connection->server->loop, &connection->timer, LINGER_TIME, on_timeout, connection);
+    sluice_loop_receive_resume(connection->server->loop, connection->end);
+}
+
+/* ---- Responses ------------------------------------------------------------------------------------------------- */
+
+/* Read once per turn of the loop. */
+static void tick(struct http_server *server)
+{
+    uint64_t turn = sluice_loop_turn(server->loop);
+    if (turn == server->turn)
+        return;
+    struct timespec now;
+    server->turn = turn;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    response_clock_set(&server->clock, now.tv_sec);
+}
+
+/* The request line as it came. Without a request, what could be read of it is all there is. */
+static struct log_text request_line(const struct http_request *request)
+{
+    if (request == NULL || request->method_text.data == NULL || request->target.data == NULL)
+        return (struct log_text){0};
+    const char *start = request->method_text.data, *end = request->target.data + request->target.length;
+    bool whole = request->path.data != NULL || request->method == HTTP_OTHER;
+    return (struct log_text){start, (size_t)(end - start) + (whole ? sizeof " HTTP/1.1" - 1 : 0)};
+}
+
+static void log_request(struct connection *connection, unsigned status, uint64_t bytes,
+                        const struct http_request *request, struct log_text line)
+{
+    struct http_server *server = connection->server;
+    char client[ADDRESS_TEXT_MAX];
+    size_t length = address_format_host(&connection->peer.any, sizeof connection->peer, client, sizeof client);
+    if (server->log_second != server->clock.second) {
+        server->log_second = server->clock.second;
+        log_time_text(server->log_second, server->log_time);
+    }
+    struct log_access access = {
+        .client = {client, length},
+        .time = server->log_time,
+        .request = line,
+        .status = status,
+        .bytes = bytes,
+    };
+    if (request != NULL) {
+        access.referer = (struct log_text){request->referer.data, request->referer.length};
+        access.user_agent = (struct log_text){request->user_agent.data, request->user_agent.length};
+    }
+    log_access(server->options->access_log, &access);
+}
+
+static void count_response(struct connection *connection, const struct exchange *exchange,
+                           const struct sluice_receipt *receipt)
+{
+    struct http_totals *totals = connection->server->totals;
+    totals->responses[receipt->bytes > 0 ? exchange->status / 100 : 0]++;
+    sluice_receipt_add(&totals->receipt, receipt);
+    if (connection->receipt != NULL)
+        sluice_receipt_add(connection->receipt, receipt);
+}
+
+/* After a response: log it and see what becomes of the connection. request may be NULL: it was not kept. */
+static enum progress conclude(struct connection *connection, struct exchange *exchange, int result,
+                              const struct sluice_receipt *receipt, const struct http_request *request)
+{
+    struct http_server *server = connection->server;
+    count_response(connection, exchange, receipt);
+    if (server->options->access_log != NULL) {
+        uint64_t body = receipt->bytes > exchange->head_length ? receipt->bytes - exchange->head_length : 0;
+        log_request(connection, exchange->status, body, request, request_line(request));
+    }
+    bool close = exchange->close || server->draining, lingering = exchange->linger;
+    exchange_put(server, exchange);
+    connection->exchange = NULL;
+    connection->state = READING;
+    if (result == -ENODATA) {
+        /* Less than announced: only the end of the connection tells the client. */
+        server->totals->truncated++;
+        linger(connection);
+        return ENDED;
+    }
+    if (result < 0) {
+        connection_close(connection);
+        return ENDED;
+    }
+    if (!close)
+        return ANSWERED;
+    int unread = 0;
+    if (lingering || (ioctl(sluice_end_fd(connection->end), SIOCINQ, &unread) == 0 && unread > 0))
+        linger(connection);
+    else
+        connection_close(connection);
+    return ENDED;
+}
+
+/* The request whose head was kept, or false. */
+static bool held_request(struct connection *connection, struct http_request *ret_request)
+{
+    return connection->held > 0 &&
+           http_request_parse(connection->stash + connection->stash_start, connection->held, &limits, ret_request) > 0;
+}
+
+/* Back to READING with what has come meanwhile. */
+static void go_on(struct connection *connection)
+{
+    size_t held = connection->held;
+    connection->held = 0;
+    stash_consume(connection, held);
+    sluice_loop_receive_resume(connection->server->loop, connection->end); /* calls back later */
+    take_requests(connection, connection->stash + connection->stash_start, connection->stash_length, true);
+}
+
+static void on_sent(void *context, struct sluice_transfer *transfer, int result)
+{
+    struct exchange *exchange = context;
+    struct connection *connection = exchange->connection;
+    const struct sluice_receipt *receipt = sluice_transfer_receipt(transfer, 0);
+    if (connection->state == CLOSED) {
+        count_response(connection, exchange, receipt);
+        exchange_put(connection->server, exchange);
+        return;
+    }
+    struct http_request request;
+    tick(connection->server);
+    bool kept = held_request(connection, &request);
+    if (conclude(connection, exchange, result, receipt, kept ? &request : NULL) == ANSWERED)
+        go_on(connection);
+}
+
+static enum progress send_text(struct connection *connection, struct exchange *exchange,
+                               const struct http_request *request, const struct response_text *response);
+
+/* The library refused to carry the file before anything was sent: only a forced route can do that to a file that is
+ * open already, or the disk. */
+static enum progress answer_refusal(struct connection *connection, struct exchange *exchange,
+                                    const struct http_request *request, const struct sluice_error *error)
+{
+    struct http_server *server = connection->server;
+    if (!server->route_refused) {
+        char text[512], line[600];
+        server->route_refused = true;
+        sluice_error_format(error, text, sizeof text);
+        int length = snprintf(line, sizeof line, "sluice serve: %s. Answering 500 (said once).", text);
+        log_line(server->options->error_log, line, (size_t)length);
+    }
+    files_release(server->files, exchange->file);
+    exchange->file = NULL;
+    return send_text(connection, exchange, request, &(struct response_text){.status = 500});
+}
+
+/* Send what the segments say. */
+static enum progress send_segments(struct connection *connection, struct exchange *exchange,
+                                   const struct http_request *request, const struct sluice_segment *segments,
+                                   size_t count)
+{
+    struct http_server *server = connection->server;
+    struct sluice_transfer_options *options = &server->transfer;
+    struct sluice_receipt receipt;
+    struct sluice_error error;
+    options->segments = segments;
+    options->segment_count = count;
+    options->sinks = &connection->end;
+    int r = sluice_loop_transfer(server->loop, options, on_sent, exchange, &exchange->transfer, &receipt, &error);
+    if (r == 0) {
+        connection->exchange = exchange;
+        connection->state = SENDING;
+        sluice_loop_receive_pause(server->loop, connection->end);
+        sluice_timer_start(server->loop, &connection->timer, server->options->send_timeout, on_timeout, connection);
+        return PENDING;
+    }
+    exchange->transfer = NULL;
+    if (r < 0 && r != -ENODATA && error.delivered == 0 && exchange->file != NULL && r != -EPIPE && r != -ECONNRESET)
+        return answer_refusal(connection, exchange, request, &error);
+    return conclude(connection, exchange, r < 0 ? r : 0, &receipt, request);
+}
+
+static enum response_connection connection_field(const struct exchange *exchange, const struct http_request *request)
+{
+    if (exchange->close)
+        return RESPONSE_CLOSE;
+    return request->minor == 0 ? RESPONSE_KEEP_ALIVE : RESPONSE_SILENT;
+}
+
+/* response->connection and head_only are set here. */
+static enum progress send_text(struct connection *connection, struct exchange *exchange,
+                               const struct http_request *request, const struct response_text *response)
+{
+    struct response_text whole = *response;
+    size_t length, body;
+    whole.connection = connection_field(exchange, request);
+    whole.head_only = request->method == HTTP_HEAD;
+    exchange->status = whole.status;
+    if (response_text_make(&connection->server->clock, &whole, &exchange->text, &length, &body) < 0) {
+        exchange_put(connection->server, exchange);
+        connection->exchange = NULL;
+        connection_close(connection);
+        return ENDED;
+    }
+    exchange->head_length = length - body;
+    struct sluice_segment segment = {.kind = SLUICE_SEGMENT_MEMORY, .data = exchange->text, .length = length};
+    return send_segments(connection, exchange, request, &segment, 1);
+}
+
+static enum progress send_status(struct connection *connection, struct exchange *exchange,
+                                 const struct http_request *request, unsigned status, const char *fields)
+{
+    return send_text(connection, exchange, request, &(struct response_text){.status = status, .fields = fields});
+}
+
+/* Takes the reference. */
+static inline enum progress send_file(struct connection *connection, struct exchange *exchange,
+                                      const struct http_request *request, struct file *file)
+{
+    struct http_server *server = connection->server;
+    struct representation representation = {file->size, file->modified, file->etag, file->weak};
+    uint64_t first, length;
+    unsigned status = conditions_evaluate(request, &representation, server->clock.second, &first, &length);
+    exchange->file = file;
+    exchange->status = status;
+    exchange->head_length =
+        response_file_head(exchange->head, &server->clock, status, connection_field(exchange, request), &file->fields,
+                           file->size, first, length);
+    const struct sluice_segment segments[2] = {
+        {.kind = SLUICE_SEGMENT_MEMORY, .data = exchange->head, .length = exchange->head_length},
+        {.kind = SLUICE_SEGMENT_FILE, .end = file->end, .offset = first, .length = length},
+    };
+    bool body = request->method == HTTP_GET && length > 0;
+    return send_segments(connection, exchange, request, segments, body ? 2 : 1);
+}
+
+/* ---- Directories ------------------------------------------------------------------------------------------------- */
+
+struct listing_job {
+    struct http_server *server;
+    struct exchange *exchange; /* NULL: the connection has gone */
+    bool wanted;               /* a page; else only whether there is such a directory */
+    int result;
+    char *text;
+    size_t length;
+    char path[];
+};
+
+static void listing_abandon(struct listing_job *job)
+{
+    job->exchange = NULL;
+}
+
+static void listing_work(void *context)
+{
+    struct listing_job *job = context;
+    const struct beneath *beneath = files_beneath(job->server->files);
+    if (!job->wanted) {
+        CLEANUP_FD int fd = beneath_open(beneath, job->path, O_PATH | O_DIRECTORY, false, NULL);
+        job->result = fd < 0 ? fd : -EACCES;
+        return;
+    }
+    struct listing_entry *entries = NULL;
+    size_t count = 0;
+    bool complete;
+    job->result = listing_read(beneath, job->path, &entries, &count, &complete);
+    if (job->result == 0) {
+        job->result = listing_render(job->path, entries, count, complete, &job->text, &job->length);
+        listing_free(entries, count);
+    }
+}
+
+static enum progress answer_error(struct connection *connection, struct exchange *exchange,
+                                  const struct http_request *request, int error)
+{
+    switch (error) {
+    case -EACCES:
+    case -EPERM:
+        return send_status(connection, exchange, request, 403, NULL);
+    case -ENOENT:
+    case -ENOTDIR:
+    case -EISDIR:
+    case -ELOOP:
+    case -EXDEV:
+    case -ENAMETOOLONG:
+        return send_status(connection, exchange, request, 404, NULL);
+    case -EMFILE:
+    case -ENFILE:
+    case -ENOMEM:
+    case -EAGAIN:
+        return send_status(connection, exchange, request, 503, "Retry-After: 1\r\n");
+    default:
+        return send_status(connection, exchange, request, 500, NULL);
+    }
+}
+
+static void on_listed(void *context)
+{
+    struct listing_job *job = context;
+    struct exchange *exchange = job->exchange;
+    job->server->listings--;
+    if (exchange != NULL) {
+        struct connection *connection = exchange->connection;
+        struct http_request request;
+        exchange->listing = NULL;
+        connection->exchange = NULL;
+        connection->state = READING;
+        tick(job->server);
+        (void)held_request(connection, &request); /* it was parsed before */
+        struct response_text page = {
+            .status = 200, .type = "text/html; charset=utf-8", .body = job->text, .body_length = job->length};
+        enum progress progress = job->result < 0 ? answer_error(connection, exchange, &request, job->result)
+                                                 : send_text(connection, exchange, &request, &page);
+        if (progress == ANSWERED)
+            go_on(connection);
+    }
+    free(job->text);
+    free(job);
+}
+
+static enum progress look_at_directory(struct connection *connection, struct exchange *exchange,
+                                       const struct http_request *request, const char *path, size_t length)
+{
+    struct http_server *server = connection->server;
+    struct listing_job *job = calloc(1, sizeof *job + length + 1);
+    if (job == NULL)
+        return answer_error(connection, exchange, request, -ENOMEM);
+    job->server = server;
+    job->exchange = exchange;
+    job->wanted = server->options->listing;
+    memcpy(job->path, path, length);
+    if (sluice_loop_offload(server->loop, listing_work, on_listed, job) < 0) {
+        free(job);
+        return answer_error(connection, exchange, request, -ENOMEM);
+    }
+    server->listings++;
+    exchange->listing = job;
+    connection->exchange = exchange;
+    connection->state = LOOKING_UP;
+    sluice_loop_receive_pause(server->loop, connection->end);
+    return PENDING;
+}
+
+/* To the same path with a slash behind it. Built from the decoded path: what came could begin with two slashes, which
+ * a browser would take for the name of another host. */
+static enum progress redirect(struct connection *connection, struct exchange *exchange,
+                              const struct http_request *request, char *path)
+{
+    char *fields = NULL;
+    size_t length = 0;
+    FILE *text = open_memstream(&fields, &length);
+    if (text == NULL)
+        return answer_error(connection, exchange, request, -ENOMEM);
+    fputs("Location: ", text);
+    char *rest = path;
+    for (char *name = strsep(&rest, "/"); name != NULL; name = strsep(&rest, "/")) {
+        char encoded[3 * NAME_MAX + 1];
+        http_path_encode(name, encoded, sizeof encoded);
+        fprintf(text, "/%s", encoded);
+    }
+    fputc('/', text);
+    if (request->query.data != NULL)
+        fprintf(text, "?%.*s", (int)request->query.length, request->query.data);
+    fputs("\r\n", text);
+    enum progress progress = fclose(text) == 0 ? send_status(connection, exchange, request, 301, fields)
+                                               : answer_error(connection, exchange, request, -ENOMEM);
+    free(fields);
+    return progress;
+}
+
+/* ---- Requests -------------------------------------------------------------------------------------------------- */
+
+/* The path of the file that is asked for, in server->path: the index for a directory. *ret_given: the length of the
+ * path without that. Returns the length, or minus a status. */
+static int resolve(struct http_server *server, const struct http_request *request, int *ret_given)
+{
+    int length = http_path_decode(request->path, server->path, sizeof server->path);
+    if (length < 0)
+        return length;
+    bool root = length == 1 && server->path[0] == '.';
+    *ret_given = length;
+    if (!root && server->path[length - 1] != '/')
+        return length;
+    size_t at = root ? 0 : (size_t)length;
+    if (at + server->index_length >= sizeof server->path)
+        return -414;
+    memcpy(server->path + at, server->options->index, server->index_length + 1);
+    return (int)(at + server->index_length);
+}
+
+/* With what files_find or a helper found under the path in server->path, given and length being as resolve said. */
+static inline enum progress answer_found(struct connection *connection, struct exchange *exchange,
+                                         const struct http_request *request, int given, int length, int result,
+                                         struct file *file)
+{
+    struct http_server *server = connection->server;
+    if (result == 1)
+        return send_file(connection, exchange, request, file);
+    if (given != length && (result == -ENOENT || result == -EISDIR)) {
+        /* No index. The root's path is ".", which the index has replaced. */
+        bool root = (size_t)length == server->index_length;
+        return look_at_directory(connection, exchange, request, root ? "." : server->path, root ? 1 : (size_t)given);
+    }
+    if (result == -EISDIR) {
+        server->path[given] = '\0';
+        return redirect(connection, exchange, request, server->path);
+    }
+    return answer_error(connection, exchange, request, result);
+}
+
+static void on_found(void *context, int result, struct file *file)
+{
+    struct exchange *exchange = context;
+    struct connection *connection = exchange->connection;
+    struct http_server *server = connection->server;
+    struct http_request request;
+    int given = 0;
+    exchange->lookup = NULL;
+    connection->exchange = NULL;
+    connection->state = READING;
+    tick(server);
+    (void)held_request(connection, &request); /* both went well before */
+    int length = resolve(server, &request, &given);
+    if (answer_found(connection, exchange, &request, given, length, result, file) == ANSWERED)
+        go_on(connection);
+}
+
+/* Methods of RFC 9110 and 5789: known, but not for files that are only read. */
+static bool is_known_method(struct slice method)
+{
+    static const char *const known[] = {"POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"};
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (strlen(known[i]) == method.length && memcmp(known[i], method.data, method.length) == 0)
+            return true;
+    return false;
+}
+
+static enum progress answer(struct connection *connection, const struct http_request *request)
+{
+    struct http_server *server = connection->server;
+    server->totals->requests++;
+    connection->requests++;
+    struct exchange *exchange = exchange_get(connection);
+    if (exchange == NULL) {
+        connection_close(connection);
+        return ENDED;
+    }
+    exchange->close = !request->keep_alive || server->draining;
+    if (request->has_body) { /* it is not read: where the next request begins is not known */
+        exchange->close = true;
+        exchange->linger = true;
+    }
+    if (request->method == HTTP_OTHER) {
+        if (is_known_method(request->method_text))
+            return send_status(connection, exchange, request, 405, "Allow: GET, HEAD\r\n");
+        return send_status(connection, exchange, request, 501, NULL);
+    }
+    if (request->has_body)
+        return send_status(connection, exchange, request, 413, NULL);
+
+    int given;
+    int length = resolve(server, request, &given);
+    if (length < 0)
+        return send_status(connection, exchange, request, (unsigned)-length, NULL);
+    struct file *file;
+    int result = files_find(server->files, server->path, (size_t)length, &file);
+    if (result != 0)
+        return answer_found(connection, exchange, request, given, length, result, file);
+    result = files_look_up(server->files, server->path, (size_t)length, on_found, exchange, &exchange->lookup);
+    if (result < 0)
+        return answer_error(connection, exchange, request, result);
+    connection->exchange = exchange;
+    connection->state = LOOKING_UP;
+    sluice_loop_receive_pause(server->loop, connection->end);
+    return PENDING;
+}
+
+/* What cannot be understood ends the connection: where the next request begins is not known. */
+static void refuse(struct connection *connection, unsigned status, const struct http_request *request)
+{
+    struct http_request nothing = {.minor = 1, .method = HTTP_GET};
+    if (request != NULL && request->method_text.data != NULL) {
+        nothing.method_text = request->method_text;
+        nothing.target = request->target;
+        nothing.method = request->method_text.length == 4 && memcmp(request->method_text.data, "HEAD", 4) == 0
+                             ? HTTP_HEAD
+                             : HTTP_GET;
+    }
+    struct exchange *exchange = exchange_get(connection);
+    if (exchange == NULL) {
+        connection_close(connection);
+        return;
+    }
+    exchange->close = exchange->linger = true;
+    connection->heading = false;
+    /* PENDING: on_sent concludes. Never ANSWERED, as close is set. */
+    (void)send_status(connection, exchange, &nothing, status, NULL);
+}
+
+/* In READING, with all that came looked at: set the time that the client has. */
+static void await(struct connection *connection)
+{
+    struct http_server *server = connection->server;
+    if (connection->stash_length == 0) {
+        connection->heading = false;
+        sluice_timer_start(server->loop, &connection->timer, server->options->idle_timeout, on_timeout, connection);
+    } else if (!connection->heading) {
+        connection->heading = true; /* further bytes do not push the deadline back */
+        sluice_timer_start(server->loop, &connection->timer, server->options->header_timeout, on_timeout, connection);
+    }
+}
+
+/* Answer the requests in data, one after the other, for as long as responses are sent at once. stashed: data is the
+ * stash. May free the connection. */
+static void take_requests(struct connection *connection, const char *data, size_t length, bool stashed)
+{
+    struct http_server *server = connection->server;
+    size_t used = 0;
+    tick(server);
+    while (used < length) {
+        struct http_request request;
+        int head = http_request_parse(data + used, length - used, &limits, &request);
+        if (head == HTTP_INCOMPLETE)
+            break;
+        if (head < 0) {
+            refuse(connection, (unsigned)-head, &request);
+            return;
+        }
+        connection->heading = false;
+        enum progress progress = answer(connection, &request);
+        if (progress == ENDED)
+            return;
+        if (progress == PENDING) {
+            bool keep = connection->state == LOOKING_UP || server->options->access_log != NULL;
+            connection->held = keep ? (uint32_t)head : 0;
+            used += keep ? 0 : (size_t)head;
+            break;
+        }
+        used += (size_t)head;
+    }
+    if (stashed) {
+        stash_consume(connection, used);
+    } else if (used < length && stash_append(connection, data + used, length - used) < 0) {
+        connection_close(connection);
+        return;
+    }
+    if (connection->state == READING)
+        await(connection);
+}
+
+static void on_received(void *context, const char *data, ssize_t length)
+{
+    struct connection *connection = context;
+    if (length <= 0) {
+        /* Also when the client closes in the middle of a head: nobody is left to be told. */
+        connection_close(connection);
+        return;
+    }
+    if (connection->state != READING)
+        return; /* LINGERING */
+    if (connection->stash_length == 0) {
+        take_requests(connection, data, (size_t)length, false);
+        return;
+    }
+    if (stash_append(connection, data, (size_t)length) < 0) {
+        connection_close(connection);
+        return;
+    }
+    /* A head ends with a line: drop by drop, it need not be parsed again for every byte. */
+    if (connection->stash_length > limits.line || memchr(data, '\n', (size_t)length) != NULL)
+        take_requests(connection, connection->stash + connection->stash_start, connection->stash_length, true);
+}
+
+/* Has the client taken anything since the last look? What the kernel has accepted but not delivered does not count: the
+ * socket's buffer may hold minutes of a slow reader's time. */
+static bool progressed(struct connection *connection)
+{
+    struct exchange *exchange = connection->exchange;
+    int queued = 0;
+    uint64_t delivered = sluice_transfer_receipt(exchange->transfer, 0)->sent;
+    if (ioctl(sluice_end_fd(connection->end), SIOCOUTQ, &queued) == 0)
+        delivered -= min_u64((uint64_t)queued, delivered);
+    bool progress = delivered > exchange->delivered;
+    exchange->delivered = delivered;
+    return progress;
+}
+
+static void on_timeout(void *context)
+{
+    struct connection *connection = context;
+    struct http_server *server = connection->server;
+    switch ((enum connection_state)connection->state) {
+    case READING:
+        if (connection->heading) {
+            server->totals->timeouts++;
+            tick(server);
+            refuse(connection, 408, NULL);
+        } else {
+            connection_close(connection);
+        }
+        break;
+    case SENDING:
+        if (progressed(connection)) {
+            sluice_timer_start(server->loop, &connection->timer, server->options->send_timeout, on_timeout, connection);
+        } else {
+            server->totals->timeouts++;
+            abort_connection(connection);
+        }
+        break;
+    case LINGERING:
+        connection_close(connection);
+        break;
+    case LOOKING_UP: /* ours to be done */
+    case CLOSED:
+        break;
+    }
+}
+
+void connection_open(struct http_server *server, int fd, const struct sockaddr *address, unsigned address_length)
+{
+    struct connection *connection = calloc(1, sizeof *connection);
+    if (connection == NULL || sluice_end_open(fd, SLUICE_END_OWN_FD, &connection->end) < 0) {
+        free(connection);
+        close_fd(fd);
+        return;
+    }
+    connection->server = server;
+    connection->state = READING;
+    memcpy(&connection->peer, address,
+           address_length < sizeof connection->peer ? address_length : sizeof connection->peer);
+    if (server->options->receipt_log != NULL)
+        connection->receipt = calloc(1, sizeof *connection->receipt);
+    list_init(&connection->all);
+    list_add_last(&server->connections, &connection->all);
+    server->count++;
+    server->totals->connections++;
+    server->totals->open++;
+    /* The first head has its time from here. */
+    sluice_timer_start(server->loop, &connection->timer, server->options->header_timeout, on_timeout, connection);
+    if (sluice_loop_receive(server->loop, connection->end, 0, on_received, connection) < 0)
+        connection_close(connection);
+}
+
+bool connection_is_idle(const struct connection *connection)
+{
+    return connection->state == READING && connection->stash_length == 0;
+}
+
+void connection_drain(struct connection *connection)
+{
+    struct http_server *server = connection->server;
+    if (!connection_is_idle(connection))
+        return;
+    /* Its first request is probably on its way. */
+    if (connection->requests == 0)
+        sluice_timer_start(server->loop, &connection->timer, DRAIN_GRACE, on_timeout, connection);
+    else
+        connection_close(connection);
+}

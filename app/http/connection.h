@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One connection: its requests one after the other, each with its response. Between server.c and connection.c only.
+ *
+ *   READING     waits for a request. Holds no memory but this struct, unless a part of a head has come
+ *   LOOKING_UP  a helper is opening the file or reading the directory
+ *   SENDING     the response is under way
+ *   LINGERING   the last response is sent and the sending side closed; what still comes is thrown away until the client
+ *               closes, too, as a close(2) with bytes unread would send a reset, and that destroys what the client has
+ *               not read yet
+ *   CLOSED      within connection_close
+ *
+ *   READING -> LOOKING_UP, SENDING         answer()
+ *   LOOKING_UP -> READING, SENDING         on_found(), on_listed()
+ *   SENDING -> READING                     on_sent()
+ *   any -> LINGERING                       linger()
+ *   any -> CLOSED                          connection_close()
+ *
+ * The receiver is paused in LOOKING_UP and SENDING: a client cannot make us store more than it may have in one buffer.
+ */
+#ifndef SLUICE_APP_HTTP_CONNECTION_H
+#define SLUICE_APP_HTTP_CONNECTION_H
+
+#include "base/list.h"
+#include "files.h"
+#include "response.h"
+#include "server.h"
+#include <limits.h>
+#include <netinet/in.h>
+
+enum connection_state { READING, LOOKING_UP, SENDING, LINGERING, CLOSED };
+
+struct exchange;
+
+struct connection {
+    struct http_server *server;
+    struct sluice_end *end;
+    struct exchange *exchange; /* in LOOKING_UP and SENDING */
+    char *stash;               /* what came and is not consumed: an incomplete head, or requests that have to wait */
+    uint32_t stash_start, stash_length, stash_room;
+    uint32_t held; /* at the start of the stash, the head of the request that is being answered; 0: not needed */
+    uint8_t state;
+    bool heading; /* a part of a head has come: its time is running */
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } peer;
+    struct list all; /* in http_server.connections */
+    struct sluice_timer timer;
+    uint64_t requests;
+    struct sluice_receipt *receipt; /* the sum of its responses; NULL: not asked for */
+};
+
+struct http_server {
+    const struct http_server_options *options;
+    struct sluice_loop *loop;
+    struct http_totals *totals;
+    struct files *files;
+    struct sluice_listener *listener;
+    struct list connections; /* in no particular order */
+    unsigned count;
+    unsigned listings; /* helpers reading directories */
+    bool paused, draining, route_refused;
+    struct exchange *spare; /* exchanges for reuse */
+    unsigned spare_count;
+    uint64_t turn; /* of the loop, when the clock was read */
+    struct response_clock clock;
+    time_t log_second;
+    char log_time[32];
+    struct sluice_timer drain_timer;
+    struct sluice_transfer_options transfer; /* what is the same for all */
+    size_t index_length;
+    char path[PATH_MAX]; /* of the request being looked at */
+};
+
+/* A connection of an accepted socket, which it takes in every case. */
+void connection_open(struct http_server *server, int fd, const struct sockaddr *address, unsigned address_length);
+
+/* Close at once, whatever it is doing, and free it. */
+void connection_close(struct connection *connection);
+
+/* Nothing asked and nothing under way. */
+bool connection_is_idle(const struct connection *connection);
+
+/* The server drains: close if idle, else after the response. */
+void connection_drain(struct connection *connection);
+
+void exchange_free_spare(struct http_server *server);
+
+/* In server.c: a connection is gone. */
+void http_server_lost(struct http_server *server);
+
+#endif

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Open files, found by the path of a request without a system call.
+ *
+ * How long an answer may be repeated:
+ *
+ *   watched     every directory from the root to the file is watched by inotify: until an event, and checked once a
+ *               second all the same, as writing through a mapping raises no event
+ *   unwatched   there is a symbolic link on the way, another hard link, a file system on which other hosts or layers
+ *               change files unseen, or no watch to be had: checked at every request
+ *
+ * Checking means looking the path up again and comparing device, inode, size and both times. What could wait for a disk
+ * or a server is done on a helper thread of the loop.
+ *
+ * One thread; the working directory must be the root, as watches are placed by relative path.
+ */
+#ifndef SLUICE_APP_HTTP_FILES_H
+#define SLUICE_APP_HTTP_FILES_H
+
+#include "beneath.h"
+#include "response.h"
+#include <sluice/sluice.h>
+
+struct files;
+
+struct file {
+    struct sluice_end *end; /* the open file; any number of transfers may use it at once */
+    uint64_t size;
+    time_t modified;
+    struct slice etag; /* with its quotes, without W/ */
+    bool weak;
+    struct response_fields fields;
+};
+
+struct files_options {
+    struct sluice_loop *loop;
+    int root;           /* borrowed */
+    unsigned end_flags; /* SLUICE_END_SNAPSHOT */
+    unsigned capacity;  /* most files to keep open that nobody is using */
+    bool walk;          /* do without openat2: see beneath_init */
+    bool unwatched;     /* do without inotify */
+};
+
+/* Returns 0, -ENOMEM, or a negative errno of the loop's. */
+int files_new(const struct files_options *options, struct files **ret_files);
+
+/* All files must have been released, and files_busy must be false. */
+void files_free(struct files *files);
+
+/* Whether a helper is still looking for something, cancelled or not. */
+bool files_busy(const struct files *files);
+
+/* Find a regular file. Paths as http_path_decode makes them, naming a file.
+ * Returns 1 with a reference in *ret_file; 0 when it may take time: ask files_look_up; -EISDIR; -ENOENT, -ENOTDIR,
+ * -ELOOP, -EXDEV, -ENAMETOOLONG: nothing to serve; -EACCES; -EMFILE, -ENFILE: out of descriptors, though unused files
+ * were closed; and others. What is neither a file nor a directory does not exist. */
+int files_find(struct files *files, const char *path, size_t length, struct file **ret_file);
+
+/* Find it with a helper's patience. done is called from the loop, never before this returns, with a result of
+ * files_find other than 0. Returns 0 or -ENOMEM. */
+struct files_lookup;
+typedef void files_found_fn(void *context, int result, struct file *file);
+int files_look_up(struct files *files, const char *path, size_t length, files_found_fn *done, void *context,
+                  struct files_lookup **ret_lookup);
+
+/* done will not be called. */
+void files_cancel(struct files_lookup *lookup);
+
+/* Give a reference back. NULL is accepted. */
+void files_release(struct files *files, struct file *file);
+
+/* Close up to count files that nobody is using, those not used for longest first. Returns how many. */
+unsigned files_shed(struct files *files, unsigned count);
+
+const struct beneath *files_beneath(const struct files *files);
+
+/* For tests and status: answers from memory alone, answers after a check, files opened. */
+struct files_counts {
+    uint64_t hits, checks, opens, dropped;
+    unsigned open, directories;
+};
+void files_count(const struct files *files, struct files_counts *ret_counts);
+
+#endif

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Response heads. What is the same for every response of a second, and what is the same for every response about a
+ * file, is kept as text: the usual head is two copies.
+ */
+#ifndef SLUICE_APP_HTTP_RESPONSE_H
+#define SLUICE_APP_HTTP_RESPONSE_H
+
+#include "date.h"
+#include "request.h"
+#include <time.h>
+
+#define RESPONSE_HEAD_MAX 768 /* of a file; other responses have their heads beside their bodies */
+#define RESPONSE_FIELDS_MAX 448
+
+/* Begins every response within one second: "HTTP/1.1 200 OK", Server and Date. */
+struct response_clock {
+    time_t second;
+    size_t length, after_status; /* of text; where Server begins in it */
+    char text[128];
+};
+
+/* Cheap when the second has not changed. */
+void response_clock_set(struct response_clock *clock, time_t now);
+
+/* What is said about a file, in this order: Content-Length, Content-Type, validators (Last-Modified, ETag) and the
+ * rest, and the empty line. Each response uses the text from one of the offsets on: a 200 all, a 206 from type, a 304
+ * from validators. */
+struct response_fields {
+    size_t length, type, validators;
+    const char *text;
+};
+
+/* etag with its quotes, and with W/ if it is weak. Writes to buffer, to which *ret_fields points then. */
+void response_fields_make(uint64_t size, const char *type, time_t modified, const char *etag,
+                          char buffer[static RESPONSE_FIELDS_MAX], struct response_fields *ret_fields);
+
+/* What a response says about its connection. HTTP/1.1 keeps open and 1.0 closes by default, which goes without saying.
+ */
+enum response_connection { RESPONSE_SILENT, RESPONSE_KEEP_ALIVE, RESPONSE_CLOSE };
+
+/* The head of a response with a file or a part of it (200, 206: length bytes from first) or about it (304, 412, 416,
+ * without a body). Returns its length. */
+size_t response_file_head(char buffer[static RESPONSE_HEAD_MAX], const struct response_clock *clock, unsigned status,
+                          enum response_connection connection, const struct response_fields *fields, uint64_t size,
+                          uint64_t first, uint64_t length);
+
+/* A whole response in one piece of memory: errors, redirects, listings. */
+struct response_text {
+    unsigned status;
+    enum response_connection connection;
+    const char *fields; /* further fields, each with its CRLF; or NULL */
+    const char *type;   /* of the body */
+    const char *body;   /* NULL: a short text that names the status */
+    size_t body_length;
+    bool head_only; /* Content-Length as if there were the body */
+};
+
+/* Allocates *ret_text, of which the last *ret_body_length bytes are the body. Returns 0 or -ENOMEM. */
+int response_text_make(const struct response_clock *clock, const struct response_text *response, char **ret_text,
+                       size_t *ret_length, size_t *ret_body_length);
+
+/* "Not Found"; "Unknown" for a status that we never send. */
+const char *response_reason(unsigned status);
+
+#endif

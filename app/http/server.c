@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: MIT */
+#include "server.h"
+#include "base/cleanup.h"
+#include "connection.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SHED 16          /* files and idle connections to close when descriptors run out */
+#define SHED_LOOK_AT 512 /* connections to look at for that */
+#define DRAIN_CHECK 125  /* ms between looks whether helpers are done */
+
+void http_totals_add(struct http_totals *sum, const struct http_totals *part)
+{
+    sluice_receipt_add(&sum->receipt, &part->receipt);
+    sum->connections += part->connections;
+    sum->open += part->open;
+    sum->requests += part->requests;
+    for (size_t i = 0; i < sizeof sum->responses / sizeof sum->responses[0]; i++)
+        sum->responses[i] += part->responses[i];
+    sum->truncated += part->truncated;
+    sum->timeouts += part->timeouts;
+    sum->accept_failures += part->accept_failures;
+}
+
+int http_server_new(const struct http_server_options *options, struct http_server **ret_server)
+{
+    struct http_server *server = calloc(1, sizeof *server);
+    if (server == NULL)
+        return -ENOMEM;
+    server->options = options;
+    server->loop = options->loop;
+    server->totals = options->totals;
+    server->index_length = strlen(options->index);
+    list_init(&server->connections);
+    server->turn = UINT64_MAX;
+    server->transfer = (struct sluice_transfer_options){
+        .size = sizeof server->transfer,
+        .sink_count = 1,
+        .route = options->route,
+        .flags = SLUICE_TRANSFER_NEVER_BLOCK,
+    };
+    struct files_options files = {
+        .loop = options->loop,
+        .root = options->root,
+        .end_flags = options->snapshot ? SLUICE_END_SNAPSHOT : 0,
+        .capacity = options->open_files,
+        .walk = options->walk,
+    };
+    int r = files_new(&files, &server->files);
+    if (r < 0) {
+        free(server);
+        return r;
+    }
+    *ret_server = server;
+    return 0;
+}
+
+void http_server_free(struct http_server *server)
+{
+    if (server == NULL)
+        return;
+    sluice_listener_free(server->listener);
+    server->listener = NULL;
+    server->draining = false; /* no drained from here */
+    LIST_FOR_EACH(link, &server->connections)
+    {
+        connection_close(LIST_OBJECT(link, struct connection, all));
+    }
+    sluice_timer_stop(server->loop, &server->drain_timer);
+    exchange_free_spare(server);
+    files_free(server->files);
+    free(server);
+}
+
+/* Out of descriptors: give some back, so that those who do ask something are served. */
+static void shed(struct http_server *server)
+{
+    files_shed(server->files, SHED);
+    unsigned closed = 0;
+    for (unsigned i = 0; i < SHED_LOOK_AT && closed < SHED && !list_empty(&server->connections); i++) {
+        struct list *link = server->connections.next;
+        struct connection *connection = LIST_OBJECT(link, struct connection, all);
+        list_remove(link);
+        list_add_last(&server->connections, link); /* the next look begins with others */
+        if (connection_is_idle(connection) && connection->requests > 0) {
+            connection_close(connection);
+            closed++;
+        }
+    }
+}
+
+static void on_accepted(void *context, int fd, const struct sockaddr *address, unsigned address_length)
+{
+    struct http_server *server = context;
+    if (fd < 0) {
+        server->totals->accept_failures++;
+        if (fd == -EMFILE || fd == -ENFILE)
+            shed(server);
+        return;
+    }
+    connection_open(server, fd, address, address_length);
+    if (server->count >= server->options->max_connections && !server->paused) {
+        server->paused = true;
+        sluice_listener_pause(server->listener);
+    }
+}
+
+int http_server_listen(struct http_server *server, int fd)
+{
+    return sluice_loop_listen(server->loop, fd, on_accepted, server, &server->listener);
+}
+
+static void check_drained(void *context)
+{
+    struct http_server *server = context;
+    if (!server->draining || server->count > 0)
+        return;
+    /* Helpers may still be at work for connections that have gone; what they bring has to be taken in. */
+    if (files_busy(server->files) || server->listings > 0)
+        sluice_timer_start(server->loop, &server->drain_timer, DRAIN_CHECK, check_drained, server);
+    else if (server->options->drained != NULL)
+        server->options->drained(server->options->context);
+}
+
+void http_server_lost(struct http_server *server)
+{
+    if (server->paused && server->count < server->options->max_connections && server->listener != NULL) {
+        server->paused = false;
+        sluice_listener_resume(server->listener);
+    }
+    check_drained(server);
+}
+
+void http_server_drain(struct http_server *server)
+{
+    if (server->draining)
+        return;
+    sluice_listener_free(server->listener);
+    server->listener = NULL;
+    LIST_FOR_EACH(link, &server->connections)
+    {
+        connection_drain(LIST_OBJECT(link, struct connection, all));
+    }
+    server->draining = true; /* only now, so that drained is called once */
+    check_drained(server);
+}

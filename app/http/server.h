@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * An HTTP/1.1 server for the files beneath one directory, on one loop.
+ */
+#ifndef SLUICE_APP_HTTP_SERVER_H
+#define SLUICE_APP_HTTP_SERVER_H
+
+#include <sluice/sluice.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct log;
+
+/* What a server has done. Lives in memory that outlives it; nobody else writes there. */
+struct http_totals {
+    struct sluice_receipt receipt; /* of all responses, heads included */
+    uint64_t connections;          /* accepted */
+    uint64_t open;                 /* of these, not yet closed */
+    uint64_t requests;             /* whole heads */
+    uint64_t responses[6];         /* by hundreds of the status; [0]: none could be sent */
+    uint64_t truncated;            /* responses ended short, as the file had shrunk */
+    uint64_t timeouts;             /* connections closed in mid-request or mid-response */
+    uint64_t accept_failures;
+};
+
+void http_totals_add(struct http_totals *sum, const struct http_totals *part);
+
+struct http_server_options {
+    struct sluice_loop *loop;
+    int root;                                            /* borrowed; must also be the working directory */
+    const char *index;                                   /* file that stands for its directory: "index.html" */
+    bool listing;                                        /* answer for a directory without one; else 403 */
+    bool snapshot;                                       /* files may change in place: copy them */
+    bool walk;                                           /* do without openat2 */
+    enum sluice_route route;                             /* for bodies */
+    unsigned header_timeout, idle_timeout, send_timeout; /* ms */
+    unsigned max_connections;                            /* beyond it the next ones wait to be accepted */
+    unsigned open_files;                                 /* kept open though nobody is using them */
+    struct log *access_log;                              /* or NULL */
+    struct log *receipt_log;                             /* a line for each connection; or NULL */
+    struct log *error_log;
+    struct http_totals *totals;
+    void (*drained)(void *context); /* after http_server_drain: the last connection is gone */
+    void *context;
+};
+
+struct http_server;
+
+/* Returns 0 or a negative errno. options and what they point to must outlive the server. */
+int http_server_new(const struct http_server_options *options, struct http_server **ret_server);
+
+/* Accept from a listening socket, which stays the caller's. Once. Returns 0 or a negative errno. */
+int http_server_listen(struct http_server *server, int fd);
+
+/* Accept no more, close what is idle, answer what was asked, then call drained. */
+void http_server_drain(struct http_server *server);
+
+/* Close everything. drained need not have been called. Free the loop before or after: helpers may still be at work for
+ * the server only if drained was not called, so that the loop must have run until then, or the process must end. */
+void http_server_free(struct http_server *server);
+
+#endif

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: MIT */
+#include "commands.h"
+#include "service/options.h"
+
+#include <sluice/sluice.h>
+#include <stdio.h>
+#include <string.h>
+
+static const struct command {
+    const char *name;
+    const char *summary;
+    int (*run)(int argc, char **argv);
+} commands[] = {
+    {"serve", "serve the files of a directory over HTTP", serve_main},
+};
+
+#define COMMAND_COUNT (sizeof commands / sizeof commands[0])
+
+static void print_help(FILE *stream)
+{
+    fputs("Usage: sluice COMMAND [OPTION]...\n\n"
+          "Move bytes between files and sockets without copying them, and tell what was copied all the same.\n\n"
+          "Commands:\n",
+          stream);
+    for (size_t i = 0; i < COMMAND_COUNT; i++)
+        fprintf(stream, "  %-10s %s\n", commands[i].name, commands[i].summary);
+    fputs("\nOptions:\n"
+          "  -h, --help     this page; \"sluice COMMAND --help\" for a command's\n"
+          "      --version  the version\n",
+          stream);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        print_help(stderr);
+        return EXIT_CODE_USAGE;
+    }
+    const char *name = argv[1];
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
+        print_help(stdout);
+        return EXIT_CODE_DONE;
+    }
+    if (strcmp(name, "--version") == 0) {
+        printf("sluice %s\n", sluice_version());
+        return EXIT_CODE_DONE;
+    }
+    const char *names[COMMAND_COUNT + 1] = {NULL};
+    for (size_t i = 0; i < COMMAND_COUNT; i++) {
+        if (strcmp(name, commands[i].name) == 0)
+            return commands[i].run(argc - 2, argv + 2);
+        names[i] = commands[i].name;
+    }
+    const char *nearest = name[0] == '-' ? NULL : options_nearest(name, names);
+    fprintf(stderr, "sluice: unknown %s %s%s%s%s\nTry 'sluice --help'.\n", name[0] == '-' ? "option" : "command", name,
+            nearest != NULL ? "; did you mean \"" : "", nearest != NULL ? nearest : "", nearest != NULL ? "\"?" : "");
+    return EXIT_CODE_USAGE;
+}

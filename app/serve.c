@@ -1,0 +1,413 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * sluice serve: the supervisor binds the address and opens the logs; each worker confines itself and runs an HTTP
+ * server on a loop of its own, all accepting from the one socket.
+ */
+#include "base/cleanup.h"
+#include "base/text.h"
+#include "commands.h"
+#include "http/server.h"
+#include "service/address.h"
+#include "service/confine.h"
+#include "service/log.h"
+#include "service/options.h"
+#include "service/shared.h"
+#include "service/supervisor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+struct serve_options {
+    const char *listen, *congestion, *index, *route, *access_log;
+    uint64_t workers, max_connections;
+    uint64_t header_timeout, idle_timeout, send_timeout, drain_timeout;
+    bool listing, snapshot, receipts, confine, verbose;
+};
+
+#define MEMBER(name) offsetof(struct serve_options, name)
+#define TIMEOUT_MAX (24u * 3600 * 1000)
+
+static const struct option_spec option_table[] = {
+    {.type = OPTION_HEADING, .help = "Listening"},
+    {"listen", 'l', "ADDR:PORT", "where to accept connections; port 0 lets the kernel choose", OPTION_ADDRESS,
+     MEMBER(listen), .default_text = "127.0.0.1:8080"},
+    {"workers", 'w', "N", "worker processes; default: one for each CPU that sluice may use", OPTION_UNSIGNED,
+     MEMBER(workers), .min = 1, .max = 1024},
+    {"max-connections", 0, "N",
+     "connections at a time, shared among the workers; further ones wait. Default: what the limit of open files "
+     "permits",
+     OPTION_UNSIGNED, MEMBER(max_connections), .min = 1, .max = INT_MAX},
+    {"congestion", 0, "NAME", "TCP congestion control of the connections (cubic, bbr, ...); default: the host's",
+     OPTION_TEXT, MEMBER(congestion), .default_text = NULL},
+
+    {.type = OPTION_HEADING, .help = "Files"},
+    {"index", 0, "NAME", "the file that stands for its directory", OPTION_TEXT, MEMBER(index),
+     .default_text = "index.html"},
+    {"listing", 0, NULL, "list directories that have no index; --no-listing answers 403 there", OPTION_FLAG,
+     MEMBER(listing), .default_text = "yes"},
+    {"snapshot", 0, NULL, "copy files while sending them, for files that are changed in place", OPTION_FLAG,
+     MEMBER(snapshot), .default_text = NULL},
+    {"route", 0, "NAME", "force a mechanism for the bodies: copy, mmap, sendfile or splice", OPTION_TEXT, MEMBER(route),
+     .default_text = "auto"},
+
+    {.type = OPTION_HEADING, .help = "Timeouts"},
+    {"header-timeout", 0, "TIME", "for a request's head, from its first byte (for the first one, from connecting)",
+     OPTION_DURATION, MEMBER(header_timeout), .default_text = "10s", .min = 1, .max = TIMEOUT_MAX},
+    {"idle-timeout", 0, "TIME", "between requests", OPTION_DURATION, MEMBER(idle_timeout), .default_text = "60s",
+     .min = 1, .max = TIMEOUT_MAX},
+    {"send-timeout", 0, "TIME", "for a client that takes nothing of a response", OPTION_DURATION, MEMBER(send_timeout),
+     .default_text = "60s", .min = 1, .max = TIMEOUT_MAX},
+    {"drain-timeout", 0, "TIME", "for responses under way when sluice is told to end", OPTION_DURATION,
+     MEMBER(drain_timeout), .default_text = "30s", .min = 1, .max = TIMEOUT_MAX},
+
+    {.type = OPTION_HEADING, .help = "Reporting"},
+    {"access-log", 0, "PATH", "log requests in the combined format; - for standard output. Default: no log",
+     OPTION_TEXT, MEMBER(access_log), .default_text = NULL},
+    {"receipts", 0, NULL,
+     "print to standard error, for every connection and for all at the end, how the bytes went and which were copied",
+     OPTION_FLAG, MEMBER(receipts), .default_text = NULL},
+    {"verbose", 'v', NULL, "say how the workers are confined", OPTION_FLAG, MEMBER(verbose), .default_text = NULL},
+
+    {.type = OPTION_HEADING, .help = "Security"},
+    {"confine", 0, NULL, "take from the workers all rights they do not need; --no-confine for debugging", OPTION_FLAG,
+     MEMBER(confine), .default_text = "yes"},
+    {.type = OPTION_END},
+};
+
+static const char *const examples[] = {
+    "sluice serve ~/Videos",
+    "to this computer only",
+    "sluice serve . --listen :8080 --access-log -",
+    "to everybody who can reach it, showing requests",
+    "sluice serve . --receipts --route copy",
+    "copying everything, to compare",
+    NULL,
+};
+
+struct serve {
+    struct serve_options options;
+    enum sluice_route route;
+    int root, listener;
+    char directory[PATH_MAX];
+    struct address address;
+    struct log *access_log, *error_log; /* standard error is error_log's and the receipts' */
+    struct shared shared;               /* a struct http_totals for each worker */
+    struct http_totals ended;           /* of workers that have ended */
+    unsigned workers, connections_each, open_files_each;
+};
+
+/* ---- Worker ---------------------------------------------------------------------------------------------------- */
+
+struct serving {
+    struct serve *serve;
+    struct worker *worker;
+    struct sluice_loop *loop;
+    struct http_server *server;
+};
+
+static void say(struct serve *serve, const char *text)
+{
+    log_line(serve->error_log, text, strlen(text));
+    log_flush(serve->error_log);
+}
+
+static void on_stop(void *context)
+{
+    struct serving *serving = context;
+    http_server_drain(serving->server);
+}
+
+static void on_drained(void *context)
+{
+    struct serving *serving = context;
+    sluice_loop_stop(serving->loop);
+}
+
+static void on_turn(void *context)
+{
+    struct serve *serve = context;
+    if (serve->access_log != NULL)
+        log_flush(serve->access_log);
+    log_flush(serve->error_log);
+}
+
+static int confine(struct serve *serve, unsigned index)
+{
+    struct confine_report report;
+    struct failure failure;
+    struct confine_options options = {
+        .groups = CONFINE_ACCEPT | CONFINE_THREADS | CONFINE_WATCH_FILES,
+        .read_directories = &serve->root,
+        .read_directory_count = 1,
+    };
+    int r = confine_worker(&options, &report, &failure);
+    if (r < 0) {
+        say(serve, failure.text);
+        return r;
+    }
+    for (unsigned i = 0; serve->options.verbose && index == 0 && i < report.line_count; i++) {
+        char line[256];
+        snprintf(line, sizeof line, "sluice serve: workers: %s", report.lines[i]);
+        say(serve, line);
+    }
+    return 0;
+}
+
+static int fail(struct serve *serve, const char *what, int code)
+{
+    char line[PATH_MAX + 256];
+    snprintf(line, sizeof line, "sluice serve: worker: %s: %s (%s)", what, text_errno_meaning(code),
+             text_errno_name(code));
+    say(serve, line);
+    return EXIT_CODE_FAILED;
+}
+
+static int worker_main(void *context, struct worker *worker)
+{
+    struct serve *serve = context;
+    const struct serve_options *given = &serve->options;
+    struct serving serving = {.serve = serve, .worker = worker};
+    struct sluice_watch *stop_watch = NULL;
+
+    /* Watches on directories are placed by paths relative to the root. */
+    if (fchdir(serve->root) < 0)
+        return fail(serve, serve->directory, -errno);
+    if (given->confine && confine(serve, worker->index) < 0)
+        return WORKER_EXIT_GIVE_UP;
+
+    int r = sluice_loop_new(NULL, &serving.loop);
+    if (r < 0)
+        return fail(serve, "making the loop", r);
+    struct http_server_options options = {
+        .loop = serving.loop,
+        .root = serve->root,
+        .index = given->index,
+        .listing = given->listing,
+        .snapshot = given->snapshot,
+        .walk = getenv("SLUICE_NO_OPENAT2") != NULL, /* for tests */
+        .route = serve->route,
+        .header_timeout = (unsigned)given->header_timeout,
+        .idle_timeout = (unsigned)given->idle_timeout,
+        .send_timeout = (unsigned)given->send_timeout,
+        .max_connections = serve->connections_each,
+        .open_files = serve->open_files_each,
+        .access_log = serve->access_log,
+        .receipt_log = given->receipts ? serve->error_log : NULL,
+        .error_log = serve->error_log,
+        .totals = shared_slot(&serve->shared, worker->index),
+        .drained = on_drained,
+        .context = &serving,
+    };
+    r = http_server_new(&options, &serving.server);
+    if (r == 0)
+        r = sluice_loop_watch(serving.loop, worker->stop_fd, on_stop, &serving, &stop_watch);
+    if (r == 0)
+        r = http_server_listen(serving.server, serve->listener);
+    if (r == 0) {
+        sluice_loop_each_turn(serving.loop, on_turn, serve);
+        worker_ready(worker);
+        r = sluice_loop_run(serving.loop);
+    }
+    if (r < 0)
+        return fail(serve, "serving", r); /* the process ends: nothing is taken apart */
+    http_server_free(serving.server);
+    sluice_watch_free(stop_watch);
+    sluice_loop_free(serving.loop);
+    on_turn(serve);
+    return EXIT_CODE_DONE;
+}
+
+/* ---- Supervisor ------------------------------------------------------------------------------------------------ */
+
+static void on_ready(void *context)
+{
+    struct serve *serve = context;
+    char url[ADDRESS_TEXT_MAX + 16];
+    address_format_url(&serve->address, url, sizeof url);
+    printf("sluice: serving %s at %s (%u worker%s)\n", serve->directory, url, serve->workers,
+           serve->workers == 1 ? "" : "s");
+    fflush(stdout);
+}
+
+static void on_worker_ended(void *context, unsigned index, bool crashed)
+{
+    struct serve *serve = context;
+    (void)crashed;
+    struct http_totals *totals = shared_slot(&serve->shared, index);
+    totals->open = 0; /* the kernel has closed them */
+    http_totals_add(&serve->ended, totals);
+    memset(totals, 0, sizeof *totals);
+}
+
+static void on_report(void *context)
+{
+    struct serve *serve = context;
+    struct http_totals sum = serve->ended;
+    for (unsigned i = 0; i < serve->workers; i++)
+        http_totals_add(&sum, shared_slot(&serve->shared, i));
+    char line[768], receipt[512];
+    snprintf(line, sizeof line,
+             "sluice serve: totals: %llu connections (%llu open), %llu requests, responses: %llu 2xx, %llu 3xx, "
+             "%llu 4xx, %llu 5xx, %llu unsent; %llu cut short, %llu timeouts, %llu accept failures",
+             (unsigned long long)sum.connections, (unsigned long long)sum.open, (unsigned long long)sum.requests,
+             (unsigned long long)sum.responses[2], (unsigned long long)sum.responses[3],
+             (unsigned long long)sum.responses[4], (unsigned long long)sum.responses[5],
+             (unsigned long long)sum.responses[0], (unsigned long long)sum.truncated, (unsigned long long)sum.timeouts,
+             (unsigned long long)sum.accept_failures);
+    say(serve, line);
+    sluice_receipt_format(&sum.receipt, receipt, sizeof receipt);
+    snprintf(line, sizeof line, "sluice serve: receipt: %s", receipt);
+    say(serve, line);
+}
+
+static void on_say(void *context, const char *line)
+{
+    say(context, line);
+}
+
+/* ---- Starting -------------------------------------------------------------------------------------------------- */
+
+/* How many connections and open files a worker may have. */
+static void share_descriptors(struct serve *serve)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        limit.rlim_cur = limit.rlim_max = 1024;
+    if (limit.rlim_cur < limit.rlim_max) {
+        rlim_t soft = limit.rlim_cur;
+        limit.rlim_cur = limit.rlim_max;
+        if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+            limit.rlim_cur = soft;
+    }
+    /* An eighth for files nobody is using. Of what is left a quarter for files in use, for pipes, and for the loop. */
+    uint64_t descriptors = limit.rlim_cur < INT_MAX ? limit.rlim_cur : INT_MAX;
+    uint64_t files = descriptors / 8 < 8192 ? descriptors / 8 : 8192;
+    uint64_t connections = (descriptors - files) / 4 * 3;
+    if (serve->options.max_connections > 0) {
+        uint64_t each = (serve->options.max_connections + serve->workers - 1) / serve->workers;
+        if (each < connections)
+            connections = each;
+    }
+    serve->open_files_each = files < 1 ? 1 : (unsigned)files;
+    serve->connections_each = connections < 1 ? 1 : (unsigned)connections;
+}
+
+static int open_root(struct serve *serve, const char *path)
+{
+    serve->root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (serve->root >= 0 && faccessat(serve->root, ".", X_OK, 0) == 0 && realpath(path, serve->directory) != NULL)
+        return 0;
+    fprintf(stderr, "sluice serve: cannot serve %s: %s (%s)\n", path, text_errno_meaning(errno),
+            text_errno_name(errno));
+    return -errno;
+}
+
+static int start_listening(struct serve *serve, struct failure *failure)
+{
+    struct address address;
+    struct listen_options listen_options = {.congestion = serve->options.congestion};
+    int r = address_parse(serve->options.listen, &address, failure);
+    if (r < 0)
+        return r;
+    r = address_listen(&address, &listen_options, &serve->listener, failure);
+    if (r < 0)
+        return r;
+    /* Accepted sockets inherit it. The library says itself where more follows. */
+    int on = 1;
+    if (setsockopt(serve->listener, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0)
+        return failure_set(failure, -errno, "TCP_NODELAY: %s", text_errno_meaning(errno));
+    r = address_of_socket(serve->listener, &serve->address);
+    return r < 0 ? failure_set(failure, r, "getsockname: %s", text_errno_meaning(r)) : 0;
+}
+
+static int run(struct serve *serve, const char *path)
+{
+    struct failure failure = {0};
+    const struct serve_options *options = &serve->options;
+    int route = sluice_route_by_name(options->route);
+    if (route < 0) {
+        const char *names[SLUICE_ROUTE_COUNT + 1] = {NULL};
+        for (int i = 0; i < SLUICE_ROUTE_COUNT; i++)
+            names[i] = sluice_route_name((enum sluice_route)i);
+        const char *nearest = options_nearest(options->route, names);
+        fprintf(stderr, "sluice serve: unknown route %s%s%s\nTry 'sluice serve --help'.\n", options->route,
+                nearest != NULL ? "; did you mean " : "", nearest != NULL ? nearest : "");
+        return EXIT_CODE_USAGE;
+    }
+    if (options->index[0] == '\0' || options->index[0] == '.' || strchr(options->index, '/') != NULL ||
+        strlen(options->index) > NAME_MAX) {
+        fprintf(stderr, "sluice serve: --index takes a file name that is not hidden, not \"%s\"\n", options->index);
+        return EXIT_CODE_USAGE;
+    }
+    serve->route = (enum sluice_route)route;
+    serve->workers = options->workers > 0 ? (unsigned)options->workers : supervisor_cpu_count();
+    if (open_root(serve, path) < 0)
+        return EXIT_CODE_FAILED;
+    share_descriptors(serve);
+
+    int r = start_listening(serve, &failure);
+    if (r == 0)
+        r = log_open_fd(STDERR_FILENO, 0, &serve->error_log, &failure);
+    if (r == 0 && options->access_log != NULL)
+        r = log_open(options->access_log, 0, &serve->access_log, &failure);
+    if (r == 0) {
+        r = shared_create(serve->workers, sizeof(struct http_totals), &serve->shared);
+        if (r < 0)
+            failure_set(&failure, r, "memory for the workers' counters: %s", text_errno_meaning(r));
+    }
+    if (r < 0) {
+        fprintf(stderr, "sluice serve: %s\n", failure.text);
+        return EXIT_CODE_FAILED;
+    }
+
+    struct supervisor_options supervisor = {
+        .name = "sluice serve",
+        .workers = serve->workers,
+        .drain_ms = options->drain_timeout,
+        .context = serve,
+        .worker_main = worker_main,
+        .ready = on_ready,
+        .report = on_report,
+        .worker_ended = on_worker_ended,
+        .say = on_say,
+    };
+    int code = supervisor_run(&supervisor);
+    if (options->receipts)
+        on_report(serve);
+    return code;
+}
+
+int serve_main(int argc, char **argv)
+{
+    const struct command_spec command = {
+        .program = "sluice serve",
+        .positionals = "[DIR]",
+        .positional_max = 1,
+        .summary = "Serve the files beneath DIR (default: the current directory) over HTTP/1.1, without copying them "
+                   "through user space. Files and directories whose names begin with a dot are hidden.",
+        .version = sluice_version(),
+        .options = option_table,
+        .examples = examples,
+        .footer = "SIGTERM or SIGINT ends it after the responses under way; SIGUSR1 prints the totals so far.",
+    };
+    struct serve serve = {.root = -1, .listener = -1};
+    struct positionals positionals;
+    int code = options_parse_or_exit_code(&command, argc, argv, &serve.options, &positionals);
+    if (code >= 0)
+        return code;
+    code = run(&serve, positionals.count > 0 ? positionals.items[0] : ".");
+    log_close(serve.access_log);
+    log_close(serve.error_log);
+    shared_destroy(&serve.shared);
+    close_fd(serve.listener);
+    close_fd(serve.root);
+    return code;
+}
