@@ -146,6 +146,22 @@ TEST("files elsewhere cannot be opened, and none can be written")
     CHECK_STR(outcome->wrong, "");
 }
 
+static void write_files(void)
+{
+    CLEANUP_FD int file = openat(directory_fd, "new", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    EXPECT(write(file, "hello", 5) == 5);
+    EXPECT(ftruncate(file, 2) == 0);
+    EXPECT(renameat(directory_fd, "new", directory_fd, "newer") == 0);
+    EXPECT(unlinkat(directory_fd, "newer", 0) == 0);
+    EXPECT(!outcome->report.landlock || open("/tmp/sluice-test-outside", O_WRONLY | O_CREAT | O_CLOEXEC, 0600) < 0);
+}
+
+TEST("a worker that has to write files may, beneath its directory only")
+{
+    struct confine_options options = {.groups = CONFINE_WRITE_FILES};
+    CHECK_RUN(options, write_files);
+}
+
 static int log_fd = -1;
 
 static void write_to_the_log(void)
