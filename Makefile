@@ -18,7 +18,7 @@ SECONDS ?= 60
 .DEFAULT_GOAL := all
 
 all: $(RELEASE)/build.ninja
-	@ninja -C $(RELEASE) --quiet
+	@ninja -C $(RELEASE) app/sluice >$(BUILD)/build.log 2>&1 || { cat $(BUILD)/build.log; exit 1; }
 	@ln -f $(RELEASE)/app/sluice $(BUILD)/sluice
 
 # The prefix is meson's to know from the start: it is written into sluice.pc.
@@ -39,6 +39,7 @@ check:
 	@exec tools/check
 
 bench: all
+	@ninja -C $(RELEASE) --quiet
 	@exec bench/run
 
 fuzz:
