@@ -188,8 +188,8 @@ struct sluice_receipt {
     uint64_t short_sources; /* sources that ended before their declared length */
     uint64_t shrunk;        /* file sources found truncated while they were being sent */
     uint64_t fallback_count; /* all; the first SLUICE_RECEIPT_FALLBACKS are kept */
-    struct sluice_fallback fallbacks[SLUICE_RECEIPT_FALLBACKS];
     struct sluice_route_count routes[SLUICE_ROUTE_COUNT];
+    struct sluice_fallback fallbacks[SLUICE_RECEIPT_FALLBACKS]; /* those beyond fallback_count are not set */
 };
 
 /* Add one receipt to a sum. */

@@ -3,6 +3,7 @@
  * Two of the three ways in: the blocking call, and the resumable transfer for other people's loops. The third is in
  * loop/.
  */
+#include "receipt.h"
 #include "sigpipe.h"
 #include "sys.h"
 #include "transfer.h"
@@ -125,7 +126,7 @@ int sluice_transfer_run(const struct sluice_transfer_options *options, struct sl
         error = transfer->error;
         if (ret_receipts != NULL)
             for (uint32_t i = 0; i < transfer->lane_count; i++)
-                ret_receipts[i] = transfer->lanes[i].receipt;
+                receipt_copy(&ret_receipts[i], &transfer->lanes[i].receipt);
         sluice_transfer_free(transfer);
     }
     if (ret_error != NULL)

@@ -100,6 +100,13 @@ void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, stru
     count->evidence = weakest(count->evidence, what.evidence);
 }
 
+void receipt_copy(struct sluice_receipt *to, const struct sluice_receipt *from)
+{
+    size_t kept = from->fallback_count < SLUICE_RECEIPT_FALLBACKS ? (size_t)from->fallback_count
+                                                                  : SLUICE_RECEIPT_FALLBACKS;
+    memcpy(to, from, offsetof(struct sluice_receipt, fallbacks) + kept * sizeof from->fallbacks[0]);
+}
+
 void receipt_enter_fallback(struct sluice_receipt *receipt, const struct sluice_fallback *fallback)
 {
     if (receipt->fallback_count < SLUICE_RECEIPT_FALLBACKS)

@@ -9,6 +9,9 @@
 void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *source,
                    struct sluice_end *sink, uint64_t bytes);
 
+/* Copy a receipt, leaving out the room for fallbacks that none fills. */
+void receipt_copy(struct sluice_receipt *to, const struct sluice_receipt *from);
+
 void receipt_enter_fallback(struct sluice_receipt *receipt, const struct sluice_fallback *fallback);
 
 #endif

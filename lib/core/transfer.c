@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * A transfer carries an ordered list of segments into each of its sinks. Every sink has a lane of its own: a position in
- * the source, a route for the current segment, and a receipt.
+ * A transfer carries an ordered list of segments into each of its sinks. Every sink has a lane of its own: a position
+ * in the source, a route for the current segment, and a receipt.
  *
  * Invariants
  *   1. lane->segment, lane->at name the next byte the sink is to get; they move only in lane_delivered(), by what the
@@ -17,7 +17,7 @@
  *   LANE_WAITS_SINK     would_block                             wake
  *   LANE_WAITS_PAGES    admit_file                              wake
  *   LANE_WAITS_OTHERS   step_segment (shared stage)             wake: another lane moved
- *   LANE_DONE           finish                                  never
+ *   LANE_DONE           lane_finish                             never
  */
 #include "transfer.h"
 #include "plan.h"
@@ -30,7 +30,8 @@
 
 /* From here on partial segments are held back (TCP_CORK): full segments make a 1 MiB body 15 to 20 % cheaper, and cost
  * two more system calls, which a 100 KiB one does not earn back (KERNEL-FACTS 16). Not where bbr paces without an fq
- * queue: corked, its timer fires for every packet, and 100 MiB cost .37 to .49 s/GiB instead of .11 (bench/README.md). */
+ * queue: corked, its timer fires for every packet, and 100 MiB cost .37 to .49 s/GiB instead of .11 (bench/README.md).
+ */
 #define CORK_FROM (256u << 10)
 
 /* Asked for by one op of a file. 1 MiB is as cheap per byte as more (KERNEL-FACTS 1), and other connections get their
@@ -88,6 +89,7 @@ static void enter_segment(struct lane *lane, uint32_t segment)
     lane->segment = segment;
     lane->at = 0;
     lane->tried = 0;
+    lane->shrinking = false;
     lane->ends_at = segment < transfer->segment_count ? transfer->segments[segment].length : 0;
 }
 
@@ -105,7 +107,8 @@ void lane_delivered(struct lane *lane, enum sluice_route route, uint64_t bytes)
 {
     struct sluice_transfer *transfer = lane->transfer;
     struct sluice_segment *segment = &transfer->segments[lane->segment];
-    receipt_enter(&lane->receipt, route, segment->kind == SLUICE_SEGMENT_MEMORY ? NULL : segment->end, lane->sink, bytes);
+    receipt_enter(&lane->receipt, route, segment->kind == SLUICE_SEGMENT_MEMORY ? NULL : segment->end, lane->sink,
+                  bytes);
     lane->at += bytes;
     lane->moved_in_turn += bytes;
     if (lane->sink_offset != SLUICE_APPEND)
@@ -159,7 +162,8 @@ static int demote(struct lane *lane, int error, const char *operation, const cha
     unsigned tried = lane->tried | 1u << from->id;
     const struct route *to = choose(lane, lane->segment, tried);
     if (to == NULL && transfer->forced != SLUICE_ROUTE_AUTO && from->id == transfer->forced)
-        return transfer_fail(lane, -EOPNOTSUPP, operation, reason, "Leave the choice of route to sluice (--route auto).");
+        return transfer_fail(lane, -EOPNOTSUPP, operation, reason,
+                             "Leave the choice of route to sluice (--route auto).");
     if (to == NULL)
         return transfer_fail(lane, -error, operation, reason, NULL);
     leave_route(lane);
@@ -224,7 +228,16 @@ static void stream_ended(struct lane *lane)
             transfer->lanes[i].ends_at = end;
 }
 
-/* A file route read nothing. Some virtual files can be read but not spliced, and say 0 to sendfile. */
+/* The file has this size now, and the lane is there. */
+static int file_ended(struct lane *lane, uint64_t size)
+{
+    if (size < lane_segment(lane, lane->segment)->end->file.size)
+        lane->receipt.shrunk++;
+    return source_ended(lane);
+}
+
+/* A file route read nothing: the file has become shorter, or cannot be read this way (EIO of a mapping; sysfs says more
+ * than it holds). */
 static int file_gave_nothing(struct lane *lane, const char *operation)
 {
     const struct sluice_segment *segment = lane_segment(lane, lane->segment);
@@ -232,13 +245,9 @@ static int file_gave_nothing(struct lane *lane, const char *operation)
     int result = end_size_now(segment->end, 0, &lane->receipt.system_calls, &size);
     if (result < 0)
         return transfer_fail(lane, result, "fstat", NULL, NULL);
-    uint64_t here = segment->offset + lane->at;
-    bool virtual = size == 0 && lane->at == 0 && lane->transfer->forced == SLUICE_ROUTE_AUTO;
-    if (lane->route != NULL && lane->route->id != SLUICE_ROUTE_COPY && (here < size || virtual))
+    if (lane->route != NULL && lane->route->id != SLUICE_ROUTE_COPY && segment->offset + lane->at < size)
         return demote(lane, 0, operation, "the file can be read but gives nothing this way");
-    if (segment->length != SLUICE_UNTIL_END && segment->end->file.size >= segment->offset + segment->length)
-        lane->receipt.shrunk++;
-    return source_ended(lane);
+    return file_ended(lane, size);
 }
 
 /* ---- What may be read of a file now ------------------------------------------------------------------------- */
@@ -247,8 +256,9 @@ enum admission { ADMITTED, NOT_IN_MEMORY, FILE_ENDED };
 
 /* Sets lane->limit for an op on a file segment: no more than the turn allows and, where the caller must not block, than
  * is in memory. Before the op that reaches the segment's last byte the size is asked again: pages of a file truncated
- * in place while they are in flight arrive as zeros (KERNEL-FACTS 14), so the end must be seen to be still there.
- * Returns enum admission or a negative errno. */
+ * in place while they are in flight arrive as zeros (KERNEL-FACTS 14), so the end must be seen to be still there. A
+ * file of size 0 is empty, or a virtual one (/proc) whose end only reading finds. Returns enum admission or a negative
+ * errno. */
 static int admit_file(struct lane *lane, uint32_t index, uint64_t at)
 {
     struct sluice_transfer *transfer = lane->transfer;
@@ -259,11 +269,17 @@ static int admit_file(struct lane *lane, uint32_t index, uint64_t at)
                                                     : at + left >= segment->length;
 
     lane->limit = left;
-    if (last && end_is_file(segment->end)) {
+    if (last || lane->shrinking) {
         uint64_t size;
         int result = end_size_now(segment->end, transfer->loop_turn, calls, &size);
+        /* What this turn has seen may be outdated by a little: too old to call a declared length wrong. */
+        if (result == 0 && size <= segment->offset + at && segment->length != SLUICE_UNTIL_END &&
+            transfer->loop_turn != 0)
+            result = end_size_now(segment->end, 0, calls, &size);
         if (result < 0)
             return result;
+        if (size == 0 && segment->end->file.size == 0)
+            return ADMITTED;
         if (size <= segment->offset + at)
             return FILE_ENDED;
         if (size - segment->offset - at < left)
@@ -330,7 +346,9 @@ static int gather(struct lane *lane, struct gathered *ret)
 {
     struct sluice_transfer *transfer = lane->transfer;
     struct gathered got = {.segment = lane->segment, .at = lane->at};
-    while (got.segment < transfer->segment_count && got.count < OP_IOV_MAX && got.bytes < GATHER_MAX) {
+    int most = lane->pieces_max != 0 ? lane->pieces_max : OP_IOV_MAX;
+    lane->pieces_max = 0;
+    while (got.segment < transfer->segment_count && got.count < most && got.bytes < GATHER_MAX) {
         uint64_t ends_at = got.segment == lane->segment ? lane->ends_at : transfer->segments[got.segment].length;
         if (got.at == ends_at) { /* an empty segment */
             got.segment++;
@@ -415,42 +433,49 @@ static bool wants_cork(struct lane *lane)
 {
     const struct sluice_transfer *transfer = lane->transfer;
     uint64_t total = 0;
-    bool direct = false;
+    uint32_t last_file = UINT32_MAX; /* that something follows */
+    bool follows = transfer->flags & SLUICE_TRANSFER_MORE;
     if (lane->sink->kind != SLUICE_END_TCP)
         return false;
-    for (uint32_t i = 0; i < transfer->segment_count; i++) {
+    for (uint32_t i = transfer->segment_count; i-- > 0;) {
         const struct sluice_segment *segment = &transfer->segments[i];
+        uint64_t length = segment->length;
         if (segment->kind == SLUICE_SEGMENT_STREAM)
             return false; /* it may fall silent, and what it brought must not wait */
-        if (segment->length == 0)
+        if (length == 0)
             continue;
-        if (direct)
-            return true;
-        uint64_t left = segment->length;
         if (segment->kind == SLUICE_SEGMENT_FILE) {
             uint64_t size = segment->end->file.size;
-            if (left == SLUICE_UNTIL_END)
-                left = size > segment->offset ? size - segment->offset : 0;
-            const struct route *route = choose(lane, i, 0);
-            direct = route != NULL && route->expose == NULL;
+            if (length == SLUICE_UNTIL_END)
+                length = size > segment->offset ? size - segment->offset : 0;
+            if (follows)
+                last_file = i;
         }
-        total += left;
+        follows = true;
+        total += length;
     }
-    if (direct && (transfer->flags & SLUICE_TRANSFER_MORE))
-        return true;
-    return total >= CORK_FROM && !end_paces(lane->sink, &lane->receipt.system_calls);
+    if (total >= CORK_FROM)
+        return !end_paces(lane->sink, &lane->receipt.system_calls);
+    if (last_file == UINT32_MAX)
+        return false;
+    const struct route *route = choose(lane, last_file, 0);
+    return route != NULL && route->expose == NULL;
 }
 
 static struct op cork_op(struct lane *lane, bool on)
 {
-    return (struct op){
-        .kind = OP_CORK, .in = -1, .out = lane->sink->fd, .in_offset = OP_NO_OFFSET, .out_offset = OP_NO_OFFSET,
-        .length = on, .sink = lane->sink};
+    return (struct op){.kind = OP_CORK,
+                       .in = -1,
+                       .out = lane->sink->fd,
+                       .in_offset = OP_NO_OFFSET,
+                       .out_offset = OP_NO_OFFSET,
+                       .length = on,
+                       .sink = lane->sink};
 }
 
 /* ---- Lanes -------------------------------------------------------------------------------------------------- */
 
-static int finish(struct lane *lane, struct op *ops)
+int lane_finish(struct lane *lane, struct op *ops)
 {
     if (lane->sink->kind == SLUICE_END_TCP && lane->sink->socket.corked &&
         !(lane->transfer->flags & SLUICE_TRANSFER_MORE)) {
@@ -492,7 +517,7 @@ static int step_segment(struct lane *lane, struct op *ops, int room)
         if (admission < 0)
             return transfer_fail(lane, admission, "fstat", NULL, NULL);
         if (admission == FILE_ENDED)
-            return file_gave_nothing(lane, "fstat");
+            return file_ended(lane, segment->end->file.checked_size);
         if (admission == NOT_IN_MEMORY) {
             lane->wait = LANE_WAITS_PAGES;
             lane->receipt.waits++;
@@ -542,7 +567,7 @@ int lane_next(struct lane *lane, struct op *ops)
         while (lane->segment < transfer->segment_count && lane->at == lane->ends_at)
             next_segment(lane);
         if (lane->segment == transfer->segment_count)
-            return count > 0 ? count : finish(lane, ops);
+            return count > 0 ? count : lane_finish(lane, ops);
         if (lane->route == NULL) {
             lane->route = choose(lane, lane->segment, lane->tried);
             if (lane->route == NULL)
@@ -604,19 +629,37 @@ static int would_block(struct lane *lane, const struct op *op)
 {
     enum op_blocker blocker = op_blocker(op);
     lane->receipt.waits++;
-    /* splice does not say which side was not ready (KERNEL-FACTS 17.27). */
-    if (blocker == OP_BLOCKS_ON_EITHER)
-        blocker = pollable_now(op->in, POLLIN, &lane->receipt.system_calls) ? OP_BLOCKS_ON_SINK : OP_BLOCKS_ON_SOURCE;
+    /* splice does not say which side was not ready (KERNEL-FACTS 17.27). When both are by now, an edge to wait for has
+     * passed: come again, after others had their turn. */
+    if (blocker == OP_BLOCKS_ON_EITHER) {
+        uint64_t *calls = &lane->receipt.system_calls;
+        blocker = pollable_now(op->in, POLLIN, calls) ? OP_BLOCKS_ON_SINK : OP_BLOCKS_ON_SOURCE;
+        if (blocker == OP_BLOCKS_ON_SINK && pollable_now(op->out, POLLOUT, calls)) {
+            lane->moved_in_turn = lane->transfer->turn_size;
+            return 0;
+        }
+    }
     lane->wait = blocker == OP_BLOCKS_ON_SOURCE ? LANE_WAITS_SOURCE : LANE_WAITS_SINK;
     return 0;
 }
 
-/* A write out of a mapping meets a page that is no longer in the file: EFAULT, where user code would get SIGBUS. */
+/* A write out of a mapping meets a page that is no longer in the file: EFAULT, where user code would get SIGBUS. The
+ * kernel drops the whole packet it was filling, so bytes before that page may still be to be sent. */
 static int mapping_fault(struct lane *lane, const struct op *op)
 {
-    for (int i = 0; i < op->iov_count; i++)
-        if (lane->iov_route[i] == SLUICE_ROUTE_MMAP)
-            return file_gave_nothing(lane, "write");
+    for (int i = 0; i < op->iov_count; i++) {
+        if (lane->iov_route[i] != SLUICE_ROUTE_MMAP)
+            continue;
+        if (i > 0) { /* what comes before it first, alone: then it is clear what the fault is about */
+            lane->pieces_max = (uint8_t)i;
+            return 0;
+        }
+        if (lane->shrinking)
+            return file_gave_nothing(lane, "write"); /* not for its size, then */
+        lane->shrinking = true;
+        lane_segment(lane, lane->segment)->end->file.checked_turn = 0;
+        return 0;
+    }
     return transfer_fail(lane, -EFAULT, "write", "a memory segment is not readable", NULL);
 }
 
@@ -753,8 +796,9 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->stage = transfer->lane_count > 1 ? &transfer->shared_stage : &lane->own_stage;
     lane->pipe = (struct pipe){.read = -1, .write = -1};
     lane->in_pipe = 0;
+    lane->pieces_max = 0;
     lane->window = NULL;
-    memset(&lane->receipt, 0, sizeof lane->receipt);
+    memset(&lane->receipt, 0, offsetof(struct sluice_receipt, fallbacks));
     lane->receipt.transfers = 1;
     enter_segment(lane, 0);
 }
@@ -898,8 +942,8 @@ static void add_wait(struct sluice_waits *waits, const struct lane *lane)
         wait = (struct sluice_wait){.kind = SLUICE_WAIT_WRITABLE, .end = lane->sink};
         break;
     case LANE_WAITS_PAGES:
-        wait = (struct sluice_wait){.kind = SLUICE_WAIT_PAGES, .end = segment->end, .offset = lane->wait_offset,
-                                    .length = lane->wait_length};
+        wait = (struct sluice_wait){
+            .kind = SLUICE_WAIT_PAGES, .end = segment->end, .offset = lane->wait_offset, .length = lane->wait_length};
         break;
     default:
         return;

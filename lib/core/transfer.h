@@ -29,17 +29,19 @@ struct lane {
     uint64_t at;
     uint64_t ends_at; /* of the segment: its length, or less once the source turned out shorter */
     uint64_t moved_in_turn;
-    size_t limit;     /* how much of a file the next op may ask for: what is in memory, what the turn allows */
-    uint64_t sink_offset; /* the next byte's place in a file sink */
+    size_t limit;              /* how much of a file the next op may ask for: what is in memory, what the turn allows */
+    uint64_t sink_offset;      /* the next byte's place in a file sink */
     const struct route *route; /* of the current segment; NULL: to be chosen */
     uint8_t tried;             /* bit per route that was left, for this segment */
+    bool shrinking;            /* a fault showed that the segment's file is: ask its size before every op */
+    uint8_t pieces_max;        /* of the next write, after one of several faulted; 0: as many as there are */
     bool started, cork;        /* cork: hold partial segments back while this transfer runs */
     uint64_t wait_offset, wait_length; /* LANE_WAITS_PAGES */
 
     struct stage *stage; /* own_stage, or the transfer's when several sinks share a stream */
     struct stage own_stage;
-    struct pipe pipe; /* read -1: none */
-    size_t in_pipe;   /* bytes of the source in it, next to deliver after what is staged */
+    struct pipe pipe;   /* read -1: none */
+    size_t in_pipe;     /* bytes of the source in it, next to deliver after what is staged */
     const char *window; /* a mapping of [window_offset, + window_size) of the current segment's file */
     size_t window_size;
     uint64_t window_offset;

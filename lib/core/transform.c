@@ -82,10 +82,8 @@ int transform_next(struct lane *lane, struct op *ops)
     while (state->end == state->begin) {
         struct iovec input = {.iov_base = NULL};
         state->begin = state->end = 0;
-        if (state->finished) {
-            lane->wait = LANE_DONE;
-            return 0;
-        }
+        if (state->finished)
+            return lane_finish(lane, ops);
         if (lane->segment < transfer->segment_count) {
             int count = 0;
             ssize_t length = lane_pull(lane, &input, ops, &count);

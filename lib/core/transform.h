@@ -16,10 +16,13 @@ int transform_next(struct lane *lane, struct op *ops);
 /* A write of transformed bytes ended. Returns as lane_complete. */
 int transform_written(struct lane *lane, ssize_t bytes);
 
-/* For transform.c: the source's bytes at the lane's position, read by ops if they are not at hand. Returns the number of
- * bytes (> 0) in *ret_piece; 0 with *ret_ops ops to be carried out first, or none when the lane waits or the source has
- * ended (lane->segment says so); or a negative errno. */
+/* For transform.c: the source's bytes at the lane's position, read by ops if they are not at hand. Returns the number
+ * of bytes (> 0) in *ret_piece; 0 with *ret_ops ops to be carried out first, or none when the lane waits or the source
+ * has ended (lane->segment says so); or a negative errno. */
 ssize_t lane_pull(struct lane *lane, struct iovec *ret_piece, struct op *ops, int *ret_ops);
+
+/* All is delivered: let go what was held back, in one op, or say that the lane is done. */
+int lane_finish(struct lane *lane, struct op *ops);
 
 /* The transform used this much of it. */
 void lane_consumed(struct lane *lane, uint64_t bytes);

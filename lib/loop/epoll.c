@@ -7,6 +7,7 @@
  * Callbacks may do anything to any object of the loop, closing included. So nothing is freed while events of the same
  * turn may still point to it: forgotten objects go to a graveyard that is cleared at the end of the turn.
  */
+#include "../core/receipt.h"
 #include "../core/sys.h"
 #include "../core/transfer.h"
 #include "helpers.h"
@@ -524,7 +525,7 @@ int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_
         return 0;
     }
     if (ret_receipt != NULL)
-        *ret_receipt = transfer->lanes[0].receipt;
+        receipt_copy(ret_receipt, &transfer->lanes[0].receipt);
     if (result < 0 && ret_error != NULL)
         *ret_error = transfer->error;
     detach(loop, transfer);

@@ -72,15 +72,13 @@ static ssize_t expose(struct lane *lane, uint32_t index, uint64_t at, struct iov
     uint64_t position = segment->offset + at;
     const char *base;
     uint64_t from, to;
-    if (kept_with_end(segment->end)) {
+    if (kept_with_end(segment->end) && position < segment->end->file.size) {
         base = end_mapping(segment->end, &lane->receipt.system_calls);
         if (base == NULL)
             return -ENOMEM;
         from = 0;
         to = segment->end->file.mapped;
-        if (position >= to) /* the file has grown since: its new part is not in the mapping */
-            return 0;
-    } else {
+    } else { /* what a small file grew by, too */
         if (index != lane->segment)
             return 0; /* the window belongs to the current segment */
         bool inside = lane->window != NULL && position >= lane->window_offset &&
@@ -99,7 +97,7 @@ static ssize_t expose(struct lane *lane, uint32_t index, uint64_t at, struct iov
     return (ssize_t)length;
 }
 
-/* Asked only when there was nothing to expose: past the end of a kept mapping. */
+/* Asked only when there was nothing to expose. */
 static int step(struct lane *lane, uint32_t index, uint64_t at, struct op *ops, int room)
 {
     (void)lane, (void)index, (void)at, (void)ops, (void)room;

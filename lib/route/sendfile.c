@@ -26,6 +26,10 @@ static enum sluice_verdict assess(const struct pair *pair, const char **ret_reas
         *ret_reason = "sendfile writes a file at its position only; splice and copy write at an offset";
     if (*ret_reason != NULL)
         return SLUICE_NEVER;
+    if (pair->segment == SLUICE_SEGMENT_FILE && pair->file_size == 0) {
+        *ret_reason = "the file is empty, or a virtual one that only reading tells the end of";
+        return SLUICE_NOT_NOW;
+    }
     if (pair->direct_source) {
         *ret_reason = "O_DIRECT: the kernel would read into fresh pages";
         return SLUICE_NOT_NOW;

@@ -36,6 +36,10 @@ static enum sluice_verdict assess(const struct pair *pair, const char **ret_reas
         *ret_reason = "this kind of descriptor may not splice";
         return SLUICE_NOT_NOW;
     }
+    if (pair->segment == SLUICE_SEGMENT_FILE && pair->file_size == 0) {
+        *ret_reason = "the file is empty, or a virtual one that only reading tells the end of";
+        return SLUICE_NOT_NOW;
+    }
     if (pair->direct_source) {
         *ret_reason = "O_DIRECT: the kernel would read into fresh pages";
         return SLUICE_NOT_NOW;
@@ -53,8 +57,8 @@ static int flags(const struct lane *lane, const struct sluice_segment *segment, 
 
 static struct op splice_op(const struct lane *lane, enum op_kind kind, int in, int out)
 {
-    return (struct op){.kind = kind, .in = in, .out = out, .in_offset = OP_NO_OFFSET, .out_offset = OP_NO_OFFSET,
-                       .sink = lane->sink};
+    return (struct op){
+        .kind = kind, .in = in, .out = out, .in_offset = OP_NO_OFFSET, .out_offset = OP_NO_OFFSET, .sink = lane->sink};
 }
 
 static int step(struct lane *lane, uint32_t index, uint64_t at, struct op *ops, int room)
