@@ -213,7 +213,7 @@ static const char *access_line(const struct log_access *access)
     CHECK_EQ(log_open(path, 0, &log, &failure), 0);
     log_access(log, access);
     log_close(log);
-    snprintf(line, sizeof line, "%s", read_path(path));
+    snprintf(line, sizeof line, "%.*s", (int)sizeof line - 1, read_path(path));
     unlink(path);
     return line;
 }
