@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -122,6 +123,9 @@ static void say(struct serve *serve, const char *text)
 static void on_stop(void *context)
 {
     struct serving *serving = context;
+    /* The supervisor and the other workers have the socket open, too: as long as it listens, the kernel would take
+     * connections that nobody accepts. All workers are told to stop at the same time. */
+    shutdown(serving->serve->listener, SHUT_RDWR);
     http_server_drain(serving->server);
 }
 

@@ -94,6 +94,8 @@ static void shed(struct http_server *server)
 static void on_accepted(void *context, int fd, const struct sockaddr *address, unsigned address_length)
 {
     struct http_server *server = context;
+    if (fd == -EINVAL) /* no longer a listening socket: another worker has begun to drain */
+        return;
     if (fd < 0) {
         server->totals->accept_failures++;
         if (fd == -EMFILE || fd == -ENFILE)
