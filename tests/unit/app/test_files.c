@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The cache of open files on a real loop and a real file system. A "turn" lets the loop handle what is pending.
+ */
+#include "check.h"
+#include "directory.h"
+#include "http/files.h"
+
+#include <errno.h>
+#include <linux/magic.h>
+#include <sys/resource.h>
+#include <sys/vfs.h>
+
+static struct sluice_loop *loop;
+static struct files *files;
+static int root = -1;
+
+static void begin(const struct files_options *wanted)
+{
+    struct files_options options = *wanted;
+    if (root < 0)
+        root = directory_make();
+    if (sluice_loop_new(NULL, &loop) < 0)
+        abort();
+    options.loop = loop;
+    options.root = root;
+    if (options.capacity == 0)
+        options.capacity = 16;
+    if (files_new(&options, &files) < 0)
+        abort();
+}
+
+static void end(void)
+{
+    CHECK(!files_busy(files));
+    files_free(files);
+    sluice_loop_free(loop);
+}
+
+static void stop(void *context)
+{
+    (void)context;
+    sluice_loop_stop(loop);
+}
+
+static void turn(void)
+{
+    struct sluice_timer timer = {0};
+    sluice_timer_start(loop, &timer, 1, stop, NULL);
+    sluice_loop_run(loop);
+}
+
+struct answer {
+    int result;
+    struct file *file;
+};
+
+static void on_found(void *context, int result, struct file *file)
+{
+    *(struct answer *)context = (struct answer){result, file};
+    sluice_loop_stop(loop);
+}
+
+/* With a helper's help where it is needed. Returns the result; *file is NULL or a reference. */
+static int find(const char *path, struct file **file, bool *ret_helped)
+{
+    struct answer answer = {0};
+    struct files_lookup *lookup;
+    answer.result = files_find(files, path, strlen(path), &answer.file);
+    if (ret_helped != NULL)
+        *ret_helped = answer.result == 0;
+    if (answer.result == 0) {
+        if (files_look_up(files, path, strlen(path), on_found, &answer, &lookup) < 0)
+            abort();
+        sluice_loop_run(loop);
+    }
+    *file = answer.result == 1 ? answer.file : NULL;
+    return answer.result;
+}
+
+/* The text that the file found holds. */
+static const char *text_of(const char *path)
+{
+    static char text[64];
+    struct file *file;
+    if (find(path, &file, NULL) != 1)
+        return NULL;
+    ssize_t size = pread(sluice_end_fd(file->end), text, sizeof text - 1, 0);
+    text[size < 0 ? 0 : size] = '\0';
+    if ((uint64_t)size != file->size)
+        strcpy(text, "(the size is wrong)");
+    files_release(files, file);
+    return text;
+}
+
+static uint64_t hits(void)
+{
+    struct files_counts counts;
+    files_count(files, &counts);
+    return counts.hits;
+}
+
+static bool is_watchable(void)
+{
+    struct statfs status;
+    struct files_counts counts;
+    file_write("probe", "x");
+    text_of("probe");
+    uint64_t before = hits();
+    text_of("probe");
+    files_count(files, &counts);
+    return statfs(".", &status) == 0 && status.f_type != (long)OVERLAYFS_SUPER_MAGIC && counts.hits > before;
+}
+#define NEEDS_WATCHES                                                                                                  \
+    if (!is_watchable()) {                                                                                             \
+        end();                                                                                                         \
+        SKIP("/tmp cannot be watched; needs ext4, XFS, btrfs or tmpfs there, and a free inotify instance");            \
+    }
+
+TEST("the second request for a file is answered from memory")
+{
+    begin(&(struct files_options){0});
+    NEEDS_WATCHES
+    file_write("a", "one");
+    CHECK_STR(text_of("a"), "one");
+    uint64_t before = hits();
+    CHECK_STR(text_of("a"), "one");
+    CHECK_EQ(hits(), before + 1);
+    end();
+}
+
+/* Each of these changes "sub/f" so that the next request must see it, after the loop has had its turn. */
+static void see_changes(void)
+{
+    mkdir("sub", 0755);
+    file_write("sub/f", "one");
+    CHECK_STR(text_of("sub/f"), "one");
+    file_write("sub/f", "two!");
+    turn();
+    CHECK_STR(text_of("sub/f"), "two!");
+    file_write("sub/f", "TWO!"); /* of the same size */
+    turn();
+    CHECK_STR(text_of("sub/f"), "TWO!");
+    file_write("sub/g", "three");
+    rename("sub/g", "sub/f");
+    turn();
+    CHECK_STR(text_of("sub/f"), "three");
+    truncate("sub/f", 2);
+    turn();
+    CHECK_STR(text_of("sub/f"), "th");
+    unlink("sub/f");
+    turn();
+    CHECK(text_of("sub/f") == NULL);
+    file_write("sub/f", "four");
+    turn();
+    CHECK_STR(text_of("sub/f"), "four");
+    rename("sub", "gone");
+    turn();
+    CHECK(text_of("sub/f") == NULL);
+    mkdir("sub", 0755);
+    file_write("sub/f", "five");
+    turn();
+    CHECK_STR(text_of("sub/f"), "five");
+    unlink("gone/f");
+    rmdir("gone");
+    unlink("sub/f");
+    symlink("../outside", "sub/f");
+    turn();
+    CHECK(text_of("sub/f") == NULL);
+    unlink("sub/f");
+    rmdir("sub");
+}
+
+TEST("a change of any kind is seen, by watches")
+{
+    begin(&(struct files_options){0});
+    see_changes();
+    end();
+}
+
+TEST("a change of any kind is seen, without watches")
+{
+    begin(&(struct files_options){.unwatched = true});
+    see_changes();
+    CHECK_EQ(hits(), 0);
+    end();
+}
+
+TEST("a change of any kind is seen, without openat2")
+{
+    begin(&(struct files_options){.walk = true});
+    see_changes();
+    end();
+}
+
+TEST("a file with two names is checked at every request, as the other name may be elsewhere")
+{
+    begin(&(struct files_options){0});
+    mkdir("here", 0755);
+    mkdir("there", 0755);
+    file_write("there/f", "one");
+    CHECK_EQ(link("there/f", "here/f"), 0);
+    CHECK_STR(text_of("here/f"), "one");
+    uint64_t before = hits();
+    file_write("there/f", "other");
+    CHECK_STR(text_of("here/f"), "other"); /* without a turn: no event is needed */
+    CHECK_EQ(hits(), before);
+    end();
+}
+
+TEST("a file behind a symbolic link is checked at every request")
+{
+    begin(&(struct files_options){0});
+    file_write("one", "one");
+    file_write("two", "two");
+    CHECK_EQ(symlink("one", "link"), 0);
+    CHECK_STR(text_of("link"), "one");
+    unlink("link");
+    CHECK_EQ(symlink("two", "link"), 0);
+    CHECK_STR(text_of("link"), "two");
+    CHECK_EQ(hits(), 0);
+    end();
+}
+
+TEST("a file in use stays as it is when it is replaced")
+{
+    begin(&(struct files_options){0});
+    struct file *old;
+    file_write("used", "old");
+    CHECK_EQ(find("used", &old, NULL), 1);
+    file_write("new", "newer");
+    rename("new", "used");
+    turn();
+    CHECK_STR(text_of("used"), "newer");
+    char text[8] = "";
+    CHECK_EQ(pread(sluice_end_fd(old->end), text, 7, 0), 3);
+    CHECK_STR(text, "old");
+    CHECK_EQ(old->size, 3);
+    files_release(files, old);
+    end();
+}
+
+TEST("no more files stay open than the capacity says, and those in use not less")
+{
+    begin(&(struct files_options){.capacity = 4});
+    struct file *held;
+    struct files_counts counts;
+    file_write("held", "h");
+    CHECK_EQ(find("held", &held, NULL), 1);
+    for (int i = 0; i < 20; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "many%d", i);
+        file_write(name, name);
+        CHECK_STR(text_of(name), name);
+    }
+    files_count(files, &counts);
+    CHECK(counts.open <= 4);
+    char byte;
+    CHECK_EQ(pread(sluice_end_fd(held->end), &byte, 1, 0), 1);
+    files_release(files, held);
+    end();
+}
+
+TEST("what is neither a file nor a directory does not exist, and is not opened")
+{
+    begin(&(struct files_options){0});
+    struct file *file;
+    mkfifo("fifo", 0644);
+    mkdir("directory", 0755);
+    CHECK_EQ(find("fifo", &file, NULL), -ENOENT);
+    /* A writer that does not wait is refused: nobody has the FIFO open for reading, nor had. */
+    CHECK_EQ(open("fifo", O_WRONLY | O_NONBLOCK), -1);
+    CHECK_EQ(find("directory", &file, NULL), -EISDIR);
+    CHECK_EQ(find("nothing", &file, NULL), -ENOENT);
+    CHECK_EQ(find("probe/below", &file, NULL), -ENOTDIR);
+    end();
+}
+
+TEST("out of descriptors, unused files make room")
+{
+    begin(&(struct files_options){.capacity = 16});
+    struct rlimit limit, less;
+    for (int i = 0; i < 8; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "many%d", i);
+        file_write(name, name);
+        CHECK_STR(text_of(name), name);
+    }
+    getrlimit(RLIMIT_NOFILE, &limit);
+    less = limit;
+    less.rlim_cur = 64;
+    setrlimit(RLIMIT_NOFILE, &less);
+    int fillers[64], count = 0;
+    while ((fillers[count] = dup(0)) >= 0)
+        count++;
+    struct file *file;
+    int r = find("many19", &file, NULL);
+    while (count > 0)
+        close(fillers[--count]);
+    setrlimit(RLIMIT_NOFILE, &limit);
+    CHECK_EQ(r, 1);
+    files_release(files, file);
+    end();
+}
+
+TEST("the tag is weak while a change could go unseen, and strong then")
+{
+    begin(&(struct files_options){0});
+    struct file *file;
+    file_write("tag", "x");
+    CHECK_EQ(find("tag", &file, NULL), 1);
+    bool weak_at_first = file->weak;
+    files_release(files, file);
+    struct timespec pause = {.tv_sec = 1, .tv_nsec = 100000000};
+    nanosleep(&pause, NULL); /* beyond the time after which a watched file is checked, too */
+    turn();
+    CHECK_EQ(find("tag", &file, NULL), 1);
+    CHECK(weak_at_first);
+    CHECK(!file->weak);
+    CHECK_EQ(file->etag.data[0], '"');
+    CHECK(memmem(file->fields.text, file->fields.length, "W/", 2) == NULL);
+    files_release(files, file);
+    end();
+}
+
+TEST("a cancelled lookup calls nobody and leaves nothing behind")
+{
+    begin(&(struct files_options){0});
+    struct answer answer = {0};
+    struct files_lookup *lookup;
+    mkdir("never", 0755);
+    file_write("never/asked", "x");
+    CHECK_EQ(files_look_up(files, "never/asked", 11, on_found, &answer, &lookup), 0);
+    files_cancel(lookup);
+    for (int i = 0; i < 50 && files_busy(files); i++)
+        turn();
+    CHECK(!files_busy(files));
+    CHECK_EQ(answer.result, 0);
+    end();
+}
+
+TEST("a change while a helper opens the file is not missed")
+{
+    begin(&(struct files_options){0});
+    NEEDS_WATCHES
+    struct answer answer = {0};
+    struct files_lookup *lookup;
+    mkdir("race", 0755);
+    file_write("race/f", "one");
+    CHECK_EQ(files_look_up(files, "race/f", 6, on_found, &answer, &lookup), 0);
+    usleep(50000); /* the helper is done, the loop has not heard of it */
+    file_write("race/f", "second");
+    sluice_loop_run(loop);
+    CHECK_EQ(answer.result, 1);
+    files_release(files, answer.file);
+    turn();
+    CHECK_STR(text_of("race/f"), "second");
+    end();
+}
+
+CHECK_MAIN()

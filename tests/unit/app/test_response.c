@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: MIT */
+#include "check.h"
+#include "http/response.h"
+
+#include <sluice/sluice.h>
+
+static struct response_clock server_clock;
+static char fields_text[RESPONSE_FIELDS_MAX], head[RESPONSE_HEAD_MAX + 1];
+static struct response_fields fields;
+
+static const char *head_of(unsigned status, enum response_connection connection, uint64_t first, uint64_t length)
+{
+    response_clock_set(&server_clock, 784111777);
+    response_fields_make(6, "text/plain", 784111777, "\"e\"", fields_text, &fields);
+    head[response_file_head(head, &server_clock, status, connection, &fields, 6, first, length)] = '\0';
+    return head;
+}
+
+#define START "Server: sluice/%s\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
+#define TYPE "Content-Type: text/plain\r\nX-Content-Type-Options: nosniff\r\n"
+#define VALIDATORS "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\nETag: \"e\"\r\nAccept-Ranges: bytes\r\n\r\n"
+
+static const char *expected(const char *format)
+{
+    static char text[1024];
+    /* The version of the library is the only conversion. */
+    const char *at = strstr(format, "%s");
+    snprintf(text, sizeof text, "%.*s%s%s", (int)(at - format), format, sluice_version(), at + 2);
+    return text;
+}
+
+TEST("a 200 says everything about the file, and nothing about the connection unless told")
+{
+    CHECK_STR(head_of(200, RESPONSE_SILENT, 0, 6),
+              expected("HTTP/1.1 200 OK\r\n" START "Content-Length: 6\r\n" TYPE VALIDATORS));
+    CHECK_STR(head_of(200, RESPONSE_CLOSE, 0, 6),
+              expected("HTTP/1.1 200 OK\r\n" START "Connection: close\r\nContent-Length: 6\r\n" TYPE VALIDATORS));
+    CHECK_STR(head_of(200, RESPONSE_KEEP_ALIVE, 0, 6),
+              expected("HTTP/1.1 200 OK\r\n" START "Connection: keep-alive\r\nContent-Length: 6\r\n" TYPE VALIDATORS));
+}
+
+TEST("a 206 has the length of the part and its place in the whole")
+{
+    CHECK_STR(head_of(206, RESPONSE_SILENT, 1, 3),
+              expected("HTTP/1.1 206 Partial Content\r\n" START
+                       "Content-Range: bytes 1-3/6\r\nContent-Length: 3\r\n" TYPE VALIDATORS));
+}
+
+TEST("a 304 has validators and no length")
+{
+    CHECK_STR(head_of(304, RESPONSE_SILENT, 0, 0), expected("HTTP/1.1 304 Not Modified\r\n" START VALIDATORS));
+}
+
+TEST("a 416 tells the size, a 412 does not")
+{
+    CHECK_STR(head_of(416, RESPONSE_SILENT, 0, 0),
+              expected("HTTP/1.1 416 Range Not Satisfiable\r\n" START
+                       "Content-Range: bytes */6\r\nContent-Length: 0\r\n" VALIDATORS));
+    CHECK_STR(head_of(412, RESPONSE_SILENT, 0, 0),
+              expected("HTTP/1.1 412 Precondition Failed\r\n" START "Content-Length: 0\r\n" VALIDATORS));
+}
+
+TEST("the longest head fits")
+{
+    const char *type = "application/vnd.openxmlformats-officedocument.presentationml.presentation; charset=utf-8";
+    response_fields_make(UINT64_MAX, type, 253402300799, "W/\"ffffffffffffffff-ffffffffffffffff-ffffffffffffffff\"",
+                         fields_text, &fields);
+    CHECK(fields.length <= RESPONSE_FIELDS_MAX);
+    response_clock_set(&server_clock, 1);
+    CHECK(response_file_head(head, &server_clock, 206, RESPONSE_KEEP_ALIVE, &fields, UINT64_MAX, UINT64_MAX - 1, 1) <=
+          RESPONSE_HEAD_MAX);
+}
+
+TEST("the date follows the clock")
+{
+    struct response_clock moving = {0};
+    response_clock_set(&moving, 784111777);
+    CHECK(memmem(moving.text, moving.length, "08:49:37", 8) != NULL);
+    response_clock_set(&moving, 784111778);
+    CHECK(memmem(moving.text, moving.length, "08:49:38", 8) != NULL);
+    CHECK(moving.length <= sizeof moving.text);
+}
+
+TEST("a HEAD gets the length of the body and no body")
+{
+    char *text;
+    size_t length, body;
+    response_clock_set(&server_clock, 784111777);
+    struct response_text response = {.status = 404, .head_only = true, .fields = "X: y\r\n"};
+    CHECK_EQ(response_text_make(&server_clock, &response, &text, &length, &body), 0);
+    CHECK(memmem(text, length, "Content-Length: 14\r\n", 20) != NULL);
+    CHECK(memmem(text, length, "\r\nX: y\r\n\r\n", 10) == text + length - 10);
+    CHECK_EQ(body, 0);
+    free(text);
+    response.head_only = false;
+    CHECK_EQ(response_text_make(&server_clock, &response, &text, &length, &body), 0);
+    CHECK(memmem(text, length, "\r\n\r\n404 Not Found\n", 18) == text + length - 18);
+    CHECK_EQ(body, 14);
+    free(text);
+}
+
+CHECK_MAIN()
