@@ -282,7 +282,7 @@ struct sluice_transfer_options {
 
 /* Move everything; return when the sinks have accepted it all. Blocks, whatever the descriptors' flags; no signal
  * ends it early (EINTR is retried). ret_receipts: NULL, or one receipt per sink, filled also on failure.
- * ret_error: NULL or filled on failure.
+ * ret_error: NULL or filled on failure. Memory segments are released, whatever it returns.
  * Returns 0 (also for a short source of SLUICE_UNTIL_END), or:
  * -ENODATA a source ended before its declared length (the receipt says short_sources or shrunk; all there was has
  * been delivered); -EPIPE, -ECONNRESET the sink went away; -EOPNOTSUPP a forced route cannot serve this pair;

@@ -128,6 +128,8 @@ int sluice_transfer_run(const struct sluice_transfer_options *options, struct sl
             for (uint32_t i = 0; i < transfer->lane_count; i++)
                 receipt_copy(&ret_receipts[i], &transfer->lanes[i].receipt);
         sluice_transfer_free(transfer);
+    } else {
+        transfer_refuse(&blocking, ret_receipts, options->sink_count);
     }
     if (ret_error != NULL)
         *ret_error = error;

@@ -903,6 +903,18 @@ void transfer_end(struct sluice_transfer *transfer)
     free_arrays(transfer);
 }
 
+void transfer_refuse(const struct sluice_transfer_options *options, struct sluice_receipt *ret_receipts, size_t receipts)
+{
+    if (ret_receipts != NULL && receipts > 0)
+        memset(ret_receipts, 0, receipts * sizeof *ret_receipts);
+    if (options->size < sizeof *options || options->segments == NULL)
+        return;
+    for (size_t i = 0; i < options->segment_count; i++) {
+        struct sluice_segment segment = options->segments[i];
+        release(&segment);
+    }
+}
+
 /* ---- Stepping ----------------------------------------------------------------------------------------------- */
 
 /* Returns whether the lane moved, or a negative errno. */

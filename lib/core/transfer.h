@@ -117,6 +117,10 @@ int lane_complete(struct lane *lane, const struct op *op, ssize_t result);
 /* Prepare memory that is at least zeroed in its bookkeeping (transfer_clear). Takes options as sluice_transfer_new. */
 int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfer_options *options,
                    struct sluice_error *ret_error);
+/* A transfer that the caller has handed over could not begin: its memory segments are released all the same, and its
+ * receipts (NULL: none) say that nothing was sent. */
+void transfer_refuse(const struct sluice_transfer_options *options, struct sluice_receipt *ret_receipts,
+                     size_t receipts);
 /* Give back what it holds and release its memory segments; its ends are not touched again. Receipt and error stay. */
 void transfer_settle(struct sluice_transfer *transfer);
 /* Settle, and free everything but the struct itself. */

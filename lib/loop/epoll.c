@@ -507,12 +507,14 @@ int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_
 {
     struct sluice_transfer *transfer = take_transfer(loop);
     if (transfer == NULL) {
+        transfer_refuse(options, ret_receipt, 1);
         if (ret_error != NULL)
             *ret_error = (struct sluice_error){.code = -ENOMEM, .operation = "plan"};
         return -ENOMEM;
     }
     int result = transfer_begin(transfer, options, ret_error);
     if (result < 0) {
+        transfer_refuse(options, ret_receipt, 1);
         put_transfer(loop, transfer);
         return result;
     }
