@@ -36,11 +36,30 @@ int sluice_transfer_new(const struct sluice_transfer_options *options, struct sl
     return 0;
 }
 
+/* Who steps again after there was nothing to wait for but pages has read them. Asking once more could go on for ever:
+ * there are file systems that deny RWF_NOWAIT every time, and memory so short that the pages are gone already. */
+static void believe_pages(struct sluice_transfer *transfer)
+{
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        enum lane_wait wait = transfer->lanes[i].wait;
+        if (wait == LANE_RUNS || wait == LANE_WAITS_SOURCE || wait == LANE_WAITS_SINK)
+            return;
+    }
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        const struct lane *lane = &transfer->lanes[i];
+        if (lane->wait == LANE_WAITS_PAGES)
+            end_note_resident(lane_segment(lane, lane->segment)->end, lane->wait_offset, lane->wait_length,
+                              transfer->loop_now);
+    }
+}
+
 int sluice_transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_waits)
 {
     struct sigpipe_guard guard;
-    if (transfer->flags & SLUICE_TRANSFER_NEVER_BLOCK)
+    if (transfer->flags & SLUICE_TRANSFER_NEVER_BLOCK) {
         transfer->loop_now = milliseconds();
+        believe_pages(transfer);
+    }
     sigpipe_block(&guard);
     int result = transfer_step(transfer, ret_waits);
     sigpipe_restore(&guard);
