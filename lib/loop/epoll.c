@@ -73,12 +73,14 @@ struct sluice_loop {
     int reserve; /* given up for a moment to accept and close a connection when descriptors run out */
     volatile sig_atomic_t stop;
     uint64_t now, turn;
+    bool running; /* so that now is kept up to date */
     struct timers timers;
     struct helpers *helpers;
     struct sluice_watch *helper_watch;
     struct source *dead;
     struct loop_end *ready;           /* receivers with data left over from their last call */
-    struct sluice_transfer *queued, **queued_last; /* transfers to be stepped in the next turn */
+    struct sluice_transfer *queued, **queued_last; /* transfers to be stepped, the oldest first */
+    uint64_t round;                                /* counts how often the queue was gone through */
     struct sluice_transfer *idle;
     unsigned idle_count;
     void (*each_turn)(void *context);
@@ -157,6 +159,7 @@ static void queue_transfer(struct sluice_loop *loop, struct sluice_transfer *tra
     if (transfer->queued)
         return;
     transfer->queued = true;
+    transfer->round = loop->round;
     transfer->next = NULL;
     transfer->previous = loop->queued_last;
     *loop->queued_last = transfer;
@@ -544,17 +547,10 @@ void sluice_loop_transfer_cancel(struct sluice_loop *loop, struct sluice_transfe
 
 static void step_queued(struct sluice_loop *loop)
 {
-    struct sluice_transfer *list = loop->queued; /* what is queued meanwhile has its turn next time */
-    loop->queued = NULL;
-    loop->queued_last = &loop->queued;
-    if (list != NULL)
-        list->previous = &list;
-    while (list != NULL) {
-        struct sluice_transfer *transfer = list;
-        list = transfer->next;
-        if (list != NULL)
-            list->previous = &list;
-        transfer->queued = false;
+    uint64_t round = loop->round++; /* what is queued meanwhile has its turn next time */
+    while (loop->queued != NULL && loop->queued->round <= round) {
+        struct sluice_transfer *transfer = loop->queued;
+        unqueue_transfer(loop, transfer);
         int result = step_on_loop(loop, transfer);
         if (result != 1)
             complete_transfer(loop, transfer, result);
@@ -697,6 +693,8 @@ void sluice_timer_start(struct sluice_loop *loop, struct sluice_timer *timer, un
 {
     timer->expired = expired;
     timer->context = context;
+    if (!loop->running)
+        loop->now = read_clock();
     timers_start(&loop->timers, timer, loop->now, milliseconds);
 }
 
@@ -851,11 +849,14 @@ void sluice_loop_each_turn(struct sluice_loop *loop, void (*run)(void *context),
 
 int sluice_loop_run(struct sluice_loop *loop)
 {
+    loop->running = true;
     while (!loop->stop) {
         int timeout = loop->ready != NULL || loop->queued != NULL ? 0 : timers_next(&loop->timers, loop->now);
         int count = sys.epoll_wait(loop->epoll, loop->events, EVENTS_PER_TURN, timeout);
-        if (count < 0 && errno != EINTR)
+        if (count < 0 && errno != EINTR) {
+            loop->running = false;
             return -errno;
+        }
         loop->now = read_clock();
         loop->turn++;
         for (int i = 0; i < count; i++) {
@@ -871,5 +872,6 @@ int sluice_loop_run(struct sluice_loop *loop)
         clear_graveyard(loop);
     }
     loop->stop = 0;
+    loop->running = false;
     return 0;
 }
