@@ -44,6 +44,12 @@ static struct helper_job *pop(struct queue *queue)
     return job;
 }
 
+static void free_jobs(struct queue *queue)
+{
+    for (struct helper_job *job = pop(queue); job != NULL; job = pop(queue))
+        free(job);
+}
+
 static void *helper(void *argument)
 {
     struct helpers *helpers = argument;
@@ -109,6 +115,8 @@ void helpers_free(struct helpers *helpers)
         pthread_join(helpers->threads[i], NULL);
     pthread_cond_destroy(&helpers->work);
     pthread_mutex_destroy(&helpers->lock);
+    free_jobs(&helpers->waiting);
+    free_jobs(&helpers->ended);
     free(helpers);
 }
 

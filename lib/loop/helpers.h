@@ -9,6 +9,7 @@
 
 struct helpers;
 
+/* The first member of memory from sys.allocate, which done frees; or helpers_free, where done was not called. */
 struct helper_job {
     void (*work)(void *context); /* on a helper */
     void (*done)(void *context); /* on the loop's thread */
@@ -18,7 +19,7 @@ struct helper_job {
 
 /* wake: an eventfd that becomes readable when helpers_collect has something to do. */
 int helpers_new(unsigned threads, int nice, int wake, struct helpers **ret_helpers);
-/* Waits for work under way; jobs not begun are dropped without done. */
+/* Waits for work under way. Jobs whose done was not called are freed without it. */
 void helpers_free(struct helpers *helpers);
 /* The job stays the caller's until done was called. */
 void helpers_submit(struct helpers *helpers, struct helper_job *job);
