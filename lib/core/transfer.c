@@ -618,11 +618,16 @@ void lane_consumed(struct lane *lane, uint64_t bytes)
         next_segment(lane);
 }
 
-static bool pollable_now(int fd, short events, uint64_t *calls)
+/* 1, 0, or a negative errno. */
+static int pollable_now(int fd, short events, uint64_t *calls)
 {
     struct pollfd poll = {.fd = fd, .events = events};
-    ++*calls;
-    return sys.poll(&poll, 1, 0) > 0;
+    int result;
+    do {
+        ++*calls;
+        result = sys.poll(&poll, 1, 0);
+    } while (result < 0 && errno == EINTR);
+    return result < 0 ? -errno : result;
 }
 
 static int would_block(struct lane *lane, const struct op *op)
@@ -633,8 +638,12 @@ static int would_block(struct lane *lane, const struct op *op)
      * passed: come again, after others had their turn. */
     if (blocker == OP_BLOCKS_ON_EITHER) {
         uint64_t *calls = &lane->receipt.system_calls;
-        blocker = pollable_now(op->in, POLLIN, calls) ? OP_BLOCKS_ON_SINK : OP_BLOCKS_ON_SOURCE;
-        if (blocker == OP_BLOCKS_ON_SINK && pollable_now(op->out, POLLOUT, calls)) {
+        int source = pollable_now(op->in, POLLIN, calls);
+        int sink = source > 0 ? pollable_now(op->out, POLLOUT, calls) : 0;
+        if (source < 0 || sink < 0)
+            return transfer_fail(lane, source < 0 ? source : sink, "poll", NULL, NULL);
+        blocker = source > 0 ? OP_BLOCKS_ON_SINK : OP_BLOCKS_ON_SOURCE;
+        if (sink > 0) {
             lane->moved_in_turn = lane->transfer->turn_size;
             return 0;
         }
