@@ -27,6 +27,7 @@
 #define LINGER_TIME 5000 /* ms for the client to read the last response and close */
 #define DRAIN_GRACE 1000 /* ms for the first request of a connection that was accepted before draining */
 #define SPARE_EXCHANGES_MAX 64
+#define TEXT_BYTES_MAX (64u << 20) /* of listings that clients are slow to read, all together */
 
 static const struct http_limits limits = {.line = 8 << 10, .head = 16 << 10};
 
@@ -46,7 +47,7 @@ struct exchange {
     struct listing_job *listing;      /* LOOKING_UP a directory */
     struct sluice_transfer *transfer; /* SENDING */
     uint64_t delivered;               /* what the client had acknowledged when the timer was last looked at */
-    size_t head_length;
+    size_t text_length, head_length;
     unsigned status;
     bool close, linger; /* after the response */
     char head[RESPONSE_HEAD_MAX];
@@ -78,6 +79,7 @@ static void exchange_put(struct http_server *server, struct exchange *exchange)
 {
     files_release(server->files, exchange->file);
     free(exchange->text);
+    server->text_bytes -= exchange->text_length;
     if (server->spare_count == SPARE_EXCHANGES_MAX) {
         free(exchange);
         return;
@@ -388,7 +390,9 @@ static enum progress send_text(struct connection *connection, struct exchange *e
         connection_close(connection);
         return ENDED;
     }
+    exchange->text_length = length;
     exchange->head_length = length - body;
+    connection->server->text_bytes += length;
     struct sluice_segment segment = {.kind = SLUICE_SEGMENT_MEMORY, .data = exchange->text, .length = length};
     return send_segments(connection, exchange, request, &segment, 1);
 }
@@ -495,6 +499,8 @@ static void on_listed(void *context)
         (void)held_request(connection, &request); /* it was parsed before */
         struct response_text page = {
             .status = 200, .type = "text/html; charset=utf-8", .body = job->text, .body_length = job->length};
+        if (job->result == 0 && job->server->text_bytes + job->length > TEXT_BYTES_MAX)
+            job->result = -ENOMEM;
         enum progress progress = job->result < 0 ? answer_error(connection, exchange, &request, job->result)
                                                  : send_text(connection, exchange, &request, &page);
         if (progress == ANSWERED)

@@ -64,7 +64,8 @@ struct http_server {
     bool paused, draining, route_refused;
     struct exchange *spare; /* exchanges for reuse */
     unsigned spare_count;
-    uint64_t turn; /* of the loop, when the clock was read */
+    size_t text_bytes; /* of responses of our own under way */
+    uint64_t turn;     /* of the loop, when the clock was read */
     struct response_clock clock;
     time_t log_second;
     char log_time[32];
