@@ -13,6 +13,7 @@
 struct address_pair {
     uint8_t family; /* AF_INET (mapped addresses included) or AF_INET6 */
     uint8_t length;
+    uint16_t zero; /* where padding would be: pairs are compared and hashed as bytes */
     uint8_t peer[16], local[16];
     uint32_t scope; /* the interface of a link-local peer */
     uint32_t mark;
@@ -53,7 +54,7 @@ static int read_addresses(int fd, struct address_pair *ret_pair)
 {
     struct sockaddr_storage peer = {0}, local = {0};
     struct address_pair pair;
-    memset(&pair, 0, sizeof pair); /* compared and hashed as bytes, padding included */
+    memset(&pair, 0, sizeof pair);
     socklen_t size = sizeof peer;
     if (sys.getpeername(fd, (struct sockaddr *)&peer, &size) < 0)
         return -errno;
