@@ -26,6 +26,7 @@
 #define RECEIVE_MAX (16u << 10)
 #define ACCEPTS_PER_TURN 32
 #define DEFAULT_HELPERS 2
+#define RESUME_RETRY_MS 100
 #define IDLE_TRANSFERS 64 /* kept for reuse; more are freed */
 
 /* Whatever epoll can report on begins with this. */
@@ -56,6 +57,7 @@ struct sluice_listener {
     struct sluice_loop *loop;
     int fd;
     bool paused;
+    struct sluice_timer retry; /* of a resume that failed */
     sluice_accept_fn *accept;
     void *context;
 };
@@ -635,14 +637,25 @@ int sluice_loop_listen(struct sluice_loop *loop, int fd, sluice_accept_fn *accep
 
 void sluice_listener_pause(struct sluice_listener *listener)
 {
+    timers_stop(&listener->retry);
     if (!listener->paused)
         unwatch_fd(listener->loop, listener->fd);
     listener->paused = true;
 }
 
+static void resume_again(void *context)
+{
+    sluice_listener_resume(context);
+}
+
 void sluice_listener_resume(struct sluice_listener *listener)
 {
-    if (listener->paused && listener_watch(listener) == 0)
+    if (!listener->paused)
+        return;
+    /* It fails for want of memory or of the user's epoll watches, which pass; a listener must not stay deaf after it. */
+    if (listener_watch(listener) < 0)
+        sluice_timer_start(listener->loop, &listener->retry, RESUME_RETRY_MS, resume_again, listener);
+    else
         listener->paused = false;
 }
 
