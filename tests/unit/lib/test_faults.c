@@ -1,0 +1,1043 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Every system call of the library fails in every way that its man page names. Each scenario is run once to see which
+ * call sites it reaches and how often; then once per site, fault, and place of the fault (the first calls, one in the
+ * middle, the last; once or for ever). A site that is reached only after another fault is failed on top of that fault.
+ * Either every sink gets exactly the bytes, or the error says how many it got; and nothing is left behind.
+ *
+ * All of a run happens on one thread: the world (who feeds the source, who reads the sinks) moves on whenever the
+ * library waits, so the Nth call of a site is the same call in every run. The thread is a fresh one, so nothing is
+ * pooled or cached from the run before.
+ */
+#include "../check.h"
+#include "faults.h"
+#include "world.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define SINKS_MAX 3
+#define SEGMENTS_MAX 6
+#define BODY_MAX (300u << 10)
+#define SMALL 9000u  /* leaves by one write of its mapping */
+#define LARGE 90000u /* leaves by sendfile, with a cork if something follows */
+#define CORKED BODY_MAX
+#define EVERY_CALL 6 /* of a site's calls, so many are failed each; after that the one in the middle and the last */
+#define PAIRS 6000
+#define SERVER_TURNS 500 /* then nothing more will happen */
+#define SERVER_MS 600
+
+enum way { RUN, STEP, LOOP };
+enum place { NOWHERE, A_FILE, OWN_FILE, APPENDED, A_BLOCK_DEVICE, A_PIPE, A_TCP, A_UNIX, MEMORY };
+
+struct outcome;
+
+struct scenario {
+    const char *name;
+    enum way way;
+    enum place from, to[SINKS_MAX];
+    size_t size;
+    enum sluice_route route;
+    bool bare;                                                              /* no head and tail */
+    bool exact;                                                             /* the length is declared */
+    bool cold;                                                              /* pages come from disk */
+    bool many;                                                              /* more segments than fit inline */
+    bool transform;                                                         /* every byte inverted */
+    bool slow;                                                              /* little room at the sinks */
+    void (*play)(const struct scenario *scenario, struct outcome *outcome); /* not a single transfer */
+};
+
+struct outcome {
+    int result;
+    bool has_error; /* the transfer itself failed, not what was done around it */
+    struct sluice_error error;
+    unsigned receipts_known;
+    struct sluice_receipt receipts[SINKS_MAX];
+    bool began; /* the library took the memory segments over */
+    unsigned segment_count, released[SEGMENTS_MAX];
+    unsigned char *expected;
+    size_t expected_size;
+    unsigned char *arrived[SINKS_MAX];
+    size_t arrived_size[SINKS_MAX];
+};
+
+/* ---- The world ---------------------------------------------------------------------------------------------- */
+
+static unsigned char pattern[BODY_MAX];
+
+static struct {
+    int feed; /* -1: all was fed, and it is closed */
+    size_t fed, feed_size;
+    int drain[SINKS_MAX]; /* -1: none */
+    size_t per_move;
+    unsigned char *data[SINKS_MAX];
+    size_t size[SINKS_MAX];
+    void (*extra)(void);
+} world;
+
+static void close_without_trace(int fd)
+{
+    /* No TIME_WAIT: thousands of runs would use up the ports. */
+    struct linger linger = {.l_onoff = 1, .l_linger = 0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    close(fd);
+}
+
+/* Returns whether more may come; *moved becomes true if something came. */
+static bool drain(int i, size_t most, bool *moved)
+{
+    if (world.size[i] + most > BODY_MAX + 4096)
+        most = BODY_MAX + 4096 - world.size[i];
+    ssize_t size = read(world.drain[i], world.data[i] + world.size[i], most);
+    if (size > 0) {
+        world.size[i] += (size_t)size;
+        *moved = true;
+    }
+    return size > 0 || (size < 0 && (errno == EAGAIN || errno == EINTR));
+}
+
+static bool feed(void)
+{
+    size_t part = world.feed_size - world.fed < 16384 ? world.feed_size - world.fed : 16384;
+    ssize_t size = part > 0 ? send(world.feed, pattern + world.fed, part, MSG_NOSIGNAL | MSG_DONTWAIT) : 0;
+    if (size < 0 && errno == ENOTSOCK)
+        size = write(world.feed, pattern + world.fed, part);
+    if (size > 0)
+        world.fed += (size_t)size;
+    if (world.fed < world.feed_size)
+        return size > 0;
+    close(world.feed);
+    world.feed = -1;
+    return true;
+}
+
+static bool move_world(void)
+{
+    bool moved = false;
+    if (world.extra != NULL)
+        world.extra();
+    if (world.feed >= 0)
+        moved |= feed();
+    for (int i = 0; i < SINKS_MAX; i++)
+        if (world.drain[i] >= 0)
+            drain(i, world.per_move, &moved);
+    return moved;
+}
+
+static void world_begin(size_t per_move)
+{
+    memset(&world, 0, sizeof world);
+    world.feed = -1;
+    world.per_move = per_move;
+    for (int i = 0; i < SINKS_MAX; i++)
+        world.drain[i] = -1;
+}
+
+/* After the library has closed its sides: take what is still on its way. */
+static void world_end(struct outcome *outcome)
+{
+    bool moved;
+    if (world.feed >= 0)
+        close_without_trace(world.feed);
+    for (int i = 0; i < SINKS_MAX; i++) {
+        if (world.drain[i] >= 0) {
+            struct pollfd wait = {.fd = world.drain[i], .events = POLLIN};
+            while (poll(&wait, 1, 1000) > 0 && drain(i, 65536, &moved))
+                ;
+            close_without_trace(world.drain[i]);
+        }
+        outcome->arrived[i] = world.data[i];
+        outcome->arrived_size[i] = world.size[i];
+    }
+}
+
+/* A descriptor for the library to read from, pattern bytes behind it. */
+static int make_source(enum place place, size_t size)
+{
+    int fds[2];
+    struct linger linger = {.l_onoff = 1, .l_linger = 0};
+    switch (place) {
+    case A_PIPE:
+        pipe_pair(fds);
+        world.feed = fds[1];
+        break;
+    case A_UNIX:
+        unix_pair(fds);
+        world.feed = fds[1];
+        break;
+    case A_TCP:
+        tcp_pair(fds);
+        setsockopt(fds[0], SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+        world.feed = fds[1];
+        break;
+    default:
+        return pattern_file(NULL, size);
+    }
+    world.feed_size = size;
+    return fds[0];
+}
+
+static int make_sink(enum place place, int i, bool slow)
+{
+    int fds[2];
+    int small = 8192;
+    world.data[i] = malloc(BODY_MAX + 4096);
+    switch (place) {
+    case A_PIPE:
+        pipe_pair(fds);
+        if (slow)
+            fcntl(fds[1], F_SETPIPE_SZ, 4096);
+        world.drain[i] = fds[0];
+        return fds[1];
+    case A_UNIX:
+        unix_pair(fds);
+        if (slow)
+            setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+        world.drain[i] = fds[1];
+        return fds[0];
+    case A_TCP:
+        tcp_pair(fds);
+        world.drain[i] = fds[1];
+        return fds[0];
+    default:
+        return pattern_file(NULL, 0);
+    }
+}
+
+/* ---- One transfer ------------------------------------------------------------------------------------------- */
+
+static int invert(void *context, const void *input, size_t input_size, size_t *ret_used, void *output,
+                  size_t output_size, size_t *ret_made, bool last)
+{
+    (void)context;
+    size_t size = input_size < output_size ? input_size : output_size;
+    for (size_t i = 0; i < size; i++)
+        ((unsigned char *)output)[i] = ((const unsigned char *)input)[i] ^ 0xff;
+    *ret_used = *ret_made = size;
+    return last && size == input_size;
+}
+
+static const struct sluice_transform inverted = {.size = sizeof inverted, .name = "invert", .apply = invert};
+
+static void count_release(void *context, const void *data, size_t length)
+{
+    (void)data, (void)length;
+    ++*(unsigned *)context;
+}
+
+static void expect(struct outcome *outcome, const void *data, size_t size)
+{
+    memcpy(outcome->expected + outcome->expected_size, data, size);
+    outcome->expected_size += size;
+}
+
+static void add_memory(struct outcome *outcome, struct sluice_segment *segments, const char *text)
+{
+    struct sluice_segment segment = memory_segment(text, strlen(text));
+    segment.release = count_release;
+    segment.release_context = &outcome->released[outcome->segment_count];
+    segments[outcome->segment_count++] = segment;
+    expect(outcome, text, strlen(text));
+}
+
+static void failed(struct outcome *outcome, int result)
+{
+    if (outcome->result == 0)
+        outcome->result = result;
+}
+
+static void run_it(const struct sluice_transfer_options *options, struct outcome *outcome)
+{
+    outcome->began = true;
+    outcome->receipts_known = (unsigned)options->sink_count;
+    memset(outcome->receipts, 0xaa, sizeof outcome->receipts); /* to be filled, whatever happens */
+    outcome->result = sluice_transfer_run(options, outcome->receipts, &outcome->error);
+    outcome->has_error = true;
+}
+
+static void wait_for(const struct sluice_waits *waits)
+{
+    struct pollfd fds[SLUICE_WAITS_MAX];
+    nfds_t count = 0;
+    for (unsigned i = 0; i < waits->count; i++) {
+        const struct sluice_wait *wait = &waits->wait[i];
+        if (wait->kind == SLUICE_WAIT_PAGES) {
+            sluice_wait_pages(wait);
+            return;
+        }
+        fds[count++] = (struct pollfd){.fd = wait->fd, .events = wait->kind == SLUICE_WAIT_READABLE ? POLLIN : POLLOUT};
+    }
+    while (poll(fds, count, move_world() ? 0 : 5) == 0)
+        ;
+}
+
+static void step_it(const struct sluice_transfer_options *options, struct outcome *outcome)
+{
+    struct sluice_transfer *transfer;
+    struct sluice_waits waits;
+    outcome->has_error = true;
+    outcome->result = sluice_transfer_new(options, &transfer, &outcome->error);
+    if (outcome->result < 0)
+        return;
+    outcome->began = true;
+    while ((outcome->result = sluice_transfer_step(transfer, &waits)) > 0)
+        if (outcome->result == SLUICE_STEP_WAIT)
+            wait_for(&waits);
+    outcome->error = *sluice_transfer_error(transfer);
+    outcome->receipts_known = (unsigned)options->sink_count;
+    for (unsigned i = 0; i < outcome->receipts_known; i++)
+        outcome->receipts[i] = *sluice_transfer_receipt(transfer, i);
+    sluice_transfer_free(transfer);
+}
+
+struct on_loop {
+    struct sluice_loop *loop;
+    struct outcome *outcome;
+    unsigned sinks;
+    bool done;
+};
+
+static void transfer_done(void *context, struct sluice_transfer *transfer, int result)
+{
+    struct on_loop *on_loop = context;
+    struct outcome *outcome = on_loop->outcome;
+    outcome->result = result;
+    outcome->has_error = true;
+    outcome->error = *sluice_transfer_error(transfer);
+    outcome->receipts_known = on_loop->sinks;
+    for (unsigned i = 0; i < on_loop->sinks; i++)
+        outcome->receipts[i] = *sluice_transfer_receipt(transfer, i);
+    on_loop->done = true;
+    sluice_loop_stop(on_loop->loop);
+}
+
+static void transfer_on(struct on_loop *on_loop, const struct sluice_transfer_options *options,
+                        struct sluice_transfer **ret_transfer)
+{
+    struct outcome *outcome = on_loop->outcome;
+    outcome->began = true;
+    memset(outcome->receipts, 0xaa, sizeof outcome->receipts);
+    on_loop->sinks = (unsigned)options->sink_count;
+    int result = sluice_loop_transfer(on_loop->loop, options, transfer_done, on_loop, ret_transfer,
+                                      &outcome->receipts[0], &outcome->error);
+    if (result == 0)
+        return;
+    on_loop->done = true;
+    outcome->has_error = true;
+    outcome->receipts_known = 1;
+    outcome->result = result < 0 ? result : 0;
+}
+
+static void loop_it(const struct sluice_transfer_options *options, struct outcome *outcome)
+{
+    struct on_loop on_loop = {.outcome = outcome};
+    struct sluice_transfer *transfer = NULL;
+    struct sluice_loop_options loop_options = {.size = sizeof loop_options, .helpers = 1};
+    int result = sluice_loop_new(&loop_options, &on_loop.loop);
+    if (result < 0) {
+        failed(outcome, result);
+        return;
+    }
+    transfer_on(&on_loop, options, &transfer);
+    if (!on_loop.done) {
+        result = sluice_loop_run(on_loop.loop);
+        if (result < 0 && !on_loop.done)
+            sluice_loop_transfer_cancel(on_loop.loop, transfer);
+    }
+    for (size_t i = 0; i < options->segment_count; i++)
+        if (options->segments[i].kind != SLUICE_SEGMENT_MEMORY)
+            sluice_loop_forget(on_loop.loop, options->segments[i].end);
+    for (size_t i = 0; i < options->sink_count; i++)
+        sluice_loop_forget(on_loop.loop, options->sinks[i]);
+    sluice_loop_free(on_loop.loop);
+}
+
+/* An end that owns the descriptor; NULL on failure, with the descriptor closed. */
+static struct sluice_end *open_end(int fd, unsigned flags, struct outcome *outcome)
+{
+    struct sluice_end *end = NULL;
+    int result = sluice_end_open(fd, flags, &end);
+    if (result < 0) {
+        failed(outcome, result);
+        close_without_trace(fd);
+        return NULL;
+    }
+    return end;
+}
+
+static void play_transfer(const struct scenario *scenario, struct outcome *outcome)
+{
+    struct sluice_segment segments[SEGMENTS_MAX];
+    struct sluice_end *sinks[SINKS_MAX] = {NULL};
+    int keep[SINKS_MAX] = {-1, -1, -1};
+    unsigned sink_count = 0;
+    bool file = scenario->from == A_FILE || scenario->from == OWN_FILE || scenario->from == A_BLOCK_DEVICE;
+
+    world_begin(scenario->slow ? 3001 : 65536);
+    int source_fd = make_source(scenario->from, scenario->size);
+    if (scenario->from == A_BLOCK_DEVICE)
+        fault_block_device = source_fd;
+    fault_cold_pages = scenario->cold ? 3 : 0;
+    unsigned flags = scenario->from == A_FILE ? 0 : SLUICE_END_OWN_FD;
+    struct sluice_end *source = open_end(source_fd, flags, outcome);
+
+    if (!scenario->bare)
+        add_memory(outcome, segments, "HEAD");
+    uint64_t length = scenario->exact ? scenario->size : SLUICE_UNTIL_END;
+    segments[outcome->segment_count++] = file ? file_segment(source, 0, length) : stream_segment(source, length);
+    expect(outcome, pattern, scenario->size);
+    if (!scenario->bare)
+        add_memory(outcome, segments, "TAIL!");
+    for (int i = 0; scenario->many && i < 3; i++)
+        add_memory(outcome, segments, "and more");
+    if (scenario->transform)
+        for (size_t i = 0; i < outcome->expected_size; i++)
+            outcome->expected[i] ^= 0xff;
+
+    for (; sink_count < SINKS_MAX && scenario->to[sink_count] != NOWHERE; sink_count++) {
+        unsigned i = sink_count;
+        int fd = make_sink(scenario->to[i], (int)i, scenario->slow);
+        if (scenario->to[i] == MEMORY) {
+            close(fd);
+            int result = sluice_end_open_memory(world.data[i], BODY_MAX + 4096, &sinks[i]);
+            if (result < 0)
+                failed(outcome, result);
+            continue;
+        }
+        if (world.drain[i] < 0)
+            keep[i] = dup(fd);
+        sinks[i] = open_end(fd, SLUICE_END_OWN_FD, outcome);
+    }
+    struct sluice_transfer_options options = {
+        .size = sizeof options,
+        .segments = segments,
+        .segment_count = outcome->segment_count,
+        .sinks = sinks,
+        .sink_count = sink_count,
+        .sink_offset = scenario->to[0] == APPENDED ? SLUICE_APPEND : 0,
+        .route = scenario->route,
+        .flags = scenario->cold ? SLUICE_TRANSFER_NEVER_BLOCK : 0,
+        .transform = scenario->transform ? &inverted : NULL,
+        .turn = 30000,
+    };
+    if (outcome->result == 0) {
+        static void (*const ways[])(const struct sluice_transfer_options *, struct outcome *) = {run_it, step_it,
+                                                                                                 loop_it};
+        ways[scenario->way](&options, outcome);
+    }
+    if (source != NULL && scenario->from == A_FILE)
+        close(source_fd);
+    sluice_end_close(source);
+    for (unsigned i = 0; i < sink_count; i++) {
+        sluice_end_close(sinks[i]);
+        if (keep[i] >= 0) {
+            world.size[i] = (size_t)lseek(keep[i], 0, SEEK_END);
+            if (pread(keep[i], world.data[i], world.size[i], 0) != (ssize_t)world.size[i])
+                world.size[i] = 0;
+            close(keep[i]);
+        } else if (scenario->to[i] == MEMORY) {
+            world.size[i] = outcome->receipts[i].sent;
+        }
+    }
+    world_end(outcome);
+}
+
+/* ---- A small server: every service of the loop at once --------------------------------------------------------- */
+
+static const char request[] = "a file, please";
+
+static struct server {
+    struct on_loop on;
+    const struct scenario *scenario;
+    struct sluice_listener *listener;
+    struct sluice_watch *watch;
+    struct sluice_timer timer;
+    struct sluice_end *connection, *file;
+    struct sluice_transfer *transfer;
+    size_t received;
+    bool watched, worked, work_done;
+    int event;
+    unsigned turns;
+    uint64_t began;
+} server;
+
+static void server_stop(int result)
+{
+    failed(server.on.outcome, result);
+    sluice_loop_stop(server.on.loop);
+}
+
+static void on_event(void *context)
+{
+    (void)context;
+    server.watched = true;
+}
+
+static void on_timer(void *context)
+{
+    (void)context;
+}
+
+static void on_helper(void *context)
+{
+    (void)context;
+    server.worked = true;
+}
+
+static void after_helper(void *context)
+{
+    (void)context;
+    server.work_done = server.worked;
+}
+
+static void each_turn(void *context)
+{
+    (void)context;
+    if (server.on.done && server.watched && server.work_done)
+        sluice_loop_stop(server.on.loop);
+    else if (++server.turns > SERVER_TURNS || sluice_loop_now(server.on.loop) - server.began > SERVER_MS)
+        server_stop(-ETIMEDOUT);
+}
+
+static void on_data(void *context, const char *data, ssize_t length)
+{
+    (void)context, (void)data;
+    if (length <= 0) {
+        server_stop(length < 0 ? (int)length : -EPIPE);
+        return;
+    }
+    server.received += (size_t)length;
+    if (server.received < sizeof request)
+        return;
+    sluice_loop_receive_pause(server.on.loop, server.connection);
+    struct sluice_segment segment = file_segment(server.file, 0, server.scenario->size);
+    struct sluice_transfer_options options = {.size = sizeof options,
+                                              .segments = &segment,
+                                              .segment_count = 1,
+                                              .sinks = &server.connection,
+                                              .sink_count = 1,
+                                              .flags = SLUICE_TRANSFER_NEVER_BLOCK};
+    transfer_on(&server.on, &options, &server.transfer);
+    if (server.on.done && server.on.outcome->result < 0)
+        sluice_loop_stop(server.on.loop);
+}
+
+static void on_connection(void *context, int fd, const struct sockaddr *address, unsigned address_length)
+{
+    (void)context, (void)address, (void)address_length;
+    if (fd < 0) {
+        server_stop(fd);
+        return;
+    }
+    server.connection = open_end(fd, SLUICE_END_OWN_FD, server.on.outcome);
+    int result = server.connection == NULL ? server.on.outcome->result
+                                           : sluice_loop_receive(server.on.loop, server.connection, 0, on_data, NULL);
+    if (result < 0)
+        server_stop(result);
+}
+
+static int begin_service(int listener)
+{
+    struct sluice_loop *loop = server.on.loop;
+    int result = sluice_loop_watch(loop, server.event, on_event, NULL, &server.watch);
+    if (result == 0)
+        result = sluice_loop_offload(loop, on_helper, after_helper, NULL);
+    if (result == 0)
+        result = sluice_loop_listen(loop, listener, on_connection, NULL, &server.listener);
+    if (result == 0) {
+        sluice_listener_pause(server.listener);
+        sluice_listener_resume(server.listener);
+    }
+    return result;
+}
+
+static void play_server(const struct scenario *scenario, struct outcome *outcome)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof address;
+    server = (struct server){.on.outcome = outcome, .scenario = scenario, .event = eventfd(1, EFD_NONBLOCK)};
+    world_begin(65536);
+    fault_cold_pages = 2;
+    world.data[0] = malloc(BODY_MAX + 4096);
+    expect(outcome, pattern, scenario->size);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    bind(listener, (struct sockaddr *)&address, size);
+    listen(listener, 4);
+    getsockname(listener, (struct sockaddr *)&address, &size);
+    int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (connect(client, (struct sockaddr *)&address, size) < 0 ||
+        send(client, request, sizeof request, 0) != (ssize_t)sizeof request)
+        failed(outcome, -errno);
+    fcntl(client, F_SETFL, O_NONBLOCK);
+    world.drain[0] = client;
+
+    server.file = open_end(pattern_file(NULL, scenario->size), SLUICE_END_OWN_FD, outcome);
+    int result = outcome->result == 0 ? sluice_loop_new(NULL, &server.on.loop) : outcome->result;
+    failed(outcome, result);
+    if (result == 0) {
+        struct sluice_loop *loop = server.on.loop;
+        server.began = sluice_loop_now(loop);
+        sluice_timer_start(loop, &server.timer, 60000, on_timer, NULL);
+        sluice_loop_each_turn(loop, each_turn, NULL);
+        result = begin_service(listener);
+        if (result == 0)
+            result = sluice_loop_run(loop);
+        failed(outcome, result);
+        if (server.transfer != NULL && !server.on.done)
+            sluice_loop_transfer_cancel(loop, server.transfer);
+        sluice_timer_stop(loop, &server.timer);
+        sluice_watch_free(server.watch);
+        sluice_listener_free(server.listener);
+        if (server.connection != NULL)
+            sluice_loop_forget(loop, server.connection);
+        sluice_loop_free(loop);
+    }
+    sluice_end_close(server.connection);
+    sluice_end_close(server.file);
+    close(server.event);
+    close(listener);
+    world_end(outcome);
+}
+
+/* ---- Receivers ---------------------------------------------------------------------------------------------- */
+
+static struct {
+    struct sluice_loop *loop;
+    bool ended;
+    ssize_t how;
+} receiver;
+
+static void take(void *context, const char *data, ssize_t length)
+{
+    (void)context;
+    if (length > 0) {
+        memcpy(world.data[0] + world.size[0], data, (size_t)length);
+        world.size[0] += (size_t)length;
+        return;
+    }
+    receiver.ended = true;
+    receiver.how = length;
+    sluice_loop_stop(receiver.loop);
+}
+
+static void reset_peer(void)
+{
+    if (world.feed >= 0)
+        close_without_trace(world.feed);
+    world.feed = -1;
+    world.extra = NULL;
+}
+
+static void receive(const struct scenario *scenario, struct outcome *outcome, bool paused)
+{
+    world_begin(65536);
+    world.extra = paused ? reset_peer : NULL;
+    memset(&receiver, 0, sizeof receiver);
+    world.data[0] = malloc(BODY_MAX + 4096);
+    struct sluice_end *end = open_end(make_source(scenario->from, scenario->size), SLUICE_END_OWN_FD, outcome);
+    int result = end != NULL ? sluice_loop_new(NULL, &receiver.loop) : outcome->result;
+    failed(outcome, result);
+    if (result == 0) {
+        result = sluice_loop_receive(receiver.loop, end, 0, take, NULL);
+        if (result == 0 && paused)
+            sluice_loop_receive_pause(receiver.loop, end);
+        if (result == 0)
+            result = sluice_loop_run(receiver.loop);
+        failed(outcome, result);
+        sluice_loop_forget(receiver.loop, end);
+        sluice_loop_free(receiver.loop);
+    }
+    sluice_end_close(end);
+}
+
+static void play_receiver(const struct scenario *scenario, struct outcome *outcome)
+{
+    expect(outcome, pattern, scenario->size);
+    receive(scenario, outcome, false);
+    if (receiver.ended)
+        failed(outcome, (int)receiver.how);
+    world_end(outcome);
+}
+
+static void play_reset(const struct scenario *scenario, struct outcome *outcome)
+{
+    receive(scenario, outcome, true);
+    if (outcome->result == 0 && (!receiver.ended || receiver.how >= 0))
+        failed(outcome, -ETIMEDOUT);
+    world_end(outcome);
+}
+
+static const struct scenario scenarios[] = {
+    {.name = "run: small file to TCP", .from = A_FILE, .to = {A_TCP}, .size = SMALL, .exact = true},
+    {.name = "run: large file to TCP, six segments", .from = OWN_FILE, .to = {A_TCP}, .size = LARGE, .many = true},
+    {.name = "run: larger file alone to TCP", .from = OWN_FILE, .to = {A_TCP}, .size = CORKED, .bare = true},
+    {.name = "run: file to TCP by mmap", .from = A_FILE, .to = {A_TCP}, .size = LARGE, .route = SLUICE_ROUTE_MMAP},
+    {.name = "run: file to TCP by splice", .from = A_FILE, .to = {A_TCP}, .size = LARGE, .route = SLUICE_ROUTE_SPLICE},
+    {.name = "run: file to TCP by copy", .from = A_FILE, .to = {A_TCP}, .size = LARGE, .route = SLUICE_ROUTE_COPY},
+    {.name = "run: block device to Unix", .from = A_BLOCK_DEVICE, .to = {A_UNIX}, .size = LARGE, .slow = true},
+    {.name = "run: file to pipe", .from = A_FILE, .to = {A_PIPE}, .size = LARGE, .slow = true},
+    {.name = "run: file to file", .from = A_FILE, .to = {A_FILE}, .size = LARGE},
+    {.name = "run: file to the end of a file by copy",
+     .from = A_FILE,
+     .to = {APPENDED},
+     .size = LARGE,
+     .route = SLUICE_ROUTE_COPY},
+    {.name = "run: file to memory", .from = A_FILE, .to = {MEMORY}, .size = LARGE},
+    {.name = "run: TCP to TCP", .from = A_TCP, .to = {A_TCP}, .size = LARGE},
+    {.name = "run: TCP to TCP by copy", .from = A_TCP, .to = {A_TCP}, .size = LARGE, .route = SLUICE_ROUTE_COPY},
+    {.name = "run: TCP to file", .from = A_TCP, .to = {A_FILE}, .size = LARGE, .exact = true},
+    {.name = "run: TCP to memory", .from = A_TCP, .to = {MEMORY}, .size = LARGE},
+    {.name = "run: pipe to TCP", .from = A_PIPE, .to = {A_TCP}, .size = LARGE},
+    {.name = "run: pipe to pipe by copy",
+     .from = A_PIPE,
+     .to = {A_PIPE},
+     .size = LARGE,
+     .slow = true,
+     .route = SLUICE_ROUTE_COPY},
+    {.name = "run: file to three", .from = A_FILE, .to = {A_TCP, A_UNIX, A_PIPE}, .size = LARGE, .slow = true},
+    {.name = "run: stream to three", .from = A_UNIX, .to = {A_TCP, A_UNIX, A_FILE}, .size = LARGE, .slow = true},
+    {.name = "run: file transformed to Unix",
+     .from = A_FILE,
+     .to = {A_UNIX},
+     .size = LARGE,
+     .transform = true,
+     .slow = true},
+    {.name = "run: stream transformed to TCP", .from = A_PIPE, .to = {A_TCP}, .size = LARGE, .transform = true},
+    {.name = "step: cold file to TCP", .way = STEP, .from = A_FILE, .to = {A_TCP}, .size = CORKED, .cold = true},
+    {.name = "step: Unix to pipe", .way = STEP, .from = A_UNIX, .to = {A_PIPE}, .size = LARGE, .slow = true},
+    {.name = "loop: small file to TCP", .way = LOOP, .from = OWN_FILE, .to = {A_TCP}, .size = SMALL, .exact = true},
+    {.name = "loop: cold file to Unix",
+     .way = LOOP,
+     .from = OWN_FILE,
+     .to = {A_UNIX},
+     .size = LARGE,
+     .cold = true,
+     .slow = true},
+    {.name = "loop: TCP to TCP", .way = LOOP, .from = A_TCP, .to = {A_TCP}, .size = LARGE},
+    {.name = "loop: pipe to Unix", .way = LOOP, .from = A_PIPE, .to = {A_UNIX}, .size = LARGE, .slow = true},
+    {.name = "loop: TCP to Unix by copy",
+     .way = LOOP,
+     .from = A_TCP,
+     .to = {A_UNIX},
+     .size = LARGE,
+     .slow = true,
+     .route = SLUICE_ROUTE_COPY},
+    {.name = "loop: stream to three",
+     .way = LOOP,
+     .from = A_UNIX,
+     .to = {A_TCP, A_UNIX, A_PIPE},
+     .size = LARGE,
+     .slow = true},
+    {.name = "loop: file transformed to pipe",
+     .way = LOOP,
+     .from = OWN_FILE,
+     .to = {A_PIPE},
+     .size = LARGE,
+     .transform = true,
+     .cold = true,
+     .slow = true},
+    {.name = "server", .size = LARGE, .play = play_server},
+    {.name = "receiver of TCP", .from = A_TCP, .size = LARGE, .play = play_receiver},
+    {.name = "receiver of a pipe", .from = A_PIPE, .size = LARGE, .play = play_receiver},
+    {.name = "paused receiver of a connection that breaks", .from = A_TCP, .play = play_reset},
+};
+#define SCENARIOS (sizeof scenarios / sizeof *scenarios)
+
+/* ---- Judging a run ------------------------------------------------------------------------------------------ */
+
+struct plan {
+    size_t scenario;
+    struct fault faults[FAULTS_AT_ONCE];
+    size_t count;
+};
+
+static const struct fault_kind *kind_of(const struct fault *fault)
+{
+    return &fault->site->call->kinds[fault->kind];
+}
+
+/* Could these faults have led to this error? */
+static bool accounts_for(const struct plan *plan, int code)
+{
+    const struct scenario *scenario = &scenarios[plan->scenario];
+    for (size_t i = 0; i < plan->count; i++) {
+        const char *call = plan->faults[i].site->call->name;
+        int error = kind_of(&plan->faults[i])->error;
+        if (code == -error)
+            return true;
+        if (code == -EOPNOTSUPP && scenario->route != SLUICE_ROUTE_AUTO)
+            return true; /* the forced route was refused */
+        if (code == -ENOMEM && strcmp(call, "mmap") == 0)
+            return true; /* a buffer is memory, whatever mmap calls its lack */
+        if (code == -ETIMEDOUT && strcmp(call, "epoll_ctl") == 0 && plan->faults[i].times == UINT_MAX)
+            return true; /* by this test: a listener that cannot be resumed tries again for ever */
+        if (code == -ECANCELED && strcmp(call, "epoll_wait") == 0)
+            return true; /* by this test, after the loop gave up */
+    }
+    return false;
+}
+
+static bool all_harmless(const struct plan *plan)
+{
+    for (size_t i = 0; i < plan->count; i++)
+        if (!kind_of(&plan->faults[i])->harmless)
+            return false;
+    return true;
+}
+
+static const char *judge_bytes(const struct outcome *outcome, int sinks)
+{
+    for (int i = 0; i < sinks; i++) {
+        size_t size = outcome->arrived_size[i];
+        if (size > outcome->expected_size || memcmp(outcome->arrived[i], outcome->expected, size) != 0)
+            return "wrong bytes arrived";
+        if (outcome->result == 0 && size != outcome->expected_size)
+            return "bytes are missing, without an error";
+        if (i < (int)outcome->receipts_known && outcome->receipts[i].sent != size)
+            return "what arrived is not what the receipt says was sent";
+    }
+    return NULL;
+}
+
+static const char *judge_receipts(const struct outcome *outcome)
+{
+    for (unsigned i = 0; i < outcome->receipts_known; i++) {
+        const struct sluice_receipt *receipt = &outcome->receipts[i];
+        if (receipt->by_reference + receipt->copied + receipt->unknown != receipt->bytes)
+            return "the receipt does not add up";
+        if (receipt->bytes != receipt->sent || receipt->released != receipt->sent)
+            return "the receipt says that something is outstanding";
+    }
+    return NULL;
+}
+
+static const char *judge_error(const struct outcome *outcome, int sinks)
+{
+    char text[400];
+    if (!outcome->has_error)
+        return NULL;
+    if (outcome->error.code != outcome->result)
+        return "the error's code is not the result";
+    if (outcome->result == 0)
+        return NULL;
+    if (outcome->error.operation == NULL)
+        return "the error does not say what failed";
+    bool right = false; /* it is about one of the sinks */
+    for (int i = 0; i < sinks; i++)
+        right |= outcome->error.delivered == outcome->arrived_size[i];
+    if (!right)
+        return "the error does not say how much was delivered";
+    int length = sluice_error_format(&outcome->error, text, sizeof text);
+    if (length <= 0 || strstr(text, strerrorname_np(-outcome->result)) == NULL)
+        return "the error's message does not name its errno";
+    return NULL;
+}
+
+static const char *judge(const struct plan *plan, const struct outcome *outcome)
+{
+    const struct scenario *scenario = &scenarios[plan->scenario];
+    int sinks = scenario->to[0] == NOWHERE ? 1 : 0;
+    while (sinks < SINKS_MAX && scenario->to[sinks] != NOWHERE)
+        sinks++;
+    if (outcome->result > 0)
+        return "the result is positive";
+    if (outcome->result < 0 && all_harmless(plan))
+        return "it failed, though it need not";
+    if (outcome->result < 0 && !accounts_for(plan, outcome->result))
+        return "it failed with an error that nobody gave it";
+    const char *fault = judge_bytes(outcome, sinks);
+    if (fault == NULL)
+        fault = judge_receipts(outcome);
+    if (fault == NULL)
+        fault = judge_error(outcome, sinks);
+    for (unsigned i = 0; i < SEGMENTS_MAX && fault == NULL; i++) {
+        bool memory = i < outcome->segment_count && outcome->began && !(scenario->bare || i == 1);
+        if (outcome->released[i] != memory)
+            fault = memory ? "memory was not released exactly once" : "memory was released that never was taken";
+    }
+    return fault;
+}
+
+/* ---- Runs --------------------------------------------------------------------------------------------------- */
+
+#define PLANS_MAX 60000
+static struct plan *plans; /* by number of run */
+static int plan_count;
+static unsigned long long injections;
+static unsigned failures;
+
+static const char *describe(const struct plan *plan, const char *complaint, const struct outcome *outcome)
+{
+    static char text[900];
+    int at = snprintf(text, sizeof text, "%s", scenarios[plan->scenario].name);
+    for (size_t i = 0; i < plan->count; i++)
+        at += snprintf(text + at, sizeof text - (size_t)at, ", %s, call %u%s: %s",
+                       fault_site_name(plan->faults[i].site), plan->faults[i].nth,
+                       plan->faults[i].times == 1          ? ""
+                       : plan->faults[i].times == UINT_MAX ? " and all after it"
+                                                           : " and a few after it",
+                       fault_kind_name(kind_of(&plan->faults[i])));
+    if (complaint != NULL) {
+        at += snprintf(text + at, sizeof text - (size_t)at, ": %s (result %d, %zu of %zu bytes, ", complaint,
+                       outcome->result, outcome->arrived_size[0], outcome->expected_size);
+        sluice_error_format(&outcome->error, text + at, sizeof text - (size_t)at);
+    }
+    return text;
+}
+
+struct job {
+    const struct scenario *scenario;
+    struct outcome *outcome;
+};
+
+static void *play(void *argument)
+{
+    const struct job *job = argument;
+    if (job->scenario->play != NULL)
+        job->scenario->play(job->scenario, job->outcome);
+    else
+        play_transfer(job->scenario, job->outcome);
+    return NULL;
+}
+
+static void perform(const struct plan *plan)
+{
+    static unsigned char expected[BODY_MAX + 4096];
+    struct outcome outcome = {.expected = expected};
+    struct job job = {.scenario = &scenarios[plan->scenario], .outcome = &outcome};
+    pthread_t thread;
+    if (plan_count == PLANS_MAX)
+        CHECK_FAIL("more than %d runs", PLANS_MAX);
+    plans[plan_count] = *plan;
+    int before = open_descriptors();
+    fault_block_device = -1;
+    fault_begin(plan_count++, plan->faults, plan->count, describe(plan, NULL, NULL));
+    CHECK_EQ(pthread_create(&thread, NULL, play, &job), 0);
+    pthread_join(thread, NULL);
+    injections += fault_end();
+    const char *complaint = judge(plan, &outcome);
+    if (complaint == NULL)
+        complaint = fault_violation();
+    if (complaint == NULL && open_descriptors() != before)
+        complaint = "descriptors leaked";
+    for (int i = 0; i < SINKS_MAX; i++)
+        free(outcome.arrived[i]);
+    if (complaint != NULL && failures++ < 40)
+        printf("# %s\n", describe(plan, complaint, &outcome));
+}
+
+static void inject(size_t scenario, const struct fault *first, struct fault_site *site, unsigned nth, bool for_ever)
+{
+    for (unsigned kind = 0; site->call->kinds[kind].error != 0 || site->call->kinds[kind].effect != FAULT_ERRNO;
+         kind++) {
+        struct plan plan = {.scenario = scenario};
+        if (first != NULL)
+            plan.faults[plan.count++] = *first;
+        unsigned times = !for_ever ? 1 : site->call->kinds[kind].not_moving ? 3 : UINT_MAX;
+        if (for_ever && site->call->kinds[kind].effect == FAULT_ONE_BYTE)
+            continue; /* half a length each time says the same sooner */
+        plan.faults[plan.count++] = (struct fault){.site = site, .nth = nth, .times = times, .kind = kind};
+        perform(&plan);
+    }
+}
+
+static void inject_everywhere(size_t scenario)
+{
+    size_t count = fault_site_count();
+    unsigned calls[count];
+    perform(&(struct plan){.scenario = scenario});
+    for (size_t i = 0; i < count; i++)
+        calls[i] = (unsigned)fault_site(i)->calls_in_run;
+    for (size_t i = 0; i < count; i++) {
+        for (unsigned nth = 1; nth <= calls[i]; nth++) {
+            if (nth > EVERY_CALL && nth != calls[i] / 2 && nth != calls[i])
+                continue;
+            inject(scenario, NULL, fault_site(i), nth, false);
+            if (nth == 1 || nth == calls[i] / 2)
+                inject(scenario, NULL, fault_site(i), nth, true);
+        }
+    }
+}
+
+/* Sites that only the handling of another fault reaches. */
+static void inject_behind_faults(void)
+{
+    for (size_t i = 0; i < fault_site_count(); i++) {
+        struct fault_site *site = fault_site(i);
+        if (site->calls == 0 || site->injected > 0)
+            continue;
+        const struct plan *plan = &plans[site->reached_by];
+        if (plan->count == 0)
+            continue;
+        inject(plan->scenario, &plan->faults[0], site, 1, false);
+        inject(plan->scenario, &plan->faults[0], site, 1, true);
+    }
+}
+
+/* A second fault while the first is being dealt with: pairs of the faults above, the same in every run of this test. */
+static void inject_pairs(void)
+{
+    int singles = plan_count;
+    uint64_t random = 1;
+    for (int i = 0; i < PAIRS; i++) {
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        const struct plan *one = &plans[(random >> 33) % (uint64_t)singles];
+        const struct plan *other = one + 1 + (random >> 20) % 300;
+        if (other >= plans + singles || one->scenario != other->scenario || one->count != 1 || other->count != 1 ||
+            one->faults[0].site == other->faults[0].site)
+            continue;
+        perform(&(struct plan){.scenario = one->scenario, .faults = {one->faults[0], other->faults[0]}, .count = 2});
+    }
+}
+
+/* Once, for whichever test comes first. */
+static void inject_all(void)
+{
+    if (plans != NULL)
+        return;
+    pattern_fill(pattern, 0, sizeof pattern);
+    plans = calloc(PLANS_MAX, sizeof *plans);
+    fault_world = move_world;
+    fault_install();
+    for (size_t i = 0; i < SCENARIOS; i++)
+        inject_everywhere(i);
+    inject_behind_faults();
+    inject_pairs();
+}
+
+TEST("whatever system call fails, every sink gets the exact bytes, or the error says how many, and nothing leaks")
+{
+    inject_all();
+    CHECK_EQ(failures, 0);
+}
+
+TEST("no call site of the library is left out")
+{
+    unsigned missed = 0, kinds = 0;
+    inject_all();
+    printf("# %-52s %9s  %s\n", "site", "calls", "injected");
+    for (size_t i = 0; i < fault_site_count(); i++) {
+        const struct fault_site *site = fault_site(i);
+        printf("# %-52s %9llu ", fault_site_name(site), (unsigned long long)site->calls);
+        for (unsigned kind = 0; kind < 64 && site->kinds_injected >> kind != 0; kind++) {
+            if (!(site->kinds_injected >> kind & 1))
+                continue;
+            printf(" %s", fault_kind_name(&site->call->kinds[kind]));
+            kinds++;
+        }
+        printf("%s\n", site->injected == 0 ? " NOTHING" : "");
+        missed += site->injected == 0;
+    }
+    printf("# %zu call sites, %u faults of them, %llu injections in %d runs\n", fault_site_count(), kinds, injections,
+           plan_count);
+    CHECK_EQ(missed, 0);
+}
+
+CHECK_MAIN()
