@@ -84,23 +84,27 @@ void sluice_transfer_free(struct sluice_transfer *transfer)
     free(transfer);
 }
 
+/* Asked for and waited for piece by piece: a helper that sleeps for the disk after every piece leaves the processor to
+ * the loop's thread, where one that asks for the whole window keeps it for milliseconds at a time. */
+#define PAGES_PIECE (256u << 10)
+
 int sluice_wait_pages(const struct sluice_wait *wait)
 {
     char byte;
-    /* Asked for as a whole, so that the disk gets large requests; then waited for piece by piece. */
-    sys.readahead(wait->fd, (off_t)wait->offset, wait->length);
-    for (uint64_t at = 0; at < wait->length; at += 128u << 10) {
+    uint64_t end = wait->offset + wait->length;
+    for (uint64_t at = wait->offset; at < end;) {
+        size_t piece = end - at < PAGES_PIECE ? (size_t)(end - at) : PAGES_PIECE;
+        sys.readahead(wait->fd, (off_t)at, piece);
+        at += piece;
         ssize_t result;
         do
-            result = sys.pread(wait->fd, &byte, 1, (off_t)(wait->offset + at));
+            result = sys.pread(wait->fd, &byte, 1, (off_t)at - 1);
         while (result < 0 && errno == EINTR);
         if (result < 0)
             return -errno;
         if (result == 0)
             return 0;
     }
-    if (wait->length > 0 && sys.pread(wait->fd, &byte, 1, (off_t)(wait->offset + wait->length - 1)) < 0)
-        return -errno;
     return 0;
 }
 

@@ -22,6 +22,8 @@
 #include <time.h>
 #include <unistd.h>
 
+/* A turn for a file that comes from disk: what is sent of it costs several times what a hot one does, and others wait. */
+#define COLD_TURN (256u << 10)
 #define EVENTS_PER_TURN 256
 #define RECEIVE_MAX (16u << 10)
 #define ACCEPTS_PER_TURN 32
@@ -483,6 +485,8 @@ static int step_on_loop(struct sluice_loop *loop, struct sluice_transfer *transf
     transfer->loop_now = loop->now;
     transfer->loop_turn = loop->turn;
     transfer->waits_pages = false;
+    if (transfer->ahead_to != 0 && transfer->turn_size > COLD_TURN)
+        transfer->turn_size = COLD_TURN;
     int result = transfer_step(transfer, &waits);
     if (result > 0)
         read_ahead(loop, transfer);
