@@ -170,8 +170,9 @@ int end_size_now(struct sluice_end *end, uint64_t turn, uint64_t *calls, uint64_
     struct file_facts *file = &end->file;
     if (turn == 0 || file->checked_turn != turn) {
         ++*calls;
-        /* lseek takes 0.18 us where fstat takes 0.44, but it moves the file position: only where nobody can see it. */
-        if (end->kind == SLUICE_END_BLOCK || (end->flags & SLUICE_END_OWN_FD)) {
+        /* lseek takes 0.18 us where fstat takes 0.44, but it moves the file position: only where nobody can see it. A
+         * virtual file, of size 0, may refuse to be sought in (EINVAL). */
+        if (end->kind == SLUICE_END_BLOCK || (end->flags & SLUICE_END_OWN_FD && file->size > 0)) {
             off_t size = sys.lseek(end->fd, 0, SEEK_END);
             if (size < 0)
                 return -errno;
