@@ -93,6 +93,7 @@ static struct {
     size_t fault_count;
     unsigned injected;
     uint64_t calls;
+    bool quiet;
     const char *description;
     const char *violation;
 } run;
@@ -178,6 +179,13 @@ void fault_begin(int number, const struct fault *faults, size_t count, const cha
     live_count = pipe_count = watched_count = 0;
 }
 
+void fault_quiet(bool quiet)
+{
+    pthread_mutex_lock(&lock);
+    run.quiet = quiet;
+    pthread_mutex_unlock(&lock);
+}
+
 unsigned fault_end(void)
 {
     run.fault_count = 0;
@@ -223,6 +231,10 @@ static int strike(const struct fault_call *call, int in, int out, size_t *size)
     struct fault_site *site = arrived;
     int error = 0;
     pthread_mutex_lock(&lock);
+    if (run.quiet) {
+        pthread_mutex_unlock(&lock);
+        return 0;
+    }
     site->call = call;
     if (site->calls++ == 0)
         site->reached_by = run.number;

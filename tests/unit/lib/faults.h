@@ -69,6 +69,8 @@ extern unsigned fault_cold_pages;
 void fault_install(void);
 /* A run begins: counts of the run are zero, these faults are armed. description is printed if the run never ends. */
 void fault_begin(int run, const struct fault *faults, size_t count, const char *description);
+/* For a while nothing is injected and nothing counted. */
+void fault_quiet(bool quiet);
 /* How many faults were injected since. Disarms. */
 unsigned fault_end(void);
 /* What the library did wrong by itself: leaked memory or mappings, closed or freed twice. NULL: nothing. Static. */
