@@ -151,7 +151,7 @@ static void world_end(struct outcome *outcome)
     for (int i = 0; i < SINKS_MAX; i++) {
         if (world.drain[i] >= 0) {
             struct pollfd wait = {.fd = world.drain[i], .events = POLLIN};
-            while (poll(&wait, 1, 1000) > 0 && drain(i, 65536, &moved))
+            while (poll(&wait, 1, 10000) > 0 && drain(i, 65536, &moved))
                 ;
             close_without_trace(world.drain[i]);
         }
