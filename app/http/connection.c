@@ -353,6 +353,8 @@ static enum progress send_segments(struct connection *connection, struct exchang
     struct sluice_error error;
     options->segments = segments;
     options->segment_count = count;
+    /* A forced route is for bodies; what we have in memory is sent as always. */
+    options->route = count > 1 ? server->options->route : SLUICE_ROUTE_AUTO;
     options->sinks = &connection->end;
     int r = sluice_loop_transfer(server->loop, options, on_sent, exchange, &exchange->transfer, &receipt, &error);
     if (r == 0) {

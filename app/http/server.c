@@ -38,7 +38,6 @@ int http_server_new(const struct http_server_options *options, struct http_serve
     server->transfer = (struct sluice_transfer_options){
         .size = sizeof server->transfer,
         .sink_count = 1,
-        .route = options->route,
         .flags = SLUICE_TRANSFER_NEVER_BLOCK,
     };
     struct files_options files = {
