@@ -775,19 +775,24 @@ TEST("a timer runs its whole time, also when the loop was made long before it ru
 
 /* ---- Offloading, watching ---------------------------------------------------------------------------------------- */
 
-static pthread_t worked_on;
+struct piece {
+    pthread_t worked_on;
+    int count;
+};
 static int work_done;
 
 static void work(void *context)
 {
-    worked_on = pthread_self();
+    struct piece *piece = context;
+    piece->worked_on = pthread_self();
     usleep(20000);
-    *(int *)context += 1;
+    piece->count++;
 }
 
 static void after_work(void *context)
 {
-    if (pthread_equal(worked_on, pthread_self()) || *(int *)context == 0)
+    const struct piece *piece = context;
+    if (pthread_equal(piece->worked_on, pthread_self()) || piece->count == 0)
         work_done = -1000;
     if (++work_done == 5)
         sluice_loop_stop(loop);
@@ -795,15 +800,15 @@ static void after_work(void *context)
 
 TEST("offloaded work runs on another thread, and what follows it on the loop's")
 {
-    int counts[5] = {0};
+    struct piece pieces[5] = {0};
     begin();
     work_done = 0;
     for (int i = 0; i < 5; i++)
-        CHECK_EQ(sluice_loop_offload(loop, work, after_work, &counts[i]), 0);
+        CHECK_EQ(sluice_loop_offload(loop, work, after_work, &pieces[i]), 0);
     run_until_stopped();
     CHECK_EQ(work_done, 5);
     for (int i = 0; i < 5; i++)
-        CHECK_EQ(counts[i], 1);
+        CHECK_EQ(pieces[i].count, 1);
     end();
 }
 
@@ -1003,7 +1008,6 @@ TEST("while a transfer waits for pages from disk, other traffic of the loop goes
     job_start(&hot, file_segment(end_of(pattern_file(NULL, 3 << 20)), 0, 3 << 20), b[0], SLUICE_TRANSFER_NEVER_BLOCK,
               64 << 10);
     run_until_stopped();
-    sys = before;
     CHECK_EQ(hot.result, 0);
     CHECK_EQ(cold.result, 0);
     CHECK_EQ(hot.ended, 1);
@@ -1022,6 +1026,7 @@ TEST("while a transfer waits for pages from disk, other traffic of the loop goes
     close(a[1]);
     close(b[1]);
     end();
+    sys = before;
 }
 
 TEST("a transfer that waits for pages can be cancelled, and the helper's late answer does no harm")
@@ -1042,9 +1047,9 @@ TEST("a transfer that waits for pages can be cancelled, and the helper's late an
     job_close(&cold);
     run_for(500);
     CHECK_EQ(jobs_ended, 1);
-    sys.pread = pread;
     close(a[1]);
     end();
+    sys.pread = pread; /* no helper is left to use it */
 }
 
 int main(void)

@@ -63,18 +63,22 @@ int pattern_file(const char *directory, size_t size)
     return fd;
 }
 
+/* Without privileges only what net.ipv4.tcp_allowed_congestion_control lists may be set: then it is the host's. */
+static bool set_cubic(int fd)
+{
+    return setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5) == 0 || errno == EPERM;
+}
+
 void tcp_pair(int fds[2])
 {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof address;
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (listener < 0 || setsockopt(listener, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5) < 0 ||
-        bind(listener, (struct sockaddr *)&address, size) < 0 || listen(listener, 1) < 0 ||
-        getsockname(listener, (struct sockaddr *)&address, &size) < 0)
+    if (listener < 0 || !set_cubic(listener) || bind(listener, (struct sockaddr *)&address, size) < 0 ||
+        listen(listener, 1) < 0 || getsockname(listener, (struct sockaddr *)&address, &size) < 0)
         die("listener");
     fds[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fds[0] < 0 || setsockopt(fds[0], IPPROTO_TCP, TCP_CONGESTION, "cubic", 5) < 0 ||
-        connect(fds[0], (struct sockaddr *)&address, size) < 0)
+    if (fds[0] < 0 || !set_cubic(fds[0]) || connect(fds[0], (struct sockaddr *)&address, size) < 0)
         die("connect");
     fds[1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fds[1] < 0)
