@@ -141,6 +141,8 @@ struct sluice_segment {
     uint64_t length;            /* of memory exact; of others exact or SLUICE_UNTIL_END */
     sluice_release_fn *release; /* memory: may be NULL */
     void *release_context;
+    bool size_known; /* file: its size was seen just now (inotify has told nothing, or fstat was asked): do not ask again
+                        for a body that leaves at once. 0.3 us of a small response */
 };
 
 /* ---- Receipts ----------------------------------------------------------------------------------------------- */

@@ -220,28 +220,35 @@ void end_note_resident(struct sluice_end *end, uint64_t offset, uint64_t length,
     file->resident_at = now;
 }
 
-uint64_t end_resident(struct sluice_end *end, uint64_t offset, uint64_t length, uint64_t now, uint64_t *calls)
+static uint64_t probe(struct sluice_end *end, uint64_t offset, uint64_t length, bool warm, uint64_t *calls)
 {
-    struct file_facts *file = &end->file;
-    if (length == 0 || end->direct)
+    uint64_t last = offset + length - 1;
+    if (warm && page_is_resident(end->fd, last, calls))
         return length;
-    if (now - file->resident_at < RESIDENCY_MS && offset >= file->resident_from && offset < file->resident_to) {
-        uint64_t known = file->resident_to - offset;
-        if (known >= length)
-            return length;
-        uint64_t more = end_resident(end, offset + known, length - known, now, calls);
-        return known + more;
-    }
     uint64_t resident = 0;
     while (resident < length && page_is_resident(end->fd, offset + resident, calls))
         resident += length - resident < RESIDENCY_STEP ? length - resident : RESIDENCY_STEP;
     /* The steps looked at their first pages; the last page of all is in no step's beginning. */
-    uint64_t last = offset + length - 1;
     if (resident == length && last / PAGE != offset / PAGE && !page_is_resident(end->fd, last, calls))
         resident = (length - 1) / RESIDENCY_STEP * RESIDENCY_STEP;
-    if (resident > 0)
-        end_note_resident(end, offset, resident, now);
     return resident;
+}
+
+uint64_t end_resident(struct sluice_end *end, uint64_t offset, uint64_t length, bool warm, uint64_t now,
+                      uint64_t *calls)
+{
+    struct file_facts *file = &end->file;
+    uint64_t known = 0;
+    if (length == 0 || end->direct)
+        return length;
+    if (now - file->resident_at < RESIDENCY_MS && offset >= file->resident_from && offset < file->resident_to)
+        known = file->resident_to - offset;
+    if (known >= length)
+        return length;
+    uint64_t resident = probe(end, offset + known, length - known, warm, calls);
+    if (resident > 0)
+        end_note_resident(end, offset + known, resident, now);
+    return known + resident;
 }
 
 const char *end_mapping(struct sluice_end *end, uint64_t *calls)

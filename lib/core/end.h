@@ -69,8 +69,10 @@ static inline bool end_is_socket(const struct sluice_end *end)
 int end_size_now(struct sluice_end *end, uint64_t turn, uint64_t *calls, uint64_t *ret_size);
 
 /* How many of the bytes from offset on are in memory as far as RWF_NOWAIT tells, asked at most once in RESIDENCY_MS for
- * the same range. A file system that does not know RWF_NOWAIT counts as resident: there is no way to ask it. */
-uint64_t end_resident(struct sluice_end *end, uint64_t offset, uint64_t length, uint64_t now, uint64_t *calls);
+ * the same range. warm: what lies before was in memory, so the last page will tell; else one page in RESIDENCY_STEP is
+ * looked at. A file system that does not know RWF_NOWAIT counts as resident: there is no way to ask it. */
+uint64_t end_resident(struct sluice_end *end, uint64_t offset, uint64_t length, bool warm, uint64_t now,
+                      uint64_t *calls);
 
 /* A mapping of the whole (small) file, kept with the end, for the kernel to read from; NULL if it cannot be had. */
 const char *end_mapping(struct sluice_end *end, uint64_t *calls);

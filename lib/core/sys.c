@@ -91,6 +91,8 @@ struct sys sys = {
     .epoll_ctl = epoll_ctl,
     .epoll_wait = plain_epoll_wait,
     .eventfd = eventfd,
+    .timerfd_create = timerfd_create,
+    .timerfd_settime = timerfd_settime,
     .open = open_mode,
     .allocate = calloc,
 };

@@ -10,6 +10,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/timerfd.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
@@ -46,6 +47,8 @@ struct sys {
     int (*epoll_ctl)(int epoll, int operation, int fd, struct epoll_event *event);
     int (*epoll_wait)(int epoll, struct epoll_event *events, int size, int timeout);
     int (*eventfd)(unsigned value, int flags);
+    int (*timerfd_create)(int clock, int flags);
+    int (*timerfd_settime)(int fd, int flags, const struct itimerspec *value, struct itimerspec *old);
     int (*open)(const char *path, int flags, mode_t mode);
     void *(*allocate)(size_t count, size_t size); /* calloc; freed by free() */
 };

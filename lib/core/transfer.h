@@ -75,7 +75,7 @@ struct sluice_transfer {
     sluice_transfer_done_fn *done;
     void *done_context;
     struct sluice_transfer *next, **previous; /* in the loop's list of transfers to be stepped */
-    bool queued, waits_pages;
+    bool queued, waits_pages, waited;
     uint64_t round;    /* of the loop's queue in which it was queued */
     uint64_t ahead_to; /* how far a file that was not in memory has been asked for; 0: it was */
     struct sluice_segment inline_segments[INLINE_SEGMENTS];

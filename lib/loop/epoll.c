@@ -74,13 +74,15 @@ struct sluice_watch {
 
 struct sluice_loop {
     int epoll, wake;
+    int alarm; /* a timerfd: a timeout of epoll_wait would start and stop a kernel timer in every turn, for 1 us */
+    uint64_t alarm_slot; /* of the timer wheel, for which it is set; UINT64_MAX: it is not */
     int reserve; /* given up for a moment to accept and close a connection when descriptors run out */
     volatile sig_atomic_t stop;
     uint64_t now, turn;
     bool running; /* so that now is kept up to date */
     struct timers timers;
     struct helpers *helpers;
-    struct sluice_watch *helper_watch;
+    struct sluice_watch *helper_watch, *alarm_watch;
     struct source *dead;
     struct loop_end *ready;           /* receivers with data left over from their last call */
     struct sluice_transfer *queued, **queued_last; /* transfers to be stepped, the oldest first */
@@ -422,6 +424,7 @@ static void stop_waiting(struct sluice_transfer *transfer)
 /* Returns 0 or a negative errno: then the transfer cannot go on. */
 static int start_waiting(struct sluice_loop *loop, struct sluice_transfer *transfer, const struct sluice_waits *waits)
 {
+    transfer->waited = true;
     for (unsigned i = 0; i < waits->count; i++) {
         const struct sluice_wait *wait = &waits->wait[i];
         if (wait->kind == SLUICE_WAIT_PAGES) {
@@ -470,7 +473,8 @@ static void put_transfer(struct sluice_loop *loop, struct sluice_transfer *trans
 
 static void detach(struct sluice_loop *loop, struct sluice_transfer *transfer)
 {
-    stop_waiting(transfer);
+    if (transfer->waited)
+        stop_waiting(transfer);
     unqueue_transfer(loop, transfer);
     if (transfer->loop_context != NULL) {
         ((struct pages_job *)transfer->loop_context)->transfer = NULL;
@@ -771,6 +775,28 @@ static void helpers_ended(void *context)
     }
 }
 
+/* The wheel's clock is the coarse one, which lags by up to a tick (10 ms at 100 Hz). */
+#define CLOCK_LAG_MS 10
+
+static void alarm_rang(void *context)
+{
+    struct sluice_loop *loop = context;
+    loop->alarm_slot = UINT64_MAX; /* not read: setting it anew clears it, and edges need no reading */
+}
+
+/* See to it that the loop wakes for its next timer. Returns the timeout for epoll_wait: -1 when the alarm will do it. */
+static int set_alarm(struct sluice_loop *loop)
+{
+    if (loop->timers.soonest >= loop->alarm_slot)
+        return -1;
+    uint64_t at = loop->timers.soonest * TIMER_SLOT_MS + CLOCK_LAG_MS;
+    struct itimerspec when = {.it_value = {.tv_sec = (time_t)(at / 1000), .tv_nsec = (long)(at % 1000) * 1000000}};
+    if (sys.timerfd_settime(loop->alarm, TFD_TIMER_ABSTIME, &when, NULL) < 0)
+        return timers_next(&loop->timers, loop->now);
+    loop->alarm_slot = loop->timers.soonest;
+    return -1;
+}
+
 /* ---- The loop ----------------------------------------------------------------------------------------------- */
 
 int sluice_loop_new(const struct sluice_loop_options *options, struct sluice_loop **ret_loop)
@@ -783,7 +809,8 @@ int sluice_loop_new(const struct sluice_loop_options *options, struct sluice_loo
     loop->now = read_clock();
     loop->turn = 1;
     loop->queued_last = &loop->queued;
-    loop->epoll = loop->wake = loop->reserve = -1;
+    loop->epoll = loop->wake = loop->alarm = loop->reserve = -1;
+    loop->alarm_slot = UINT64_MAX;
     timers_begin(&loop->timers, loop->now);
     int result = 0;
     loop->epoll = sys.epoll_create1(EPOLL_CLOEXEC);
@@ -801,6 +828,12 @@ int sluice_loop_new(const struct sluice_loop_options *options, struct sluice_loo
         result = helpers_new(helpers, nice, loop->wake, &loop->helpers);
     if (result == 0)
         result = sluice_loop_watch(loop, loop->wake, helpers_ended, loop, &loop->helper_watch);
+    if (result == 0) {
+        loop->alarm = sys.timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+        result = loop->alarm < 0 ? -errno : 0;
+    }
+    if (result == 0)
+        result = sluice_loop_watch(loop, loop->alarm, alarm_rang, loop, &loop->alarm_watch);
     /* For good, not around every step: see core/sigpipe.h. */
     sigset_t sigpipe;
     sigemptyset(&sigpipe);
@@ -820,13 +853,14 @@ void sluice_loop_free(struct sluice_loop *loop)
         return;
     helpers_free(loop->helpers);
     sluice_watch_free(loop->helper_watch);
+    sluice_watch_free(loop->alarm_watch);
     clear_graveyard(loop);
     while (loop->idle != NULL) {
         struct sluice_transfer *transfer = loop->idle;
         loop->idle = transfer->next;
         free(transfer);
     }
-    const int fds[] = {loop->epoll, loop->wake, loop->reserve};
+    const int fds[] = {loop->epoll, loop->wake, loop->alarm, loop->reserve};
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0)
             sys.close(fds[i]);
@@ -868,7 +902,7 @@ int sluice_loop_run(struct sluice_loop *loop)
 {
     loop->running = true;
     while (!loop->stop) {
-        int timeout = loop->ready != NULL || loop->queued != NULL ? 0 : timers_next(&loop->timers, loop->now);
+        int timeout = loop->ready != NULL || loop->queued != NULL ? 0 : set_alarm(loop);
         int count = sys.epoll_wait(loop->epoll, loop->events, EVENTS_PER_TURN, timeout);
         if (count < 0 && errno != EINTR) {
             loop->running = false;

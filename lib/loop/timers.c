@@ -16,12 +16,15 @@ static void link_timer(struct timers *timers, struct sluice_timer *timer, uint64
         timer->next->previous = &timer->next;
     timers->slots[place] = timer;
     timers->occupied[place / 64] |= UINT64_C(1) << place % 64;
+    if (slot < timers->soonest)
+        timers->soonest = slot;
 }
 
 void timers_begin(struct timers *timers, uint64_t now)
 {
     memset(timers, 0, sizeof *timers);
     timers->next_slot = now / TIMER_SLOT_MS + 1;
+    timers->soonest = UINT64_MAX;
 }
 
 void timers_start(struct timers *timers, struct sluice_timer *timer, uint64_t now, unsigned milliseconds)
@@ -52,6 +55,8 @@ void timers_expire(struct timers *timers, uint64_t now)
     uint64_t last = now / TIMER_SLOT_MS;
     if (last >= timers->next_slot + TIMER_SLOTS)
         last = timers->next_slot + TIMER_SLOTS - 1; /* the machine slept: every slot once is enough */
+    if (timers->next_slot > last)
+        return;
     while (timers->next_slot <= last) {
         unsigned place = (unsigned)(timers->next_slot % TIMER_SLOTS);
         struct sluice_timer *due = timers->slots[place];
@@ -69,6 +74,8 @@ void timers_expire(struct timers *timers, uint64_t now)
                 timer->expired(timer->context);
         }
     }
+    int next = timers_next(timers, timers->next_slot * TIMER_SLOT_MS);
+    timers->soonest = next < 0 ? UINT64_MAX : timers->next_slot + (unsigned)next / TIMER_SLOT_MS;
 }
 
 int timers_next(struct timers *timers, uint64_t now)

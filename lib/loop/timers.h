@@ -15,6 +15,7 @@ struct timers {
     struct sluice_timer *slots[TIMER_SLOTS];
     uint64_t occupied[TIMER_SLOTS / 64];
     uint64_t next_slot; /* absolute number of the first slot not yet expired */
+    uint64_t soonest;   /* no timer lies in a slot before this; UINT64_MAX: none lies anywhere */
 };
 
 void timers_begin(struct timers *timers, uint64_t now);

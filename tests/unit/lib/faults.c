@@ -70,6 +70,8 @@ CALL(epoll_create1, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENOMEM));
 CALL(epoll_ctl, FAILS(ENOSPC), FAILS(ENOMEM));
 CALL(epoll_wait, NOT_YET(EINTR), FAILS(EINVAL));
 CALL(eventfd, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENODEV), FAILS(ENOMEM));
+CALL(timerfd_create, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENOMEM), FAILS(ENODEV));
+CALL(timerfd_settime, HARMLESS(EINVAL), HARMLESS(ECANCELED));
 CALL(open, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENOMEM));
 CALL(allocate, FAILS(ENOMEM));
 
@@ -613,6 +615,18 @@ static int faulty_open(const char *path, int flags, mode_t mode)
     return error != 0 ? fail(error) : real.open(path, flags, mode);
 }
 
+static int faulty_timerfd_create(int clock, int flags)
+{
+    int error = strike(&call_timerfd_create, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.timerfd_create(clock, flags);
+}
+
+static int faulty_timerfd_settime(int fd, int flags, const struct itimerspec *value, struct itimerspec *old)
+{
+    int error = strike(&call_timerfd_settime, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.timerfd_settime(fd, flags, value, old);
+}
+
 static void *faulty_allocate(size_t count, size_t size)
 {
     int error = strike(&call_allocate, -1, -1, NULL);
@@ -663,5 +677,7 @@ void fault_install(void)
     sys.epoll_wait = faulty_epoll_wait;
     sys.eventfd = faulty_eventfd;
     sys.open = faulty_open;
+    sys.timerfd_create = faulty_timerfd_create;
+    sys.timerfd_settime = faulty_timerfd_settime;
     sys.allocate = faulty_allocate;
 }
