@@ -282,7 +282,7 @@ class Server:
         equal(left, [], "processes left behind")
         report = REPORT.search(self.errors())
         if report:
-            raise AssertionError("a sanitizer reported:\n" + self.errors()[report.start():][:8000])
+            raise AssertionError("a sanitizer reported:\n" + self.errors()[max(0, report.start() - 500):][:8000])
 
     def stop(self, code=0):
         if self.code is None:
@@ -488,6 +488,7 @@ def strace(pid, *options, output=None):
         try:
             until(attached, 5, "strace attaching")
             yield
+            time.sleep(0.05)  # a call that strace leaves half injected would end with ENOSYS: let the server come to rest
         finally:
             tracer.send_signal(signal.SIGINT)  # detaches
             tracer.wait(10 * PATIENCE)

@@ -46,12 +46,12 @@ for route in ROUTES:
     @case("by --route %s, four clients that read slowly each get 20 MiB byte for byte", route)
     def slow(route):
         def read():
-            with Client(servers[route](), receive_buffer=8192) as client:
+            with Client(servers[route](), receive_buffer=65536) as client:
                 client.ask("/large.bin")
                 response = client.head()
                 body = bytearray(client.buffer)
                 while len(body) < int(response["Content-Length"]):
-                    body += client.socket.recv(200_000)
+                    body += client.socket.recv(50_000)
                     time.sleep(0.001)
                 equal(digest(body), digest(content(20 * MIB)))
         together([read] * 4)
