@@ -270,7 +270,7 @@ struct sluice_transfer_options {
     const struct sluice_segment *segments; /* copied; the ends and memory are borrowed until the transfer is done */
     size_t segment_count;
     struct sluice_end *const *sinks; /* copied array of borrowed ends */
-    size_t sink_count;               /* several: each gets all bytes at its own pace. A stream source waits for the
+    size_t sink_count;               /* 1 to SLUICE_SINKS_MAX. Several: each gets all bytes at its own pace. A stream source waits for the
                                         slowest sink once that is SLUICE_FANOUT_WINDOW bytes behind */
     uint64_t sink_offset;            /* where in file sinks to write; SLUICE_APPEND: at the file position */
     enum sluice_route route;         /* force one for the file and stream segments */
@@ -281,6 +281,7 @@ struct sluice_transfer_options {
 
 #define SLUICE_APPEND UINT64_MAX
 #define SLUICE_FANOUT_WINDOW (256u << 10)
+#define SLUICE_SINKS_MAX 16
 
 /* Move everything; return when the sinks have accepted it all. Blocks, whatever the descriptors' flags; no signal
  * ends it early (EINTR is retried). ret_receipts: NULL, or one receipt per sink, filled also on failure.
@@ -319,8 +320,8 @@ struct sluice_wait {
     uint64_t length;
 };
 
-/* How many waits a step can name at once: the source and each sink; the rest are found at the next step. */
-#define SLUICE_WAITS_MAX 4
+/* What a step waits for: at most one thing for each sink. */
+#define SLUICE_WAITS_MAX SLUICE_SINKS_MAX
 
 struct sluice_waits {
     unsigned count;

@@ -751,6 +751,8 @@ static const char *fault_in_options(const struct sluice_transfer_options *option
         return "options.size is smaller than the struct";
     if (options->sink_count == 0 || options->sinks == NULL)
         return "a transfer needs a sink";
+    if (options->sink_count > SLUICE_SINKS_MAX)
+        return "more sinks than SLUICE_SINKS_MAX";
     if (options->segment_count > 0 && options->segments == NULL)
         return "segments are missing";
     if (options->transform != NULL && options->sink_count > 1)
@@ -979,8 +981,7 @@ static void add_wait(struct sluice_waits *waits, const struct lane *lane)
     for (unsigned i = 0; i < waits->count; i++)
         if (waits->wait[i].end == wait.end && waits->wait[i].kind == wait.kind)
             return;
-    if (waits->count < SLUICE_WAITS_MAX)
-        waits->wait[waits->count++] = wait;
+    waits->wait[waits->count++] = wait;
 }
 
 int transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_waits)

@@ -98,11 +98,12 @@ static ssize_t expose(struct lane *lane, uint32_t index, uint64_t at, struct iov
     return (ssize_t)length;
 }
 
-/* Asked only when there was nothing to expose. */
+/* Asked only when there was nothing to expose, as the page was not in memory: now it is, or the loop would be waiting for
+ * it. It came in between, so expose it. */
 static int step(struct lane *lane, uint32_t index, uint64_t at, struct op *ops, int room)
 {
     (void)lane, (void)index, (void)at, (void)ops, (void)room;
-    return -ENODATA;
+    return 0;
 }
 
 static int complete(struct lane *lane, const struct op *op, ssize_t result)
@@ -111,7 +112,7 @@ static int complete(struct lane *lane, const struct op *op, ssize_t result)
     return (int)result;
 }
 
-static const int refusals[] = {ENODEV, EACCES, ENOMEM, EPERM, EINVAL, EAGAIN, ENODATA, 0};
+static const int refusals[] = {ENODEV, EACCES, ENOMEM, EPERM, EINVAL, EAGAIN, 0};
 
 const struct route route_mmap = {
     .id = SLUICE_ROUTE_MMAP,
