@@ -164,6 +164,29 @@ def max_idle():
         equal(get(server, "/file.txt").body, b"inside")
 
 
+@case("--max-connections 10: the eleventh is answered as soon as one of the ten has gone, and not before")
+def eleventh():
+    with Server(root, "--max-connections", "10") as server:
+        ten = [Client(server) for _ in range(10)]
+        for client in ten:
+            equal(client.get("/file.txt").body, b"inside")
+        with Client(server) as late:
+            late.ask("/file.txt")
+            late.socket.settimeout(0.5)
+            try:
+                late.response()
+                raise AssertionError("answered beside ten others")
+            except TimeoutError:
+                pass
+            for client in ten:
+                equal(client.get("/file.txt").body, b"inside")
+            late.socket.settimeout(10 * PATIENCE)
+            ten.pop().close()
+            equal(late.response().body, b"inside")
+        for client in ten:
+            client.close()
+
+
 @case("--max-connections 1 serves one client after the other, the ones that go away while they wait included")
 def one_connection():
     with Server(root, "--max-connections", "1") as server:
