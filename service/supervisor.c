@@ -42,7 +42,7 @@ struct supervisor {
     int ready_read, ready_write; /* workers write their index when they serve */
     unsigned ready_count;        /* places whose worker is ready */
     bool announced;              /* options->ready has run */
-    bool stopping, gave_up, killed_some;
+    bool stopping, gave_up, killed_some, crashed_draining;
     uint64_t drain_until_ms; /* 0: no limit */
 };
 
@@ -263,6 +263,7 @@ static void reap(struct supervisor *supervisor)
             char how[100];
             describe_end(status, how, sizeof how);
             say(supervisor, "worker %u (pid %d) %s while draining", i, (int)pid, how);
+            supervisor->crashed_draining = true; /* its responses were broken off */
         }
     }
 }
@@ -337,7 +338,8 @@ static int supervise(struct supervisor *supervisor)
                                   {.fd = supervisor->ready_read, .events = POLLIN}};
         int timeout = take_time(supervisor);
         if (supervisor->stopping && living(supervisor) == 0)
-            return supervisor->gave_up || supervisor->killed_some ? EXIT_CODE_FAILED : EXIT_CODE_DONE;
+            return supervisor->gave_up || supervisor->killed_some || supervisor->crashed_draining ? EXIT_CODE_FAILED
+                                                                                                   : EXIT_CODE_DONE;
         /* EINTR (a debugger, SIGCONT) is a turn like any other. */
         poll(polled, 2, timeout);
         take_signals(supervisor);

@@ -310,6 +310,24 @@ TEST("workers that do not drain in time are killed, and the exit code says so")
     CHECK(is_gone(board->pids[0]) && is_gone(board->pids[1]));
 }
 
+static int crashes_while_draining(void *context, struct worker *worker)
+{
+    (void)context;
+    announce(worker);
+    wait_for_stop(worker);
+    return worker->index == 0 ? 0 : 1;
+}
+
+TEST("a worker that fails while draining makes the exit code say so")
+{
+    struct supervisor_options options = options_for(crashes_while_draining, 2);
+    pid_t pid = start(&options);
+    WAIT_UNTIL(board->ready_calls == 1);
+    kill(pid, SIGTERM);
+    CHECK_EQ(exit_code_of(pid), EXIT_CODE_FAILED);
+    CHECK(was_said("while draining"));
+}
+
 TEST("a second SIGTERM ends everything at once")
 {
     struct supervisor_options options = options_for(never_drains, 2);
