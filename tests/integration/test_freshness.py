@@ -12,8 +12,8 @@ import subprocess
 import tempfile
 import time
 
-from harness import (Client, Server, Skip, case, content, digest, equal, get, main, new_root, same_bytes, shared_server,
-                     write)
+from harness import (PATIENCE, Client, Server, Skip, case, content, digest, equal, get, main, new_root, same_bytes,
+                     shared_server, write)
 
 MIB = 1 << 20
 PLACES = {}  # name: directory
@@ -119,16 +119,31 @@ for where in SERVERS:
     def hard_link(where):
         subject = Subject(where)
         other = os.path.join(subject.root, "link-%s" % subject.directory)
-        subject.sees(b"old content")
         os.link(subject.path, other)
+        subject.sees(b"old content")
         for number in range(50):
-            data = b"%011d" % number
-            with open(other, "r+b") as file:
-                file.write(data)
+            data = b"%d" % number * (1 + number % 7)
+            tag = subject.client.get(subject.target)["ETag"]
+            write(other, data=data)  # of another length: what is remembered of the file is of no use now
+            equal(subject.client.get(subject.target, "If-None-Match: " + tag).body, data)
             subject.sees(data)
         os.unlink(subject.path)
         os.link(other, subject.path)
         subject.sees(data)
+
+    @case("%s, a hard link made after the file was first asked for: writes through it are seen within two seconds", where)
+    def later_hard_link(where):
+        subject = Subject(where)
+        subject.sees(b"old content")
+        os.link(subject.path, os.path.join(subject.root, "later-%s" % subject.directory))
+        write(subject.root, "later-%s" % subject.directory, data=b"newer content")
+
+        def seen():
+            return subject.client.get(subject.target).body == b"newer content"
+        started = time.monotonic()
+        while not seen():
+            assert time.monotonic() - started < 2 * PATIENCE, "still the old content"
+            time.sleep(0.05)
 
     @case("%s, a change of what a symbolic link leads to, or of the link, is seen at the next request", where)
     def symbolic_link(where):
