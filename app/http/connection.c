@@ -420,8 +420,11 @@ static inline enum progress send_file(struct connection *connection, struct exch
                            file->size, first, length);
     const struct sluice_segment segments[2] = {
         {.kind = SLUICE_SEGMENT_MEMORY, .data = exchange->head, .length = exchange->head_length},
-        {.kind = SLUICE_SEGMENT_FILE, .end = file->end, .offset = first, .length = length,
-         .size_known = true /* files_find has just looked, or inotify would have told */},
+        {.kind = SLUICE_SEGMENT_FILE,
+         .flags = SLUICE_SEGMENT_SIZE_KNOWN, /* files_find has just looked, or inotify would have told */
+         .end = file->end,
+         .offset = first,
+         .length = length},
     };
     bool body = request->method == HTTP_GET && length > 0;
     return send_segments(connection, exchange, request, segments, body ? 2 : 1);

@@ -45,7 +45,8 @@ SLUICE_API const char *sluice_version(void);
 
 /* ---- Routes ------------------------------------------------------------------------------------------------- */
 
-/* One mechanism each. The numbers are part of the ABI: append only. */
+/* One mechanism each. The numbers are part of the ABI: append only. Receipts and plans have room for these and no more,
+ * so until 1.0 a new route is a new soname. */
 enum sluice_route {
     SLUICE_ROUTE_AUTO = 0, /* let the plan choose */
     SLUICE_ROUTE_COPY,     /* read + write through user memory; memory segments by one send or write */
@@ -130,19 +131,24 @@ enum sluice_segment_kind {
 #define SLUICE_UNTIL_END UINT64_MAX
 
 /* Called exactly once per memory segment, when the library and the kernel have done with the bytes: after the last
- * byte was sent (or its notification came), or when the transfer failed or was cancelled. On the transfer's thread. */
+ * byte was sent, or when the transfer failed or was cancelled; for memory lent to the kernel (no route does that yet)
+ * when its notification came, which may be after the transfer's end. On the transfer's thread. */
 typedef void sluice_release_fn(void *context, const void *data, size_t length);
+
+enum sluice_segment_flags {
+    SLUICE_SEGMENT_SIZE_KNOWN = 1 << 0, /* file: its size was seen just now (inotify has told nothing, or fstat was asked),
+                                           so it is not asked again for a body that leaves at once: 0.3 us less */
+};
 
 struct sluice_segment {
     enum sluice_segment_kind kind;
+    unsigned flags;
     const void *data;           /* memory */
     struct sluice_end *end;     /* file, stream: borrowed until the transfer is done */
     uint64_t offset;            /* file */
     uint64_t length;            /* of memory exact; of others exact or SLUICE_UNTIL_END */
     sluice_release_fn *release; /* memory: may be NULL */
     void *release_context;
-    bool size_known; /* file: its size was seen just now (inotify has told nothing, or fstat was asked): do not ask again
-                        for a body that leaves at once. 0.3 us of a small response */
 };
 
 /* ---- Receipts ----------------------------------------------------------------------------------------------- */

@@ -311,12 +311,12 @@ void end_remember_refusal(struct sluice_end *sink, const struct sluice_end *sour
 {
     for (int i = 0; i < END_REFUSALS; i++) {
         if (sink->refusals[i].peer == source->serial) {
-            sink->refusals[i].routes |= (uint8_t)(1u << route);
+            sink->refusals[i].routes |= 1u << route;
             return;
         }
     }
     memmove(&sink->refusals[1], &sink->refusals[0], sizeof sink->refusals[0] * (END_REFUSALS - 1));
-    sink->refusals[0] = (struct refusal){.peer = source->serial, .routes = (uint8_t)(1u << route)};
+    sink->refusals[0] = (struct refusal){.peer = source->serial, .routes = 1u << route};
 }
 
 bool end_refused(const struct sluice_end *sink, const struct sluice_end *source, enum sluice_route route)

@@ -13,8 +13,9 @@ struct loop_end;
 /* A route that this end refused in company with another end, remembered for that pair. */
 struct refusal {
     uint64_t peer;   /* serial of the other end */
-    uint8_t routes;  /* bit per route */
+    uint32_t routes; /* bit per route */
 };
+_Static_assert(SLUICE_ROUTE_COUNT <= 32, "sets of routes are 32 bits");
 #define END_REFUSALS 2
 
 struct file_facts {

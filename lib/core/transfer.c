@@ -167,7 +167,7 @@ static int demote(struct lane *lane, int error, const char *operation, const cha
     if (to == NULL)
         return transfer_fail(lane, -error, operation, reason, NULL);
     leave_route(lane);
-    lane->tried = (uint8_t)tried;
+    lane->tried = tried;
     lane->route = to;
     if (segment->kind != SLUICE_SEGMENT_MEMORY && transfer->order == NULL)
         end_remember_refusal(lane->sink, segment->end, from->id);
@@ -269,6 +269,8 @@ static int admit_file(struct lane *lane, uint32_t index, uint64_t at)
                                                     : at + left >= segment->length;
 
     lane->limit = left;
+    if (at == 0 && segment->flags & SLUICE_SEGMENT_SIZE_KNOWN)
+        last = false;
     if (last || lane->shrinking) {
         uint64_t size;
         int result = end_size_now(segment->end, transfer->loop_turn, calls, &size);

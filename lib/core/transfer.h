@@ -32,7 +32,7 @@ struct lane {
     size_t limit;              /* how much of a file the next op may ask for: what is in memory, what the turn allows */
     uint64_t sink_offset;      /* the next byte's place in a file sink */
     const struct route *route; /* of the current segment; NULL: to be chosen */
-    uint8_t tried;             /* bit per route that was left, for this segment */
+    uint32_t tried;            /* bit per route that was left, for this segment */
     bool shrinking;            /* a fault showed that the segment's file is: ask its size before every op */
     uint8_t pieces_max;        /* of the next write, after one of several faulted; 0: as many as there are */
     bool started, cork;        /* cork: hold partial segments back while this transfer runs */

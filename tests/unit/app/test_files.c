@@ -286,6 +286,7 @@ TEST("out of descriptors, unused files make room")
         file_write(name, name);
         CHECK_STR(text_of(name), name);
     }
+    file_write("wanted", "wanted");
     getrlimit(RLIMIT_NOFILE, &limit);
     less = limit;
     less.rlim_cur = 64;
@@ -294,7 +295,7 @@ TEST("out of descriptors, unused files make room")
     while ((fillers[count] = dup(0)) >= 0)
         count++;
     struct file *file;
-    int r = find("many19", &file, NULL);
+    int r = find("wanted", &file, NULL);
     while (count > 0)
         close(fillers[--count]);
     setrlimit(RLIMIT_NOFILE, &limit);

@@ -146,7 +146,7 @@ TEST("a large body leaves in full segments, and its last one at once")
     struct sluice_segment segments[] = {memory_segment(head, sizeof head),
                                         file_segment(end_of(pattern_file(NULL, size)), 0, size)};
     uint64_t started = microseconds();
-    send_all(segments, 2, SLUICE_ROUTE_AUTO, 0);
+    struct sluice_receipt receipt = send_all(segments, 2, SLUICE_ROUTE_AUTO, 0);
     struct tcp_info info = {0};
     socklen_t length = sizeof info;
     do { /* until all is acknowledged */
@@ -155,7 +155,8 @@ TEST("a large body leaves in full segments, and its last one at once")
     } while (info.tcpi_unacked + info.tcpi_notsent_bytes > 0 && microseconds() - started < 1000000);
     CHECK(microseconds() - started < 150000);
     unsigned needed = (unsigned)((size + sizeof head) / info.tcpi_snd_mss + 1);
-    if (info.tcpi_data_segs_out - info.tcpi_total_retrans > needed * 5 / 4 + 2)
+    /* A full socket buffer ends in a partial segment, corked or not, and the reader's pace decides how often it is full. */
+    if (info.tcpi_data_segs_out - info.tcpi_total_retrans > needed + 2 * receipt.waits + 2)
         CHECK_FAIL("%u packets where %u would do", info.tcpi_data_segs_out, needed);
     int corked = -1;
     length = sizeof corked;
