@@ -121,7 +121,7 @@ def killed_supervisor():
         server.signal(signal.SIGKILL)
         server.wait()
         until(lambda: not in_session(server.pid), 3, "the workers' end")
-        assert refuses_connections(server.address)
+        until(lambda: refuses_connections(server.address), 3, "a closed socket")
     finally:
         server.kill()
 
@@ -416,6 +416,17 @@ def receipts():
         total = amount(re.search(r"requests: ([\d.]+ \w+)", line)[1])
         assert abs(total - expected) <= expected * 0.01, "%s; sent %d" % (line, expected)
         assert "by reference" in line and "sendfile" in line, line
+
+
+@case("the receipt of a small response is exact to the byte")
+def exact():
+    with Server(root, "--receipts") as server:
+        with Client(server) as client:
+            response = client.get("/file.txt")
+        server.stop()
+        sent = len(response.head) + len(response.body)
+        assert "1 request: %d B: " % sent in server.errors(), (sent, server.errors())
+        assert "sluice serve: receipt: %d B: " % sent in server.errors(), server.errors()
 
 
 @case("--receipts: the totals at the end are what clients got, of all workers")
