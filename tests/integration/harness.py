@@ -460,10 +460,6 @@ def get(server, target, *fields, **more):
         return client.get(target, *fields, **more)
 
 
-def head_times(response):
-    return response["Date"], response["Last-Modified"]
-
-
 # ---- strace ----
 
 @contextlib.contextmanager
@@ -488,7 +484,7 @@ def strace(pid, *options, output=None):
         try:
             until(attached, 5, "strace attaching")
             yield
-            time.sleep(0.05)  # a call that strace leaves half injected would end with ENOSYS: let the server come to rest
+            time.sleep(0.05)  # let the server come to rest: a call that is left half injected would end with ENOSYS
         finally:
             tracer.send_signal(signal.SIGINT)  # detaches
             tracer.wait(10 * PATIENCE)

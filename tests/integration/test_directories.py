@@ -9,7 +9,8 @@ import urllib.parse
 from harness import Client, Server, case, equal, get, main, new_root, shared_server, write
 
 root = new_root()
-NAMES = ["plain.txt", "with space.txt", "<script>alert(1)</script".replace("/", "\u2215"), 'quo"te', "apo'strophe", "a&b",
+NAMES = ["plain.txt", "with space.txt",
+         "<script>alert(1)</script".replace("/", "\u2215"), 'quo"te', "apo'strophe", "a&b",
          "per%cent", "per%2520cent", "h\u00e4tte-\u6f22\u5b57-\U0001f600", "new\nline", "tab\there", "back\\slash",
          "semi;colon", "ques?tion", "ha#sh", "co:lon", "javascript:alert(1)", "plus+plus", "=equals", "-dash",
          "esc\x1b[31m", "</a>".replace("/", "\u2215"), "&lt;", "z" * 255]
@@ -72,8 +73,8 @@ def slash():
 @case("the redirect never names another host, however many slashes come")
 def open_redirect():
     os.makedirs(os.path.join(root, "evil.example"), exist_ok=True)
-    for path in ("//evil.example", "///evil.example", "/\\evil.example/..//evil.example", "//evil.example/../evil.example",
-                 "http://test//evil.example"):
+    for path in ("//evil.example", "///evil.example", "/\\evil.example/..//evil.example",
+                 "//evil.example/../evil.example", "http://test//evil.example"):
         response = get(server(), path)
         if response.status == 301:
             location = response["Location"]
@@ -128,7 +129,8 @@ def links():
             equal(response.status, 200, link)
             if not link.endswith("/"):
                 bodies.append(response.body)
-        equal(sorted(bodies), sorted([("content of " + name).encode() for name in NAMES] + [b"content of raw"] * len(RAW)))
+        expected = [("content of " + name).encode() for name in NAMES] + [b"content of raw"] * len(RAW)
+        equal(sorted(bodies), sorted(expected))
 
 
 @case("names are text in a listing, never markup")

@@ -6,8 +6,8 @@ answer may be an error, or broken off; what is complete is right."""
 import os
 import time
 
-from harness import (SANITIZED, Broken, Client, Server, case, content, equal, get, main, new_root, note, same_bytes, strace,
-                     write)
+from harness import (SANITIZED, Broken, Client, Server, case, content, equal, get, main, new_root, note, same_bytes,
+                     strace, write)
 
 root = new_root()
 FILES = {"/empty": b"", "/small": b"inside", "/middle": content(40_000), "/large": content(3_000_000)}

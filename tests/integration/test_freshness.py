@@ -131,7 +131,7 @@ for where in SERVERS:
         os.link(other, subject.path)
         subject.sees(data)
 
-    @case("%s, a hard link made after the file was first asked for: writes through it are seen within two seconds", where)
+    @case("%s, writes through a hard link made after the first request are seen within two seconds", where)
     def later_hard_link(where):
         subject = Subject(where)
         subject.sees(b"old content")

@@ -10,8 +10,8 @@ import socket
 import subprocess
 import time
 
-from harness import (LOCAL, PATIENCE, SLUICE, Broken, Client, Server, case, content, digest, equal, get, in_session, main,
-                     new_root, note, until, write)
+from harness import (LOCAL, PATIENCE, SLUICE, Broken, Client, Server, case, content, digest, equal, get, in_session,
+                     main, new_root, note, until, write)
 
 MIB = 1 << 20
 root = new_root()
@@ -291,8 +291,8 @@ def everywhere():
 
 # ---- Access log ----
 
-LINE = re.compile(r'(\S+) - - \[(\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d \+0000)\] "((?:[^"\\]|\\.)*)" (\d{3}|-) (\d+|-) '
-                  r'"((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)"')
+LINE = re.compile(r'(\S+) - - \[(\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d \+0000)\] "((?:[^"\\]|\\.)*)" '
+                  r'(\d{3}|-) (\d+|-) "((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)"')
 
 
 def parsed(text):
@@ -438,8 +438,8 @@ def totals():
             expected += len(response.head) + len(response.body)
         server.stop()
         text = server.errors()
-    match = re.search(r"totals: (\d+) connections \((\d+) open\), (\d+) requests, responses: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx",
-                      text)
+    match = re.search(r"totals: (\d+) connections \((\d+) open\), (\d+) requests, "
+                      r"responses: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx", text)
     equal(tuple(map(int, match.groups())), (40, 0, 40, 20, 0, 20))
     total = amount(re.search(r"sluice serve: receipt: ([\d.]+ \w+)", text)[1])
     assert abs(total - expected) <= 0.01 * expected + 60, (total, expected)

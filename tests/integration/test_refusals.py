@@ -4,10 +4,9 @@
 
 import os
 import socket
-import threading
 import time
 
-from harness import Client, Server, Skip, case, content, equal, get, main, new_root, same_bytes, shared_server, write
+from harness import Client, Server, Skip, case, equal, get, main, new_root, same_bytes, shared_server, write
 
 root = new_root()
 write(root, "file.txt", data=b"inside")
@@ -197,8 +196,9 @@ def missing():
     if os.geteuid() == 0:
         os.mknod(os.path.join(root, "zero"), 0o666 | 0o020000, os.makedev(1, 5))
     with Client(server()) as client:
-        for path in ("/none", "/sub/none", "/file.txt/", "/file.txt/x", "/none/none", "/.hidden", "/.git/config", "/.git/",
-                     "/.git", "/sub/.secret", "/.hidden/../none", "/%2ehidden", "/fifo", "/socket", "/zero", "/fifo/"):
+        for path in ("/none", "/sub/none", "/file.txt/", "/file.txt/x", "/none/none", "/.hidden", "/.git/config",
+                     "/.git/", "/.git", "/sub/.secret", "/.hidden/../none", "/%2ehidden", "/fifo", "/socket",
+                     "/zero", "/fifo/"):
             equal(client.get(path).status, 404, path)
         equal(client.get("/file.txt").body, b"inside")
 

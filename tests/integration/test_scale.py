@@ -9,8 +9,8 @@ import select
 import socket
 import time
 
-from harness import (Client, Server, case, content, equal, get, main, new_root, note, raise_descriptor_limit, same_bytes,
-                     until, write)
+from harness import (Client, Server, case, content, equal, get, main, new_root, note, raise_descriptor_limit,
+                     same_bytes, until, write)
 
 MIB = 1 << 20
 COUNT = 10_000
