@@ -7,6 +7,7 @@ The server listens on a port that the kernel chooses and is ended by its own pid
 the same end: exit code 0, no process left, nothing from a sanitizer on standard error.
 """
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -69,6 +70,7 @@ def main():
     failed = 0
     print("TAP version 13\n1..%d" % len(cases), flush=True)
     signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # meson, when time is up
     for number, (name, function, limit) in enumerate(cases, 1):
         started = time.monotonic()
         outcome = "ok"
@@ -93,9 +95,17 @@ def main():
         if elapsed > 2:
             print("# %.1f s" % elapsed)
         sys.stdout.flush()
+    sys.exit(1 if failed else 0)
+
+
+@atexit.register
+def _clean_up():
+    """Also after an interruption, or when only some cases were run."""
+    for server in _servers:
+        if in_session(server.pid):
+            server.kill()
     for root in _roots:
         shutil.rmtree(root, ignore_errors=True)
-    sys.exit(1 if failed else 0)
 
 
 def note(text):
@@ -214,6 +224,9 @@ def raise_descriptor_limit(count):
         raise Skip("needs %d descriptors and may have %d: raise the hard limit (ulimit -Hn)" % (count, hard)) from error
 
 
+_servers = []
+
+
 class Server:
     """sluice serve, running. Use it in a with statement: leaving it without an exception checks its end."""
 
@@ -229,6 +242,7 @@ class Server:
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.err,
                                         env=environment, cwd=cwd, start_new_session=True)
         self.code = None
+        _servers.append(self)
         try:
             match = until(self._serving, 10, "the server's address on standard output")
         except BaseException:

@@ -371,7 +371,7 @@ def mounted(kind):
     try:
         yield point
     finally:
-        subprocess.run(["umount", point], check=True)
+        subprocess.run(["umount", "--lazy", point], check=True)
 
 
 for kind in ("xfs", "btrfs"):
