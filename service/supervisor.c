@@ -339,7 +339,7 @@ static int supervise(struct supervisor *supervisor)
         int timeout = take_time(supervisor);
         if (supervisor->stopping && living(supervisor) == 0)
             return supervisor->gave_up || supervisor->killed_some || supervisor->crashed_draining ? EXIT_CODE_FAILED
-                                                                                                   : EXIT_CODE_DONE;
+                                                                                                  : EXIT_CODE_DONE;
         /* EINTR (a debugger, SIGCONT) is a turn like any other. */
         poll(polled, 2, timeout);
         take_signals(supervisor);

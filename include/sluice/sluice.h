@@ -136,8 +136,9 @@ enum sluice_segment_kind {
 typedef void sluice_release_fn(void *context, const void *data, size_t length);
 
 enum sluice_segment_flags {
-    SLUICE_SEGMENT_SIZE_KNOWN = 1 << 0, /* file: its size was seen just now (inotify has told nothing, or fstat was asked),
-                                           so it is not asked again for a body that leaves at once: 0.3 us less */
+    SLUICE_SEGMENT_SIZE_KNOWN =
+        1 << 0, /* file: its size was seen just now (inotify has told nothing, or fstat was asked),
+                   so it is not asked again for a body that leaves at once: 0.3 us less */
 };
 
 struct sluice_segment {
@@ -180,19 +181,19 @@ struct sluice_fallback {
 
 /* What one transfer did for one sink; or the sum of many (sluice_receipt_add). No pointers to free. */
 struct sluice_receipt {
-    uint64_t bytes;        /* delivered to the sink: = by_reference + copied + unknown */
-    uint64_t by_reference; /* of these, handed over without the CPU copying them */
-    uint64_t copied;       /* of these, copied at least once */
-    uint64_t copy_bytes;   /* bytes the CPU copied: a byte copied twice counts twice */
-    uint64_t transformed;  /* of bytes, those that came out of a transform */
-    uint64_t unknown;      /* of these, nobody can tell */
-    uint64_t aliased;      /* of these, pages of a file that a reader may still see change */
-    uint64_t sent;         /* accepted by the sink */
-    uint64_t released;     /* of sent, no longer referred to by a loan of memory: = sent once nothing is outstanding */
-    uint64_t system_calls; /* all of them, those that failed and those that moved nothing included */
-    uint64_t waits;        /* times the transfer had to wait for an end, or for pages from disk */
-    uint64_t loans;        /* buffers lent to the kernel and not yet returned; 0 when final */
-    uint64_t transfers;    /* summed into this receipt; 1 for one */
+    uint64_t bytes;         /* delivered to the sink: = by_reference + copied + unknown */
+    uint64_t by_reference;  /* of these, handed over without the CPU copying them */
+    uint64_t copied;        /* of these, copied at least once */
+    uint64_t copy_bytes;    /* bytes the CPU copied: a byte copied twice counts twice */
+    uint64_t transformed;   /* of bytes, those that came out of a transform */
+    uint64_t unknown;       /* of these, nobody can tell */
+    uint64_t aliased;       /* of these, pages of a file that a reader may still see change */
+    uint64_t sent;          /* accepted by the sink */
+    uint64_t released;      /* of sent, no longer referred to by a loan of memory: = sent once nothing is outstanding */
+    uint64_t system_calls;  /* all of them, those that failed and those that moved nothing included */
+    uint64_t waits;         /* times the transfer had to wait for an end, or for pages from disk */
+    uint64_t loans;         /* buffers lent to the kernel and not yet returned; 0 when final */
+    uint64_t transfers;     /* summed into this receipt; 1 for one */
     uint64_t short_sources; /* sources that ended before their declared length */
     uint64_t shrunk;        /* file sources found truncated while they were being sent */
     uint64_t fallback_count; /* all; the first SLUICE_RECEIPT_FALLBACKS are kept */
@@ -217,12 +218,12 @@ SLUICE_API const char *sluice_evidence_name(enum sluice_evidence evidence);
 
 /* Why a transfer failed. The strings are static. */
 struct sluice_error {
-    int code;               /* negative errno; 0: no error */
+    int code;                /* negative errno; 0: no error */
     enum sluice_route route; /* that was trying */
-    const char *operation;  /* "sendfile", "recv", "plan", ... */
-    const char *reason;     /* what is known beyond strerror; may be NULL */
-    const char *remedy;     /* what to do; may be NULL */
-    uint64_t delivered;     /* bytes the sink had accepted before */
+    const char *operation;   /* "sendfile", "recv", "plan", ... */
+    const char *reason;      /* what is known beyond strerror; may be NULL */
+    const char *remedy;      /* what to do; may be NULL */
+    uint64_t delivered;      /* bytes the sink had accepted before */
 };
 
 /* "sendfile to tcp failed after 4096 bytes: Connection reset by peer (ECONNRESET)": as snprintf. */
@@ -272,14 +273,14 @@ enum sluice_transfer_flags {
 };
 
 struct sluice_transfer_options {
-    size_t size; /* sizeof (struct sluice_transfer_options) */
+    size_t size;                           /* sizeof (struct sluice_transfer_options) */
     const struct sluice_segment *segments; /* copied; the ends and memory are borrowed until the transfer is done */
     size_t segment_count;
     struct sluice_end *const *sinks; /* copied array of borrowed ends */
-    size_t sink_count;               /* 1 to SLUICE_SINKS_MAX. Several: each gets all bytes at its own pace. A stream source waits for the
-                                        slowest sink once that is SLUICE_FANOUT_WINDOW bytes behind */
-    uint64_t sink_offset;            /* where in file sinks to write; SLUICE_APPEND: at the file position */
-    enum sluice_route route;         /* force one for the file and stream segments */
+    size_t sink_count; /* 1 to SLUICE_SINKS_MAX. Several: each gets all bytes at its own pace. A stream source waits for
+                          the slowest sink once that is SLUICE_FANOUT_WINDOW bytes behind */
+    uint64_t sink_offset;    /* where in file sinks to write; SLUICE_APPEND: at the file position */
+    enum sluice_route route; /* force one for the file and stream segments */
     unsigned flags;
     const struct sluice_transform *transform; /* NULL: none. One sink only. Borrowed */
     uint64_t turn; /* bytes to move before giving way to others (step returns SLUICE_STEP_YIELD); 0: the default */
@@ -296,8 +297,8 @@ struct sluice_transfer_options {
  * -ENODATA a source ended before its declared length (the receipt says short_sources or shrunk; all there was has
  * been delivered); -EPIPE, -ECONNRESET the sink went away; -EOPNOTSUPP a forced route cannot serve this pair;
  * -EINVAL wrong options; -ENOSPC; -EIO; -ENOMEM; and what else read(2), write(2) and the routes' calls return. */
-SLUICE_API int sluice_transfer_run(const struct sluice_transfer_options *options,
-                                   struct sluice_receipt *ret_receipts, struct sluice_error *ret_error);
+SLUICE_API int sluice_transfer_run(const struct sluice_transfer_options *options, struct sluice_receipt *ret_receipts,
+                                   struct sluice_error *ret_error);
 
 struct sluice_transfer;
 
@@ -355,9 +356,9 @@ SLUICE_API void sluice_transfer_free(struct sluice_transfer *transfer);
 
 /* ---- The loop (experimental until 1.0) ---------------------------------------------------------------------- */
 
-/* A callback may do anything to any object of its loop: pause, resume, restart, free, forget and close what it was called
- * for included; a freed object is not called again, even for events of the same turn. No function below calls a callback
- * of another object before it returns, sluice_loop_transfer_cancel (done) excepted. */
+/* A callback may do anything to any object of its loop: pause, resume, restart, free, forget and close what it was
+ * called for included; a freed object is not called again, even for events of the same turn. No function below calls a
+ * callback of another object before it returns, sluice_loop_transfer_cancel (done) excepted. */
 struct sluice_loop;
 
 struct sluice_loop_options {
@@ -405,8 +406,9 @@ SLUICE_API void sluice_loop_transfer_cancel(struct sluice_loop *loop, struct slu
  * peer closed its sending side; < 0: a negative errno. After 0 or an error it is not called again. */
 typedef void sluice_receive_fn(void *context, const char *data, ssize_t length);
 
-/* Call back for whatever arrives at end, at most max bytes a call (0: 16 KiB, which is also the most), until paused. Holds
- * no memory while idle. Called again for an end it replaces the callback and resumes. The end must not be the source of a transfer meanwhile. Returns 0, -EPERM (not pollable), -ENOMEM, -ENOSPC. */
+/* Call back for whatever arrives at end, at most max bytes a call (0: 16 KiB, which is also the most), until paused.
+ * Holds no memory while idle. Called again for an end it replaces the callback and resumes. The end must not be the
+ * source of a transfer meanwhile. Returns 0, -EPERM (not pollable), -ENOMEM, -ENOSPC. */
 SLUICE_API int sluice_loop_receive(struct sluice_loop *loop, struct sluice_end *end, size_t max,
                                    sluice_receive_fn *receive, void *context);
 
@@ -442,8 +444,8 @@ struct sluice_timer {
     void *context;
 };
 
-/* Call expired once, after at least this many milliseconds (granularity 1/8 s). Starting a running timer moves it: O(1),
- * and pushing a deadline back costs a few instructions, so it can be done for every request. */
+/* Call expired once, after at least this many milliseconds (granularity 1/8 s). Starting a running timer moves it:
+ * O(1), and pushing a deadline back costs a few instructions, so it can be done for every request. */
 SLUICE_API void sluice_timer_start(struct sluice_loop *loop, struct sluice_timer *timer, unsigned milliseconds,
                                    void (*expired)(void *context), void *context);
 SLUICE_API void sluice_timer_stop(struct sluice_loop *loop, struct sluice_timer *timer);

@@ -111,9 +111,11 @@ static unsigned output_device(const char *reply, size_t size)
 static unsigned ask_route(const struct address_pair *pair)
 {
     struct route_query query = {
-        .header = {.nlmsg_len = NLMSG_LENGTH(sizeof query.route), .nlmsg_type = RTM_GETROUTE,
+        .header = {.nlmsg_len = NLMSG_LENGTH(sizeof query.route),
+                   .nlmsg_type = RTM_GETROUTE,
                    .nlmsg_flags = NLM_F_REQUEST},
-        .route = {.rtm_family = pair->family, .rtm_dst_len = (uint8_t)(pair->length * 8),
+        .route = {.rtm_family = pair->family,
+                  .rtm_dst_len = (uint8_t)(pair->length * 8),
                   .rtm_src_len = (uint8_t)(pair->length * 8)},
     };
     add_attribute(&query, RTA_DST, pair->peer, pair->length);

@@ -142,9 +142,9 @@ enum sluice_end_kind sluice_end_kind(const struct sluice_end *end)
 const char *sluice_end_kind_name(enum sluice_end_kind kind)
 {
     static const char *const names[SLUICE_END_KIND_COUNT] = {
-        [SLUICE_END_FILE] = "file",         [SLUICE_END_BLOCK] = "block device", [SLUICE_END_PIPE] = "pipe",
-        [SLUICE_END_TCP] = "tcp",           [SLUICE_END_UNIX_STREAM] = "unix",   [SLUICE_END_DATAGRAM] = "datagram",
-        [SLUICE_END_OTHER] = "descriptor",  [SLUICE_END_MEMORY] = "memory",
+        [SLUICE_END_FILE] = "file",        [SLUICE_END_BLOCK] = "block device", [SLUICE_END_PIPE] = "pipe",
+        [SLUICE_END_TCP] = "tcp",          [SLUICE_END_UNIX_STREAM] = "unix",   [SLUICE_END_DATAGRAM] = "datagram",
+        [SLUICE_END_OTHER] = "descriptor", [SLUICE_END_MEMORY] = "memory",
     };
     return (unsigned)kind < SLUICE_END_KIND_COUNT ? names[kind] : "?";
 }
@@ -269,7 +269,8 @@ bool end_has_page_cache(struct sluice_end *end, uint64_t *calls)
 {
     struct file_facts *file = &end->file;
     if (end->direct)
-        return false; /* O_DIRECT: the kernel reads into fresh pages and splices those (fs/splice.c, copy_splice_read) */
+        return false; /* O_DIRECT: the kernel reads into fresh pages and splices those (fs/splice.c, copy_splice_read)
+                       */
     if (end->kind == SLUICE_END_BLOCK)
         return true;
     if (!file->page_cache_asked) {

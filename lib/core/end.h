@@ -19,14 +19,14 @@ _Static_assert(SLUICE_ROUTE_COUNT <= 32, "sets of routes are 32 bits");
 #define END_REFUSALS 2
 
 struct file_facts {
-    uint64_t size;         /* when the end was opened */
-    const char *mapping;   /* of the whole file, when it is small; never touched by user code (SIGBUS) */
+    uint64_t size;       /* when the end was opened */
+    const char *mapping; /* of the whole file, when it is small; never touched by user code (SIGBUS) */
     size_t mapped;
     uint64_t checked_turn; /* loop turn at which the size was asked last, and what it was */
     uint64_t checked_size;
     uint64_t resident_from, resident_to; /* seen in memory at resident_at (loop time) */
     uint64_t resident_at;
-    bool page_cache;       /* splice takes references to this file system's page cache */
+    bool page_cache; /* splice takes references to this file system's page cache */
     bool page_cache_asked;
 };
 
@@ -41,9 +41,9 @@ struct sluice_end {
     int fd;
     uint8_t kind; /* enum sluice_end_kind */
     uint8_t flags;
-    bool append;      /* O_APPEND: the kernel refuses to splice there */
-    bool direct;      /* O_DIRECT: no page cache, so nothing to refer to */
-    uint64_t serial;  /* never reused, unlike a descriptor or an address */
+    bool append;     /* O_APPEND: the kernel refuses to splice there */
+    bool direct;     /* O_DIRECT: no page cache, so nothing to refer to */
+    uint64_t serial; /* never reused, unlike a descriptor or an address */
     struct loop_end *loop;
     struct refusal refusals[END_REFUSALS]; /* as a sink; the newest first */
     union {

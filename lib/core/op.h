@@ -34,11 +34,11 @@ struct op {
     enum op_kind kind;
     int in, out; /* descriptors */
     off_t in_offset, out_offset;
-    size_t length;      /* asked for */
-    void *buffer;       /* read */
-    struct iovec *iov;  /* write; it and what it points to live until the op is complete */
+    size_t length;     /* asked for */
+    void *buffer;      /* read */
+    struct iovec *iov; /* write; it and what it points to live until the op is complete */
     int iov_count;
-    int flags;          /* MSG_* or SPLICE_F_* */
+    int flags; /* MSG_* or SPLICE_F_* */
     struct sluice_end *sink;
 };
 

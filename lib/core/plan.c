@@ -10,7 +10,10 @@
 #include <string.h>
 
 static const enum sluice_route preference[] = {
-    SLUICE_ROUTE_MMAP, SLUICE_ROUTE_SENDFILE, SLUICE_ROUTE_SPLICE, SLUICE_ROUTE_COPY,
+    SLUICE_ROUTE_MMAP,
+    SLUICE_ROUTE_SENDFILE,
+    SLUICE_ROUTE_SPLICE,
+    SLUICE_ROUTE_COPY,
 };
 #define PREFERENCES (sizeof preference / sizeof *preference)
 

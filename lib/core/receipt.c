@@ -102,8 +102,8 @@ void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, stru
 
 void receipt_copy(struct sluice_receipt *to, const struct sluice_receipt *from)
 {
-    size_t kept = from->fallback_count < SLUICE_RECEIPT_FALLBACKS ? (size_t)from->fallback_count
-                                                                  : SLUICE_RECEIPT_FALLBACKS;
+    size_t kept =
+        from->fallback_count < SLUICE_RECEIPT_FALLBACKS ? (size_t)from->fallback_count : SLUICE_RECEIPT_FALLBACKS;
     memcpy(to, from, offsetof(struct sluice_receipt, fallbacks) + kept * sizeof from->fallbacks[0]);
 }
 

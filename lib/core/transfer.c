@@ -291,7 +291,8 @@ static int admit_file(struct lane *lane, uint32_t index, uint64_t at)
         uint64_t offset = segment->offset + at;
         uint64_t size = segment->end->file.size;
         uint64_t want = offset < size && size - offset < lane->limit ? size - offset : lane->limit;
-        bool warm = at > 0 && transfer->ahead_to == 0; /* looking everywhere would take 7 % of a large hot file's time */
+        bool warm =
+            at > 0 && transfer->ahead_to == 0; /* looking everywhere would take 7 % of a large hot file's time */
         uint64_t resident = end_resident(segment->end, offset, want, warm, transfer->loop_now, calls);
         if (resident == 0 && want > 0) {
             uint64_t rest = lane_left(lane, index, at, PAGES_WINDOW);
@@ -922,7 +923,8 @@ void transfer_end(struct sluice_transfer *transfer)
     free_arrays(transfer);
 }
 
-void transfer_refuse(const struct sluice_transfer_options *options, struct sluice_receipt *ret_receipts, size_t receipts)
+void transfer_refuse(const struct sluice_transfer_options *options, struct sluice_receipt *ret_receipts,
+                     size_t receipts)
 {
     if (ret_receipts != NULL && receipts > 0)
         memset(ret_receipts, 0, receipts * sizeof *ret_receipts);

@@ -22,7 +22,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* A turn for a file that comes from disk: what is sent of it costs several times what a hot one does, and others wait. */
+/* A turn for a file that comes from disk: what is sent of it costs several times what a hot one does, and others wait.
+ */
 #define COLD_TURN (256u << 10)
 #define EVENTS_PER_TURN 256
 #define RECEIVE_MAX (16u << 10)
@@ -45,8 +46,8 @@ struct loop_end {
     sluice_receive_fn *receive;
     void *receive_context;
     uint32_t receive_max;
-    bool readable;  /* data or the end of it may be there */
-    bool hangup;    /* the peer has closed its sending side, or the connection broke */
+    bool readable; /* data or the end of it may be there */
+    bool hangup;   /* the peer has closed its sending side, or the connection broke */
     bool broken;
     bool paused, receive_ended;
     bool ready; /* in loop->ready */
@@ -76,7 +77,7 @@ struct sluice_loop {
     int epoll, wake;
     int alarm; /* a timerfd: a timeout of epoll_wait would start and stop a kernel timer in every turn, for 1 us */
     uint64_t alarm_slot; /* of the timer wheel, for which it is set; UINT64_MAX: it is not */
-    int reserve; /* given up for a moment to accept and close a connection when descriptors run out */
+    int reserve;         /* given up for a moment to accept and close a connection when descriptors run out */
     volatile sig_atomic_t stop;
     uint64_t now, turn;
     bool running; /* so that now is kept up to date */
@@ -84,7 +85,7 @@ struct sluice_loop {
     struct helpers *helpers;
     struct sluice_watch *helper_watch, *alarm_watch;
     struct source *dead;
-    struct loop_end *ready;           /* receivers with data left over from their last call */
+    struct loop_end *ready;                        /* receivers with data left over from their last call */
     struct sluice_transfer *queued, **queued_last; /* transfers to be stepped, the oldest first */
     uint64_t round;                                /* counts how often the queue was gone through */
     struct sluice_transfer *idle;
@@ -200,8 +201,8 @@ static int socket_error(const struct sluice_end *end)
     return -ECONNRESET;
 }
 
-/* One call of the receiver. A short count empties a socket, so the next EAGAIN need not be met, except when the peer has
- * closed: its end of data lies behind what was read. */
+/* One call of the receiver. A short count empties a socket, so the next EAGAIN need not be met, except when the peer
+ * has closed: its end of data lies behind what was read. */
 static void receive_some(struct loop_end *state)
 {
     struct sluice_loop *loop = state->loop;
@@ -401,8 +402,11 @@ static void read_ahead(struct sluice_loop *loop, struct sluice_transfer *transfe
     if (transfer->ahead_to >= end || transfer->ahead_to >= position + PAGES_WINDOW)
         return;
     uint64_t length = end - transfer->ahead_to < PAGES_WINDOW ? end - transfer->ahead_to : PAGES_WINDOW;
-    struct sluice_wait wait = {.kind = SLUICE_WAIT_PAGES, .fd = segment->end->fd, .end = segment->end,
-                               .offset = transfer->ahead_to, .length = length};
+    struct sluice_wait wait = {.kind = SLUICE_WAIT_PAGES,
+                               .fd = segment->end->fd,
+                               .end = segment->end,
+                               .offset = transfer->ahead_to,
+                               .length = length};
     want_pages(loop, transfer, &wait); /* without memory for it the transfer will wait for its pages instead */
 }
 
@@ -632,8 +636,8 @@ int sluice_loop_listen(struct sluice_loop *loop, int fd, sluice_accept_fn *accep
     struct sluice_listener *listener = sys.allocate(1, sizeof *listener);
     if (listener == NULL)
         return -ENOMEM;
-    *listener = (struct sluice_listener){.source.event = listener_event, .loop = loop, .fd = fd, .accept = accept,
-                                         .context = context};
+    *listener = (struct sluice_listener){
+        .source.event = listener_event, .loop = loop, .fd = fd, .accept = accept, .context = context};
     int result = listener_watch(listener);
     if (result < 0) {
         free(listener);
@@ -660,7 +664,8 @@ void sluice_listener_resume(struct sluice_listener *listener)
 {
     if (!listener->paused)
         return;
-    /* It fails for want of memory or of the user's epoll watches, which pass; a listener must not stay deaf after it. */
+    /* It fails for want of memory or of the user's epoll watches, which pass; a listener must not stay deaf after it.
+     */
     if (listener_watch(listener) < 0)
         sluice_timer_start(listener->loop, &listener->retry, RESUME_RETRY_MS, resume_again, listener);
     else
@@ -690,8 +695,8 @@ int sluice_loop_watch(struct sluice_loop *loop, int fd, void (*ready)(void *cont
     struct sluice_watch *watch = sys.allocate(1, sizeof *watch);
     if (watch == NULL)
         return -ENOMEM;
-    *watch = (struct sluice_watch){.source.event = watch_event, .loop = loop, .fd = fd, .ready = ready,
-                                   .context = context};
+    *watch =
+        (struct sluice_watch){.source.event = watch_event, .loop = loop, .fd = fd, .ready = ready, .context = context};
     int result = watch_fd(loop, fd, EPOLLIN | EPOLLET, &watch->source);
     if (result < 0) {
         free(watch);
@@ -784,7 +789,8 @@ static void alarm_rang(void *context)
     loop->alarm_slot = UINT64_MAX; /* not read: setting it anew clears it, and edges need no reading */
 }
 
-/* See to it that the loop wakes for its next timer. Returns the timeout for epoll_wait: -1 when the alarm will do it. */
+/* See to it that the loop wakes for its next timer. Returns the timeout for epoll_wait: -1 when the alarm will do it.
+ */
 static int set_alarm(struct sluice_loop *loop)
 {
     if (loop->timers.soonest >= loop->alarm_slot)

@@ -16,10 +16,10 @@ struct simulated_object {
     enum simulated_kind kind;
     const unsigned char *data; /* file, stream: what it holds; sink: what it must get */
     size_t size;
-    size_t at;       /* stream: read; sink: got; pipe: bytes taken out since it was made */
-    size_t filled;   /* pipe: bytes put in */
+    size_t at;                      /* stream: read; sink: got; pipe: bytes taken out since it was made */
+    size_t filled;                  /* pipe: bytes put in */
     const unsigned char *pipe_data; /* pipe: where byte 0 of it lies in a source's data */
-    bool wrong;      /* sink: got a byte that is not the expected one */
+    bool wrong;                     /* sink: got a byte that is not the expected one */
 };
 
 /* Make a route fail at one byte: its ops bring the sink to exactly this position and are refused there. */
@@ -31,7 +31,7 @@ struct simulated_refusal {
 
 struct simulation {
     uint64_t seed;
-    unsigned lies;      /* of 256 ops, how many are short, and how many meet EAGAIN; 0: an honest kernel */
+    unsigned lies; /* of 256 ops, how many are short, and how many meet EAGAIN; 0: an honest kernel */
     struct simulated_refusal refusal;
     struct simulated_object objects[SIMULATED_OBJECTS];
     int object_count;

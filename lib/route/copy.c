@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * copy: read into memory, write from there. It serves every pair of ends, so it is the last resort, the control of every
- * benchmark, and the oracle: every other route must deliver these bytes. Memory segments, which need no reading, are
- * its too: one send or write.
+ * copy: read into memory, write from there. It serves every pair of ends, so it is the last resort, the control of
+ * every benchmark, and the oracle: every other route must deliver these bytes. Memory segments, which need no reading,
+ * are its too: one send or write.
  */
 #include "../core/transfer.h"
 #include "routes.h"

@@ -10,9 +10,9 @@
 #include <errno.h>
 #include <sys/mman.h>
 
-/* Up to here one write of head and body costs less than write + sendfile (10 KiB: 7.2 us against 8.1; 40 KiB: 8.4 against
- * 9.4; equal at 100 KiB; 32 connections over loopback).
- * Such files stay mapped with their end; larger ones are mapped piece by piece. */
+/* Up to here one write of head and body costs less than write + sendfile (10 KiB: 7.2 us against 8.1; 40 KiB: 8.4
+ * against 9.4; equal at 100 KiB; 32 connections over loopback). Such files stay mapped with their end; larger ones are
+ * mapped piece by piece. */
 #define MMAP_WHOLE_FILE (64u << 10)
 #define WINDOW (2u << 20)
 #define PAGE 4096u
@@ -98,8 +98,8 @@ static ssize_t expose(struct lane *lane, uint32_t index, uint64_t at, struct iov
     return (ssize_t)length;
 }
 
-/* Asked only when there was nothing to expose, as the page was not in memory: now it is, or the loop would be waiting for
- * it. It came in between, so expose it. */
+/* Asked only when there was nothing to expose, as the page was not in memory: now it is, or the loop would be waiting
+ * for it. It came in between, so expose it. */
 static int step(struct lane *lane, uint32_t index, uint64_t at, struct op *ops, int room)
 {
     (void)lane, (void)index, (void)at, (void)ops, (void)room;

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * A route to start from: it compiles, is in no registry, and carries a file to a socket as sendfile does. To make one of
- * your own: copy this file, name it after its mechanism, give it a number in sluice.h (append), a line in registry.c,
- * its rule in core/receipt.c, its place in core/plan.c, and its pairs in tests/unit/routes.
+ * A route to start from: it compiles, is in no registry, and carries a file to a socket as sendfile does. To make one
+ * of your own: copy this file, name it after its mechanism, give it a number in sluice.h (append), a line in
+ * registry.c, its rule in core/receipt.c, its place in core/plan.c, and its pairs in tests/unit/routes.
  */
-#include "../core/transfer.h"
 #include "skeleton.h"
+#include "../core/transfer.h"
 #include <errno.h>
 
-/* Asked once per segment, and by `sluice_plan_make`. Look only at the pair: what this machine's kernel supports is found
- * out by trying, and what it refuses comes back through refusals. Never: cannot work, however often it is tried. Not
- * now: works, but something else is cheaper, or a passing cause is against it. */
+/* Asked once per segment, and by `sluice_plan_make`. Look only at the pair: what this machine's kernel supports is
+ * found out by trying, and what it refuses comes back through refusals. Never: cannot work, however often it is tried.
+ * Not now: works, but something else is cheaper, or a passing cause is against it. */
 static enum sluice_verdict assess(const struct pair *pair, const char **ret_reason)
 {
     *ret_reason = NULL;

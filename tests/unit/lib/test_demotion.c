@@ -42,14 +42,14 @@ static struct outcome simulate(struct simulation *simulation, bool stream, bool 
     simulation_begin(simulation);
     struct sluice_end *source = simulated_end(simulation, stream ? SIMULATED_STREAM : SIMULATED_FILE,
                                               stream ? SLUICE_END_TCP : SLUICE_END_FILE, body, SIZE);
-    struct sluice_end *sink = simulated_end(simulation, SIMULATED_SINK, SLUICE_END_TCP, head ? whole : body,
-                                            SIZE + (head ? HEAD_SIZE : 0));
+    struct sluice_end *sink =
+        simulated_end(simulation, SIMULATED_SINK, SLUICE_END_TCP, head ? whole : body, SIZE + (head ? HEAD_SIZE : 0));
     struct sluice_segment segments[] = {
         memory_segment(HEAD, head ? HEAD_SIZE : 0),
         stream ? stream_segment(source, length) : file_segment(source, 0, length),
     };
-    struct sluice_transfer_options options = {.size = sizeof options, .segments = segments, .segment_count = 2,
-                                              .sinks = &sink, .sink_count = 1};
+    struct sluice_transfer_options options = {
+        .size = sizeof options, .segments = segments, .segment_count = 2, .sinks = &sink, .sink_count = 1};
     outcome.result = transfer_begin(&transfer, &options, NULL);
     if (outcome.result == 0) {
         transfer.order = order;
@@ -71,8 +71,7 @@ static void refuse_at_every_byte(bool stream, enum sluice_route from, enum sluic
     for (uint64_t at = 0; at < SIZE; at += STRIDE) {
         bool head = at % 2;
         size_t before = head ? HEAD_SIZE : 0;
-        struct simulation simulation = {
-            .refusal = {.route = from, .at = before + at, .at_drain = at_drain}};
+        struct simulation simulation = {.refusal = {.route = from, .at = before + at, .at_drain = at_drain}};
         struct outcome got = simulate(&simulation, stream, head, at % 3 ? SIZE : SLUICE_UNTIL_END, order);
         if (got.result != 0 || got.wrong || got.got != before + SIZE)
             CHECK_FAIL("%s to %s at byte %llu%s: result %d, %zu bytes%s", sluice_route_name(from),

@@ -171,7 +171,8 @@ TEST("a large body leaves in full segments, and its last one at once")
     } while (info.tcpi_unacked + info.tcpi_notsent_bytes > 0 && microseconds() - started < 1000000);
     CHECK(microseconds() - started < 150000);
     unsigned needed = (unsigned)((size + sizeof head) / info.tcpi_snd_mss + 1);
-    /* Not exactly: a full socket buffer ends in a partial segment, and the reader's pace decides how often it is full. */
+    /* Not exactly: a full socket buffer ends in a partial segment, and the reader's pace decides how often it is full.
+     */
     if (info.tcpi_data_segs_out - info.tcpi_total_retrans > 2 * needed)
         CHECK_FAIL("%u packets where %u would do", info.tcpi_data_segs_out, needed);
     int corked = -1;

@@ -88,8 +88,12 @@ static struct run run(enum source_kind from, enum sink_kind to, enum sluice_rout
         sink = end_of(fds[0]);
     if (to != TO_FILE && to != TO_MEMORY)
         collector = collector_start(fds[1], slow);
-    struct sluice_transfer_options options = {.size = sizeof options, .segments = segments, .segment_count = 3,
-                                              .sinks = &sink, .sink_count = 1, .route = route};
+    struct sluice_transfer_options options = {.size = sizeof options,
+                                              .segments = segments,
+                                              .segment_count = 3,
+                                              .sinks = &sink,
+                                              .sink_count = 1,
+                                              .route = route};
     run.result = sluice_transfer_run(&options, &run.receipt, &run.error);
     if (feeder != NULL && run.result < 0)
         shutdown(sluice_end_fd(segments[1].end), SHUT_RDWR);
@@ -143,8 +147,8 @@ static void every_pair(size_t size, bool exact, bool slow)
                 char what[100];
                 snprintf(what, sizeof what, "%s to %s by %s", source_names[from], sink_names[to],
                          sluice_route_name((enum sluice_route)route));
-                struct run got = run((enum source_kind)from, (enum sink_kind)to, (enum sluice_route)route, size, exact,
-                                     slow);
+                struct run got =
+                    run((enum source_kind)from, (enum sink_kind)to, (enum sluice_route)route, size, exact, slow);
                 if (got.result == -EOPNOTSUPP) {
                     free(got.data);
                     if (route == SLUICE_ROUTE_AUTO || route == SLUICE_ROUTE_COPY)
