@@ -521,7 +521,8 @@ TEST("a mapped file that shrinks at the very moment of the write ends short; the
 
 ON_FILE_SYSTEM(ext4, "ext4")
 ON_FILE_SYSTEM(tmpfs, "tmpfs")
-ON_FILE_SYSTEM(xfs, "XFS") ON_FILE_SYSTEM(btrfs, "btrfs")
+ON_FILE_SYSTEM(xfs, "XFS")
+ON_FILE_SYSTEM(btrfs, "btrfs")
 
     int main(void)
 {
