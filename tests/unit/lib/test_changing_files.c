@@ -519,12 +519,14 @@ TEST("a mapped file that shrinks at the very moment of the write ends short; the
         whole_in_spite_of(#type, delete);                                                                              \
     }
 
+/* clang-format off: it takes what follows a macro for its body. */
 ON_FILE_SYSTEM(ext4, "ext4")
 ON_FILE_SYSTEM(tmpfs, "tmpfs")
 ON_FILE_SYSTEM(xfs, "XFS")
 ON_FILE_SYSTEM(btrfs, "btrfs")
+/* clang-format on */
 
-    int main(void)
+int main(void)
 {
     alarm(100); /* a hang is a failure */
     return check_run_all();
