@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The table of mechanisms: what each costs in copies, between which ends, and how that is known. Everything that says
+ * something about a mechanism (the account, the findings, --help, sluice-trace(1)) says it from here.
+ */
+#ifndef SLUICE_APP_TRACE_MECHANISM_H
+#define SLUICE_APP_TRACE_MECHANISM_H
+
+#include "account.h"
+
+/* What a byte costs that goes by a mechanism from source to sink. */
+struct mechanism_cost {
+    enum account_evidence evidence; /* ACCOUNT_UNKNOWN: copies means nothing */
+    unsigned copies;                /* by the CPU */
+    const char *copier; /* kernel function that copies, by the mechanism's definition; NULL: none, unknown */
+    const char *reason; /* "the device has no scatter-gather: the kernel linearises every packet" */
+};
+
+/* source or sink NULL: memory of the process. */
+struct mechanism_cost mechanism_cost(enum trace_mechanism mechanism, const struct account_end *source,
+                                     const struct account_end *sink);
+
+const char *mechanism_name(enum trace_mechanism mechanism);  /* "copy_file_range" */
+const char *mechanism_calls(enum trace_mechanism mechanism); /* the system calls meant: "read, readv, pread64, ..." */
+const char *mechanism_function_name(enum trace_function function); /* the kernel's name for it */
+const char *mechanism_end_kind_name(enum trace_end_kind kind);     /* "file", "tcp" */
+
+#endif
