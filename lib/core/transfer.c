@@ -35,13 +35,21 @@
 #define CORK_FROM (256u << 10)
 
 /* Asked for by one op of a file. 1 MiB is as cheap per byte as more (KERNEL-FACTS 1), and other connections get their
- * turn. */
+ * turn. Less only in a shorter turn, and never so little that calls become dear. */
 #define FILE_STEP (1u << 20)
+#define FILE_STEP_MIN (64u << 10)
 
 /* What one write gathers at most: beyond it the socket's buffer is full anyway. */
 #define GATHER_MAX (1u << 20)
 
 #define DEFAULT_TURN (1u << 20)
+
+static size_t step_size(const struct sluice_transfer *transfer)
+{
+    if (transfer->blocking || transfer->turn_size >= FILE_STEP)
+        return FILE_STEP;
+    return transfer->turn_size > FILE_STEP_MIN ? (size_t)transfer->turn_size : FILE_STEP_MIN;
+}
 
 static bool in_list(const int *errnos, int error)
 {
@@ -264,7 +272,7 @@ static int admit_file(struct lane *lane, uint32_t index, uint64_t at)
     struct sluice_transfer *transfer = lane->transfer;
     const struct sluice_segment *segment = &transfer->segments[index];
     uint64_t *calls = &lane->receipt.system_calls;
-    size_t left = lane_left(lane, index, at, FILE_STEP);
+    size_t left = lane_left(lane, index, at, step_size(transfer));
     bool last = segment->length == SLUICE_UNTIL_END ? segment->offset + at + left > segment->end->file.size
                                                     : at + left >= segment->length;
 
@@ -528,7 +536,7 @@ static int step_segment(struct lane *lane, struct op *ops, int room)
             return 0;
         }
     } else {
-        lane->limit = lane_left(lane, lane->segment, lane->at, FILE_STEP);
+        lane->limit = lane_left(lane, lane->segment, lane->at, step_size(lane->transfer));
     }
     int count = lane->route->step(lane, lane->segment, lane->at, ops, room);
     return count >= 0 ? count : refused_or_failed(lane, count, lane->route->name);

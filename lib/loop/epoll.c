@@ -25,6 +25,11 @@
 /* A turn for a file that comes from disk: what is sent of it costs several times what a hot one does, and others wait.
  */
 #define COLD_TURN (256u << 10)
+/* So many transfers may use their turns up before epoll is asked again. Of more, each has a shorter turn: else a small
+ * request behind thousands of downloads that begin together waited until each had sent its first MiB. Not below
+ * SHORTEST_TURN, where bytes become dear. */
+#define WHOLE_TURNS 64
+#define SHORTEST_TURN (64u << 10)
 #define EVENTS_PER_TURN 256
 #define RECEIVE_MAX (16u << 10)
 #define ACCEPTS_PER_TURN 32
@@ -87,7 +92,9 @@ struct sluice_loop {
     struct source *dead;
     struct loop_end *ready;                        /* receivers with data left over from their last call */
     struct sluice_transfer *queued, **queued_last; /* transfers to be stepped, the oldest first */
-    uint64_t round;                                /* counts how often the queue was gone through */
+    size_t queued_count;
+    size_t heavy, heavy_before; /* steps of at least SHORTEST_TURN: in this turn, in the one before */
+    uint64_t round;             /* counts how often the queue was gone through */
     struct sluice_transfer *idle;
     unsigned idle_count;
     void (*each_turn)(void *context);
@@ -171,6 +178,7 @@ static void queue_transfer(struct sluice_loop *loop, struct sluice_transfer *tra
     transfer->previous = loop->queued_last;
     *loop->queued_last = transfer;
     loop->queued_last = &transfer->next;
+    loop->queued_count++;
 }
 
 static void unqueue_transfer(struct sluice_loop *loop, struct sluice_transfer *transfer)
@@ -183,6 +191,7 @@ static void unqueue_transfer(struct sluice_loop *loop, struct sluice_transfer *t
         transfer->next->previous = transfer->previous;
     else
         loop->queued_last = transfer->previous;
+    loop->queued_count--;
 }
 
 static void end_receiving(struct loop_end *state, ssize_t how)
@@ -486,6 +495,20 @@ static void detach(struct sluice_loop *loop, struct sluice_transfer *transfer)
     }
 }
 
+/* The turn that a transfer may take, given how many others want one. */
+static uint64_t turn_among_others(const struct sluice_loop *loop, uint64_t turn)
+{
+    size_t others = loop->queued_count;
+    if (others < loop->heavy)
+        others = loop->heavy;
+    if (others < loop->heavy_before)
+        others = loop->heavy_before;
+    if (others <= WHOLE_TURNS || turn <= SHORTEST_TURN)
+        return turn;
+    uint64_t share = turn / others * WHOLE_TURNS;
+    return share > SHORTEST_TURN ? share : SHORTEST_TURN;
+}
+
 /* SLUICE_STEP_DONE; 1 when it goes on later; or a negative errno. */
 static int step_on_loop(struct sluice_loop *loop, struct sluice_transfer *transfer)
 {
@@ -495,7 +518,12 @@ static int step_on_loop(struct sluice_loop *loop, struct sluice_transfer *transf
     transfer->waits_pages = false;
     if (transfer->ahead_to != 0 && transfer->turn_size > COLD_TURN)
         transfer->turn_size = COLD_TURN;
+    uint64_t turn = transfer->turn_size;
+    transfer->turn_size = turn_among_others(loop, turn);
     int result = transfer_step(transfer, &waits);
+    transfer->turn_size = turn;
+    if (transfer->lanes[0].moved_in_turn >= SHORTEST_TURN)
+        loop->heavy++;
     if (result > 0)
         read_ahead(loop, transfer);
     if (result == SLUICE_STEP_YIELD) {
@@ -562,7 +590,7 @@ void sluice_loop_transfer_cancel(struct sluice_loop *loop, struct sluice_transfe
 static void step_queued(struct sluice_loop *loop)
 {
     uint64_t round = loop->round++; /* what is queued meanwhile has its turn next time */
-    while (loop->queued != NULL && loop->queued->round <= round) {
+    for (unsigned steps = 0; loop->queued != NULL && loop->queued->round <= round && steps < WHOLE_TURNS; steps++) {
         struct sluice_transfer *transfer = loop->queued;
         unqueue_transfer(loop, transfer);
         int result = step_on_loop(loop, transfer);
@@ -916,6 +944,8 @@ int sluice_loop_run(struct sluice_loop *loop)
         }
         loop->now = read_clock();
         loop->turn++;
+        loop->heavy_before = loop->heavy;
+        loop->heavy = 0;
         for (int i = 0; i < count; i++) {
             struct source *source = loop->events[i].data.ptr;
             if (!source->dead)

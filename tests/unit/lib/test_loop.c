@@ -398,6 +398,97 @@ TEST("a small transfer that comes later overtakes a large one on the same loop")
     end();
 }
 
+/* Transfers that never wait: into /dev/null. */
+#define CROWD_MAX 1500
+#define CROWD_BODY (4u << 20)
+
+static struct {
+    struct job jobs[CROWD_MAX];
+    struct sluice_end *file;
+    unsigned count, turns;
+    uint64_t sent, most, longest; /* sent by all; at most by all in a turn of the loop; at most by one */
+    uint64_t first_most, first_least;
+    uint64_t before[CROWD_MAX];
+} crowd;
+
+static void crowd_turn(void *context)
+{
+    uint64_t all = 0;
+    (void)context;
+    for (unsigned i = 0; i < crowd.count; i++) {
+        const struct job *job = &crowd.jobs[i];
+        uint64_t sent = job->transfer != NULL ? sluice_transfer_receipt(job->transfer, 0)->sent : CROWD_BODY;
+        if (sent - crowd.before[i] > crowd.longest)
+            crowd.longest = sent - crowd.before[i];
+        crowd.before[i] = sent;
+        all += sent;
+    }
+    if (all - crowd.sent > crowd.most)
+        crowd.most = all - crowd.sent;
+    crowd.sent = all;
+    crowd.turns++;
+}
+
+/* Start count transfers before the loop has a turn, as requests that arrive together do, and run them to their ends. */
+static void crowd_run(unsigned count)
+{
+    begin();
+    memset(&crowd, 0, sizeof crowd);
+    crowd.count = count;
+    crowd.first_least = UINT64_MAX;
+    jobs_ended = jobs_left = 0;
+    int file = memfd_create("crowd", MFD_CLOEXEC);
+    CHECK_EQ(ftruncate(file, CROWD_BODY), 0);
+    crowd.file = end_of(file);
+    for (unsigned i = 0; i < count; i++) {
+        job_start(&crowd.jobs[i], file_segment(crowd.file, 0, CROWD_BODY), open("/dev/null", O_WRONLY | O_CLOEXEC), 0,
+                  0);
+        CHECK_EQ(crowd.jobs[i].ended, 0);
+        crowd.before[i] = sluice_transfer_receipt(crowd.jobs[i].transfer, 0)->sent;
+        crowd.sent += crowd.before[i];
+        if (crowd.before[i] > crowd.first_most)
+            crowd.first_most = crowd.before[i];
+        if (crowd.before[i] < crowd.first_least)
+            crowd.first_least = crowd.before[i];
+    }
+    sluice_loop_each_turn(loop, crowd_turn, NULL);
+    run_until_stopped();
+    for (unsigned i = 0; i < count; i++) {
+        CHECK_EQ(crowd.jobs[i].result, 0);
+        CHECK_EQ(crowd.jobs[i].receipt.bytes, CROWD_BODY);
+        crowd.jobs[i].source = NULL;
+        job_close(&crowd.jobs[i]);
+    }
+    sluice_end_close(crowd.file);
+    end();
+}
+
+TEST("sixty-four transfers that are ready together each have a whole turn of 1 MiB")
+{
+    crowd_run(64);
+    CHECK_EQ(crowd.first_least, 1 << 20);
+    CHECK_EQ(crowd.longest, 1 << 20);
+    CHECK_EQ(crowd.most, 64 << 20);
+    CHECK(crowd.turns <= 4);
+}
+
+TEST("of a crowd of transfers that are ready together each has a shorter turn, and the loop is never long away")
+{
+    struct rlimit had;
+    getrlimit(RLIMIT_NOFILE, &had);
+    struct rlimit more = {.rlim_cur = CROWD_MAX + 100, .rlim_max = had.rlim_max};
+    if (had.rlim_cur < more.rlim_cur && setrlimit(RLIMIT_NOFILE, &more) < 0)
+        SKIP("needs 1600 descriptors (ulimit -n)");
+    crowd_run(CROWD_MAX);
+    setrlimit(RLIMIT_NOFILE, &had);
+    CHECK_EQ(crowd.first_most, 1 << 20);
+    CHECK_EQ(crowd.first_least, 64 << 10);
+    CHECK(crowd.longest <= 1 << 20);
+    /* While all wait, 64 steps of 64 KiB are made between two looks at epoll; with few left, 64 of 1 MiB. */
+    CHECK(crowd.most <= 64 << 20);
+    CHECK(crowd.turns >= CROWD_MAX * 3 / 64);
+}
+
 TEST("forty transfers of files and streams at once all deliver their bytes")
 {
     enum { COUNT = 40, SIZE = 700001 };
