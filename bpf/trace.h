@@ -88,6 +88,8 @@ struct trace_end_value {
     char name[TRACE_NAME_SIZE]; /* names from the innermost outwards, each ended by a zero byte: "file\0dir\0" */
 };
 
+#define TRACE_END_LOST 0xffffffffu /* an end that found no room in the table */
+
 struct trace_flow_key {
     __u32 pid; /* the process (tgid), in the first pid namespace */
     __u32 thread;
@@ -102,7 +104,8 @@ struct trace_flow_value {
     __u64 calls;           /* that moved at least one byte */
     __u64 fruitless;       /* that moved none: EAGAIN, end of file, errors */
     __u64 bytes;           /* returned to the caller as moved */
-    __u64 delivered;       /* TRACE_RECV: copied by the kernel into the caller's memory (skb_copy_datagram_iovec) */
+    __u64 delivered;       /* TRACE_RECV: copied by the kernel into the caller's memory (skb_copy_datagram_iovec).
+                              TRACE_COPY_ON_WRITE: of bytes, those surely copied; the others unless nobody shared them */
     __u64 forwarded;       /* of bytes, those that a later flow took up from where this one put them */
     __u64 notified;        /* TRACE_SEND_ZEROCOPY: notifications, in calls */
     __u64 notified_copied; /* of these, with SO_EE_CODE_ZEROCOPY_COPIED, or the ring's usage report saying copied */
@@ -163,11 +166,40 @@ struct trace_event {
 struct trace_lost {
     __u64 flows; /* bytes of calls whose flow found no room */
     __u64 flow_calls;
-    __u64 copies;  /* bytes of copies that found no room */
-    __u64 ends;    /* ends that found no room: their flows name no end */
-    __u64 events;  /* the ring buffer was full */
-    __u64 threads; /* no memory for a thread's state */
+    __u64 copies;   /* bytes of copies that found no room */
+    __u64 ends;     /* ends that found no room: their flows name no end */
+    __u64 events;   /* the ring buffer was full */
+    __u64 threads;  /* no memory for a thread's state */
+    __u64 foreign;  /* system calls of 32-bit programs: their numbers mean something else */
+    __u64 messages; /* messages beyond the first 64 of one sendmmsg or recvmmsg: their bytes are not counted */
 };
+
+/* What a system call is to us. User space fills the table of numbers (they differ between machines). */
+enum trace_call {
+    TRACE_CALL_OTHER = 0, /* counted as a transition, nothing more */
+    TRACE_CALL_READ,
+    TRACE_CALL_READV,
+    TRACE_CALL_WRITE,
+    TRACE_CALL_WRITEV,
+    TRACE_CALL_RECVFROM,
+    TRACE_CALL_RECVMSG,
+    TRACE_CALL_RECVMMSG,
+    TRACE_CALL_SENDTO,
+    TRACE_CALL_SENDMSG,
+    TRACE_CALL_SENDMMSG,
+    TRACE_CALL_SENDFILE,
+    TRACE_CALL_SPLICE,
+    TRACE_CALL_VMSPLICE,
+    TRACE_CALL_TEE,
+    TRACE_CALL_COPY_FILE_RANGE,
+    TRACE_CALL_IOCTL,
+    TRACE_CALL_PROCESS_VM,
+    TRACE_CALL_GETSOCKOPT,
+    TRACE_CALL_COUNT
+};
+
+#define TRACE_CALL_NUMBERS 512 /* system calls are numbered below this */
+#define TRACE_RING_OPCODES 128 /* io_uring's operations, too */
 
 /* What is traced; set before the programs are attached (read-only data of the programs). */
 enum trace_scope {

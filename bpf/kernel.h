@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * The few members of kernel structures that trace.bpf.c reads. CO-RE finds their real offsets on the running kernel
+ * (preserve_access_index), so these declarations need name a member and its type only, and one program serves all
+ * kernels; a generated vmlinux.h would tie the build to the machine that it ran on.
+ */
+#ifndef SLUICE_BPF_KERNEL_H
+#define SLUICE_BPF_KERNEL_H
+
+#define __VMLINUX_H__ /* tells bpf_tracing.h to use the kernel's names of registers, not user space's */
+
+#include <linux/types.h>
+#include <stdbool.h>
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+    unsigned long r9, r8, r10, dx, si, di, orig_ax, ax, ip, sp, bp, cx;
+};
+#elif defined(__TARGET_ARCH_arm64)
+struct user_pt_regs {
+    __u64 regs[31], sp, pc, pstate;
+};
+struct pt_regs {
+    struct user_pt_regs user_regs;
+    __u64 orig_x0;
+    __s32 syscallno;
+};
+#else
+#error "sluice trace knows the registers of x86-64 and arm64; add this machine's to bpf/kernel.h"
+#endif
+
+struct qstr {
+    const unsigned char *name;
+};
+
+struct super_block {
+    __u32 s_dev;
+    unsigned long s_magic;
+};
+
+struct inode {
+    unsigned short i_mode;
+    unsigned long i_ino;
+    struct super_block *i_sb;
+    __u32 i_rdev;
+    long long i_size;
+};
+
+struct dentry {
+    struct dentry *d_parent;
+    struct qstr d_name;
+};
+
+struct path {
+    struct dentry *dentry;
+};
+
+struct file {
+    struct inode *f_inode;
+    unsigned int f_flags;
+    unsigned int f_mode;
+    struct path f_path;
+    void *private_data;
+};
+
+struct fdtable {
+    unsigned int max_fds;
+    struct file **fd;
+};
+
+struct files_struct {
+    struct fdtable *fdt;
+};
+
+struct thread_info {
+    __u32 status;
+};
+
+struct signal_struct {
+    int nr_threads;
+};
+
+struct task_struct {
+    struct thread_info thread_info;
+    int pid, tgid;
+    int exit_code;
+    struct task_struct *group_leader;
+    struct files_struct *files;
+    struct signal_struct *signal;
+    char comm[16];
+};
+
+struct linux_binprm;
+
+struct in6_addr {
+    unsigned char in6_u[16];
+};
+
+struct ns_common {
+    unsigned int inum;
+};
+
+struct net {
+    struct ns_common ns;
+};
+
+typedef struct {
+    struct net *net;
+} possible_net_t;
+
+struct sock_common {
+    __be32 skc_daddr, skc_rcv_saddr;
+    __be16 skc_dport;
+    __u16 skc_num;
+    unsigned short skc_family;
+    possible_net_t skc_net;
+    struct in6_addr skc_v6_daddr, skc_v6_rcv_saddr;
+    unsigned long skc_flags;
+};
+
+struct net_device {
+    __u64 features;
+    int ifindex;
+};
+
+struct dst_entry {
+    struct net_device *dev;
+};
+
+struct sock {
+    struct sock_common __sk_common;
+    __u16 sk_protocol, sk_type;
+    struct dst_entry *sk_dst_cache;
+};
+
+enum sock_flags { SOCK_ZEROCOPY = 18 }; /* the value is relocated: it differs between kernels */
+
+struct socket {
+    struct sock *sk;
+};
+
+struct unix_address {
+    int len;
+};
+
+struct unix_sock {
+    struct unix_address *addr;
+    struct sock *peer;
+};
+
+struct sk_buff;
+
+struct vm_area_struct {
+    unsigned long vm_start, vm_end, vm_flags;
+    struct file *vm_file;
+};
+
+struct io_cqe {
+    __u64 user_data;
+    __s32 res;
+    __u32 flags;
+};
+
+struct io_uring_cqe {
+    __u64 user_data;
+    __s32 res;
+    __u32 flags;
+};
+
+struct io_kiocb {
+    struct file *file;
+    __u8 opcode;
+};
+
+struct io_splice {
+    int splice_fd_in;
+    unsigned int flags;
+};
+
+struct io_rw {
+    __u64 addr;
+};
+
+struct io_notif_data {
+    bool zc_report;
+};
+
+#pragma clang attribute pop
+
+#endif

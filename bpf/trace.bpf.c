@@ -1,0 +1,1237 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
+ *
+ * sluice trace in the kernel: who moves how many bytes from where to where, by which mechanism.
+ *
+ * One program on the way out of system calls does most of the work. There the arguments are still in the saved
+ * registers (the kernel changes only the one that returns the result), so that the way in needs no program: half the
+ * cost. What a call was about (the descriptors) can in theory have changed by then, if another thread closed and
+ * reopened a descriptor during the call; this is not seen.
+ *
+ * Invariants
+ *   - A thread that is traced has a state (task storage); having one is what "traced" means. It is made when the thread
+ *     is first seen in scope, or by its parent at fork.
+ *   - What a tracepoint or a function inside a call reports (bytes delivered, bytes copied) collects in the thread's
+ *     state, and is entered with the call's flow at its end. So it needs no map, and cannot be entered twice.
+ *   - Nested copying functions: the outermost counts (state.depth).
+ *   - Nothing is dropped in silence: see struct trace_lost.
+ */
+#include "kernel.h"
+#include <linux/bpf.h>
+
+#include "trace.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+#define AF_UNIX 1
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+#define S_IFREG 0100000
+#define S_IFBLK 0060000
+#define S_IFCHR 0020000
+#define S_IFIFO 0010000
+#define MSG_TRUNC 0x20
+#define MSG_ERRQUEUE 0x2000
+#define MSG_ZEROCOPY 0x4000000
+#define FMODE_WRITE 2
+#define VM_SHARED 8
+#define ANON_INODE_MAGIC 0x09041934
+#define PROC_MAGIC 0x9fa0
+#define SYSFS_MAGIC 0x62656572
+#define CGROUP_MAGIC 0x27e0eb
+#define CGROUP2_MAGIC 0x63677270
+#define PIPEFS_MAGIC 0x50495045
+#define SOCKFS_MAGIC 0x534f434b
+#define EEXIST 17
+#if defined(__TARGET_ARCH_x86)
+#define O_DIRECT 040000
+#else
+#define O_DIRECT 0200000
+#endif
+
+/* ---- What user space says before the start ---- */
+
+const volatile __u32 trace_scope = TRACE_SCOPE_PROCESSES;
+const volatile char trace_comm[TRACE_COMM_SIZE] = {};
+const volatile __u64 trace_cgroup = 0;
+const volatile __u32 trace_cgroup_level = 0;
+const volatile __u32 trace_self = 0; /* our own pid: never traced */
+const volatile __u32 trace_page_size = 4096;
+const volatile __u8 trace_calls[TRACE_CALL_NUMBERS] = {}; /* enum trace_call by system call number */
+const volatile __u8 trace_ring[TRACE_RING_OPCODES] = {};  /* enum trace_mechanism by io_uring opcode */
+const volatile bool trace_functions = false;              /* tier (a) programs are attached */
+
+/* ---- Maps ---- */
+
+#define RANGES 8
+#define DESCRIPTORS 16
+
+/* Where a call put bytes into memory, so that a later call that takes them from there can name their source. */
+struct range {
+    __u64 start, end;
+    __u32 source;
+    __u32 thread;
+    __u8 mechanism, way, first, unused;
+    __u32 from; /* flow.source of a flow that had a first leg itself: unused else */
+};
+
+struct descriptor {
+    struct file *file;
+    struct inode *inode;
+    unsigned long number; /* i_ino: structures of closed sockets are used again at the same address */
+    __u32 fd;
+    __u32 end;
+    __u8 kind;
+};
+
+struct thread_state {
+    __u64 transitions;
+    __u64 delivered;
+    __u32 newest; /* of ranges */
+    __u32 depth;  /* copying functions that the thread is in */
+    struct range ranges[RANGES];
+    struct descriptor descriptors[DESCRIPTORS];
+    struct trace_flow_key lent; /* last flow with MSG_ZEROCOPY */
+    struct trace_end_key key;   /* scratch: too large for the stack */
+    struct trace_end_value value;
+    __u64 copied[TRACE_FUNCTION_COUNT], copies[TRACE_FUNCTION_COUNT];
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, int);
+    __type(value, struct thread_state);
+} threads SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 16384);
+    __type(key, __u32); /* process */
+    __type(value, __u32);
+} targets SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+    __uint(max_entries, 16384);
+    __type(key, struct trace_flow_key);
+    __type(value, struct trace_flow_value);
+} flows SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+    __uint(max_entries, 4096);
+    __type(key, struct trace_copy_key);
+    __type(value, struct trace_copy_value);
+} copies SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 16384);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct trace_end_key);
+    __type(value, struct trace_end_value);
+} ends SEC(".maps");
+
+/* Ranges of processes with several threads: one thread reads, another sends (Node, nginx with aio threads). */
+struct memory_key {
+    __u64 start;
+    __u32 pid, unused;
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 16384);
+    __type(key, struct memory_key);
+    __type(value, struct range);
+} memory SEC(".maps");
+
+/* What was put into a pipe last by splice or tee, and by whom. */
+struct pipe_fill {
+    __u32 pid, source, thread;
+    __u8 mechanism, way, first, unused;
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 4096);
+    __type(key, __u32); /* the pipe's end */
+    __type(value, struct pipe_fill);
+} pipes SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_RINGBUF);
+    __uint(max_entries, 256 * 1024);
+} events SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, struct trace_lost);
+} lost SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+    __uint(max_entries, 4096);
+    __type(key, __u32);   /* process */
+    __type(value, __u64); /* transitions of threads that ended, or that no flow has taken over */
+} transitions SEC(".maps");
+
+__u32 end_count = 0;
+
+#define LOST(member, amount)                                                                                           \
+    do {                                                                                                               \
+        __u32 zero_ = 0;                                                                                               \
+        struct trace_lost *lost_ = bpf_map_lookup_elem(&lost, &zero_);                                                 \
+        if (lost_)                                                                                                     \
+            lost_->member += (amount);                                                                                 \
+    } while (0)
+
+/* ---- Who is traced ---- */
+
+static __always_inline bool comm_matches(const char comm[TRACE_COMM_SIZE])
+{
+    for (int i = 0; i < TRACE_COMM_SIZE; i++) {
+        if (comm[i] != trace_comm[i])
+            return false;
+        if (comm[i] == 0)
+            break;
+    }
+    return true;
+}
+
+static __always_inline bool in_scope(struct task_struct *task)
+{
+    __u32 pid = (__u32)task->tgid;
+    if (pid == trace_self)
+        return false;
+    if (trace_scope == TRACE_SCOPE_ALL)
+        return true;
+    if (trace_scope == TRACE_SCOPE_CGROUP)
+        return bpf_get_current_ancestor_cgroup_id((int)trace_cgroup_level) == trace_cgroup;
+    if (bpf_map_lookup_elem(&targets, &pid))
+        return true;
+    if (trace_scope == TRACE_SCOPE_COMM) {
+        char comm[TRACE_COMM_SIZE];
+        if (bpf_get_current_comm(comm, sizeof comm) == 0 && comm_matches(comm)) {
+            bpf_map_update_elem(&targets, &pid, &pid, BPF_ANY);
+            return true;
+        }
+    }
+    return false;
+}
+
+static __always_inline struct thread_state *state_of_current(struct task_struct *task)
+{
+    struct thread_state *state = bpf_task_storage_get(&threads, task, 0, 0);
+    if (state || !in_scope(task))
+        return state;
+    state = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+    if (!state)
+        LOST(threads, 1);
+    return state;
+}
+
+/* ---- Ends ---- */
+
+static __always_inline struct file *file_of(struct task_struct *task, __u32 fd)
+{
+    struct files_struct *files = task->files;
+    if (!files)
+        return NULL;
+    struct fdtable *table = files->fdt;
+    if (!table || fd >= table->max_fds)
+        return NULL;
+    struct file *file = NULL;
+    if (bpf_probe_read_kernel(&file, sizeof file, table->fd + fd) != 0)
+        return NULL;
+    return file;
+}
+
+static __always_inline void describe_inet(struct trace_end_key *key, struct trace_end_value *value, struct sock *sk)
+{
+    struct sock_common *common = &sk->__sk_common;
+    if (key->family == AF_INET) {
+        __be32 address = BPF_CORE_READ(common, skc_rcv_saddr);
+        __builtin_memcpy(key->local, &address, 4);
+        address = BPF_CORE_READ(common, skc_daddr);
+        __builtin_memcpy(key->remote, &address, 4);
+    } else {
+        bpf_core_read(&key->local, sizeof key->local, &common->skc_v6_rcv_saddr);
+        bpf_core_read(&key->remote, sizeof key->remote, &common->skc_v6_daddr);
+    }
+    __u32 local = BPF_CORE_READ(common, skc_num);
+    __u32 remote = bpf_ntohs(BPF_CORE_READ(common, skc_dport));
+    key->port_is_local = remote == 0 || local <= remote;
+    key->port = key->port_is_local ? local : remote;
+    key->net = BPF_CORE_READ(common, skc_net.net, ns.inum);
+    struct net_device *device = BPF_CORE_READ(sk, sk_dst_cache, dev);
+    if (device) {
+        value->egress = (__u32)BPF_CORE_READ(device, ifindex);
+        value->egress_features = BPF_CORE_READ(device, features);
+        value->egress_known = 1;
+    }
+}
+
+static __always_inline void describe_socket(struct trace_end_key *key, struct trace_end_value *value, struct file *file)
+{
+    struct socket *socket = BPF_CORE_READ(file, private_data);
+    struct sock *sk = BPF_CORE_READ(socket, sk);
+    if (!sk)
+        return;
+    unsigned short family = BPF_CORE_READ(sk, __sk_common.skc_family);
+    __u16 protocol = BPF_CORE_READ(sk, sk_protocol);
+    key->family = (__u8)family;
+    if (family == AF_INET || family == AF_INET6) {
+        key->kind = protocol == IPPROTO_TCP   ? TRACE_END_TCP
+                    : protocol == IPPROTO_UDP ? TRACE_END_UDP
+                                              : TRACE_END_SOCKET;
+        if (key->kind != TRACE_END_SOCKET)
+            describe_inet(key, value, sk);
+    } else if (family == AF_UNIX) {
+        key->kind = TRACE_END_UNIX;
+        key->family = 0;
+        /* Accepted sockets share their listener's name; the connecting side has its peer's. The structure's address
+         * stands for the name, and never leaves this program but as an opaque number. */
+        struct unix_sock *unix_socket = (struct unix_sock *)sk;
+        struct unix_address *name = BPF_CORE_READ(unix_socket, addr);
+        if (!name) {
+            struct unix_sock *peer = (struct unix_sock *)BPF_CORE_READ(unix_socket, peer);
+            if (peer)
+                name = BPF_CORE_READ(peer, addr);
+        }
+        if (name) {
+            key->inode = (__u64)name;
+            /* struct sockaddr_un follows the length: two bytes of family, then the name (unix(7)). */
+            int length = BPF_CORE_READ(name, len);
+            if (length > 2) {
+                const char *text = (const char *)name + bpf_core_type_size(struct unix_address) + 2;
+                __u32 size = (__u32)length - 2;
+                if (size > 107)
+                    size = 107;
+                bpf_probe_read_kernel(value->name, size & 127, text);
+                value->name_size = size;
+            }
+        }
+    } else {
+        key->kind = TRACE_END_SOCKET;
+    }
+}
+
+static __always_inline void name_file(struct trace_end_value *value, struct file *file)
+{
+    struct dentry *dentry = BPF_CORE_READ(file, f_path.dentry);
+    __u32 used = 0;
+    for (int depth = 0; depth < 16; depth++) {
+        struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
+        if (!dentry || dentry == parent || used > TRACE_NAME_SIZE - 64)
+            break;
+        long length = bpf_probe_read_kernel_str(&value->name[used & 255], 64, BPF_CORE_READ(dentry, d_name.name));
+        if (length <= 0)
+            break;
+        used += (__u32)length & 63;
+        if (length >= 64)
+            used += 64;
+        dentry = parent;
+    }
+    value->name_size = used;
+}
+
+/* Fill state->key and state->value. */
+static __always_inline void describe(struct thread_state *state, struct file *file, struct inode *inode)
+{
+    struct trace_end_key *key = &state->key;
+    struct trace_end_value *value = &state->value;
+    __builtin_memset(key, 0, sizeof *key);
+    __builtin_memset(value, 0, sizeof *value);
+    struct super_block *super = BPF_CORE_READ(inode, i_sb);
+    unsigned short mode = BPF_CORE_READ(inode, i_mode);
+    unsigned long magic = BPF_CORE_READ(super, s_magic);
+    key->inode = BPF_CORE_READ(inode, i_ino);
+    key->device = BPF_CORE_READ(super, s_dev);
+    value->file_system = (__u32)magic;
+    value->file_flags = BPF_CORE_READ(file, f_flags);
+    if (magic == ANON_INODE_MAGIC)
+        return; /* waking up through an eventfd or a timerfd is no transport of data */
+    switch (mode & S_IFMT) {
+    case S_IFSOCK:
+        key->device = 0;
+        describe_socket(key, value, file);
+        if (key->kind == TRACE_END_TCP || key->kind == TRACE_END_UDP)
+            key->inode = 0;
+        return;
+    case S_IFIFO:
+        key->kind = TRACE_END_PIPE;
+        if (magic != PIPEFS_MAGIC)
+            name_file(value, file);
+        return;
+    case S_IFBLK:
+        key->kind = value->file_flags & O_DIRECT ? TRACE_END_FILE_DIRECT : TRACE_END_BLOCK;
+        break;
+    case S_IFCHR:
+        key->kind = TRACE_END_CHAR;
+        break;
+    case S_IFREG:
+        if (magic == PROC_MAGIC || magic == SYSFS_MAGIC || magic == CGROUP_MAGIC || magic == CGROUP2_MAGIC)
+            key->kind = TRACE_END_KERNEL;
+        else
+            key->kind = value->file_flags & O_DIRECT ? TRACE_END_FILE_DIRECT : TRACE_END_FILE;
+        break;
+    default:
+        key->kind = TRACE_END_KERNEL;
+        return;
+    }
+    name_file(value, file);
+}
+
+/* The number that stands for this end, from now on; TRACE_END_LOST if there is no room. */
+static __always_inline __u32 end_number(struct thread_state *state)
+{
+    struct trace_end_value *known = bpf_map_lookup_elem(&ends, &state->key);
+    if (known)
+        return known->id;
+    state->value.id = __sync_fetch_and_add(&end_count, 1) + 1;
+    long error = bpf_map_update_elem(&ends, &state->key, &state->value, BPF_NOEXIST);
+    if (error == 0)
+        return state->value.id;
+    known = bpf_map_lookup_elem(&ends, &state->key); /* another CPU was faster */
+    if (known)
+        return known->id;
+    LOST(ends, 1);
+    return TRACE_END_LOST;
+}
+
+struct end {
+    __u32 id;
+    __u8 kind;
+};
+
+static __noinline int end_of_file(struct thread_state *state, struct file *file, __u32 fd, struct end *ret_end)
+{
+    if (!state || !ret_end)
+        return 0;
+    ret_end->id = 0;
+    ret_end->kind = TRACE_END_NONE;
+    if (!file)
+        return 0;
+    struct inode *inode = BPF_CORE_READ(file, f_inode);
+    unsigned long number = BPF_CORE_READ(inode, i_ino);
+    struct descriptor *cached = &state->descriptors[fd % DESCRIPTORS];
+    if (cached->file != file || cached->inode != inode || cached->number != number || cached->fd != fd) {
+        describe(state, file, inode);
+        cached->end = state->key.kind == TRACE_END_NONE ? 0 : end_number(state);
+        cached->kind = state->key.kind;
+        cached->file = file;
+        cached->inode = inode;
+        cached->number = number;
+        cached->fd = fd;
+    }
+    ret_end->id = cached->end;
+    ret_end->kind = cached->kind;
+    return 0;
+}
+
+static __always_inline struct end end_of(struct thread_state *state, struct task_struct *task, __u32 fd)
+{
+    struct end end = {};
+    end_of_file(state, file_of(task, fd), fd, &end);
+    return end;
+}
+
+/* ---- Flows ---- */
+
+static __always_inline struct trace_flow_value *flow_at(const struct trace_flow_key *key)
+{
+    struct trace_flow_value *flow = bpf_map_lookup_elem(&flows, key);
+    if (flow)
+        return flow;
+    struct trace_flow_value none = {};
+    bpf_map_update_elem(&flows, key, &none, BPF_NOEXIST);
+    return bpf_map_lookup_elem(&flows, key);
+}
+
+static __noinline int enter_copies(struct thread_state *state, struct trace_flow_key *flow)
+{
+    if (!state || !flow)
+        return 0;
+    for (__u32 i = 0; i < TRACE_FUNCTION_COUNT; i++) {
+        if (state->copies[i] == 0)
+            continue;
+        struct trace_copy_key key = {.flow = *flow, .function = i};
+        struct trace_copy_value *value = bpf_map_lookup_elem(&copies, &key);
+        if (!value) {
+            struct trace_copy_value none = {};
+            bpf_map_update_elem(&copies, &key, &none, BPF_NOEXIST);
+            value = bpf_map_lookup_elem(&copies, &key);
+        }
+        if (value) {
+            value->calls += state->copies[i];
+            value->bytes += state->copied[i];
+        } else {
+            LOST(copies, state->copied[i]);
+        }
+        state->copies[i] = 0;
+        state->copied[i] = 0;
+    }
+    return 0;
+}
+
+static __always_inline struct trace_flow_key flow_key(struct task_struct *task, __u8 mechanism, __u32 source,
+                                                      __u32 sink)
+{
+    struct trace_flow_key key = {
+        .pid = (__u32)task->tgid, .thread = (__u32)task->pid, .source = source, .sink = sink, .mechanism = mechanism};
+    return key;
+}
+
+/* bytes < 0: the call failed. */
+static __always_inline void enter(struct thread_state *state, struct trace_flow_key *key, long bytes)
+{
+    if (trace_functions)
+        enter_copies(state, key);
+    struct trace_flow_value *flow = flow_at(key);
+    if (!flow) {
+        LOST(flow_calls, 1);
+        if (bytes > 0)
+            LOST(flows, (__u64)bytes);
+        return;
+    }
+    if (bytes > 0) {
+        flow->calls++;
+        flow->bytes += (__u64)bytes;
+    } else {
+        flow->fruitless++;
+    }
+    flow->transitions += state->transitions;
+    state->transitions = 0;
+    flow->delivered += state->delivered;
+    state->delivered = 0;
+}
+
+/* ---- Which memory holds whose bytes ---- */
+
+static __always_inline void remember(struct thread_state *state, struct task_struct *task,
+                                     const struct trace_flow_key *flow, __u64 start, __u64 size)
+{
+    if (start == 0 || size == 0)
+        return;
+    struct range *range = &state->ranges[++state->newest % RANGES];
+    range->start = start;
+    range->end = start + size;
+    range->source = flow->source;
+    range->thread = flow->thread;
+    range->mechanism = flow->mechanism;
+    range->way = flow->way;
+    range->first = flow->first;
+    if (task->signal->nr_threads > 1) {
+        struct memory_key key = {.start = start, .pid = flow->pid};
+        bpf_map_update_elem(&memory, &key, range, BPF_ANY);
+    }
+}
+
+/* Find where the bytes at start came from. Returns how many of size bytes did, at most; fills *ret_range. */
+static __noinline __u64 taken_from(struct thread_state *state, __u64 start, __u32 pid, struct range *ret_range)
+{
+    if (!state || !ret_range)
+        return 0;
+    __u32 newest = state->newest;
+    for (__u32 i = 0; i < RANGES; i++) {
+        struct range *range = &state->ranges[(newest - i) % RANGES];
+        if (range->start <= start && start < range->end) {
+            *ret_range = *range;
+            return range->end - start;
+        }
+    }
+    struct memory_key key = {.start = start, .pid = pid};
+    struct range *range = bpf_map_lookup_elem(&memory, &key);
+    if (!range)
+        return 0;
+    *ret_range = *range;
+    return range->end - range->start;
+}
+
+/* Bytes that left memory: the flow names where they had come from, if that is known. */
+static __noinline int enter_from_memory(struct thread_state *state, struct trace_flow_key *flow, __u64 start,
+                                        long bytes)
+{
+    if (!state || !flow)
+        return 0;
+    flow->source = 0;
+    flow->first = TRACE_NONE;
+    if (bytes > 0) {
+        struct range range;
+        __u64 held = taken_from(state, start, flow->pid, &range);
+        if (held) {
+            __u64 taken = held < (__u64)bytes ? held : (__u64)bytes;
+            struct trace_flow_key brought = {.pid = flow->pid,
+                                             .thread = range.thread,
+                                             .source = range.source,
+                                             .mechanism = range.mechanism,
+                                             .way = range.way,
+                                             .first = range.first};
+            struct trace_flow_value *first = flow_at(&brought);
+            if (first)
+                first->forwarded += taken;
+            flow->source = range.source;
+            flow->first = range.mechanism;
+        }
+    }
+    enter(state, flow, bytes);
+    return 0;
+}
+
+struct vector {
+    __u64 base, size;
+};
+
+#define VECTORS 16 /* looked at for where bytes go; the bytes of all are counted */
+
+static __noinline int remember_vectors(struct thread_state *state, struct trace_flow_key *flow, __u64 vectors,
+                                       __u64 count_bytes)
+{
+    struct task_struct *task = bpf_get_current_task_btf();
+    __u64 bytes = count_bytes >> 16;
+    __u32 count = (__u32)(count_bytes & 0xffff);
+    if (!state || !flow)
+        return 0;
+    for (__u32 i = 0; i < VECTORS && i < count && bytes; i++) {
+        struct vector vector = {};
+        if (bpf_probe_read_user(&vector, sizeof vector, (void *)(vectors + i * sizeof vector)) != 0)
+            break;
+        __u64 size = vector.size < bytes ? vector.size : bytes;
+        remember(state, task, flow, vector.base, size);
+        bytes -= size;
+    }
+    return 0;
+}
+
+/* The count of vectors (16 bits, as the kernel limits it to 1024) and the bytes moved travel in one argument: a BPF
+ * function takes five. */
+static __noinline int enter_vectors(struct thread_state *state, struct trace_flow_key *flow, __u64 vectors,
+                                    __u64 count_bytes)
+{
+    __u64 bytes = count_bytes >> 16;
+    __u32 count = (__u32)(count_bytes & 0xffff);
+    if (!state || !flow)
+        return 0;
+    for (__u32 i = 0; i < VECTORS && i < count && bytes; i++) {
+        struct vector vector = {};
+        if (bpf_probe_read_user(&vector, sizeof vector, (void *)(vectors + i * sizeof vector)) != 0)
+            break;
+        __u64 size = vector.size < bytes ? vector.size : bytes;
+        if (size)
+            enter_from_memory(state, flow, vector.base, (long)size);
+        bytes -= size;
+    }
+    if (bytes)
+        enter_from_memory(state, flow, 0, (long)bytes);
+    return 0;
+}
+
+/* struct msghdr of 64-bit user space (recvmsg(2)). */
+struct message {
+    __u64 name;
+    __u32 name_size, unused;
+    __u64 vectors, vector_count, control, control_size;
+    __u32 flags, unused2;
+};
+
+/* ---- Notifications of MSG_ZEROCOPY (Documentation/networking/msg_zerocopy.rst) ---- */
+
+struct control_header {
+    __u64 size;
+    __s32 level, type;
+};
+
+struct extended_error {
+    __u32 error;
+    __u8 origin, type, code, pad;
+    __u32 info, data;
+};
+
+static __always_inline void enter_notifications(struct thread_state *state, struct task_struct *task, struct end end,
+                                                struct message *message)
+{
+    __u64 at = message->control, left = message->control_size;
+    for (int i = 0; i < 4; i++) { /* msg_controllen now says how much the kernel wrote */
+        struct {
+            struct control_header header;
+            struct extended_error error;
+        } record = {};
+        if (left < sizeof record || bpf_probe_read_user(&record, sizeof record, (void *)at) != 0)
+            return;
+        bool about_errors = (record.header.level == 0 && record.header.type == 11) || /* SOL_IP, IP_RECVERR */
+                            (record.header.level == 41 && record.header.type == 25);  /* SOL_IPV6, IPV6_RECVERR */
+        if (about_errors && record.error.error == 0 && record.error.origin == 5 /* SO_EE_ORIGIN_ZEROCOPY */) {
+            struct trace_flow_key key = state->lent;
+            if (key.sink != end.id || key.mechanism != TRACE_SEND_ZEROCOPY)
+                key = flow_key(task, TRACE_SEND_ZEROCOPY, 0, end.id);
+            struct trace_flow_value *flow = flow_at(&key);
+            __u64 calls = (__u64)(__u32)(record.error.data - record.error.info) + 1;
+            if (flow) {
+                flow->notified += calls;
+                if (record.error.code & 1) /* SO_EE_CODE_ZEROCOPY_COPIED */
+                    flow->notified_copied += calls;
+            } else {
+                LOST(flow_calls, 1);
+            }
+        }
+        __u64 size = (record.header.size + 7) & ~7ULL;
+        if (size < sizeof(struct control_header) || size > left)
+            return;
+        at += size;
+        left -= size;
+    }
+}
+
+/* ---- Pipes ---- */
+
+static __always_inline void fill_pipe(struct trace_flow_key *flow, struct end pipe)
+{
+    struct pipe_fill fill = {.pid = flow->pid,
+                             .source = flow->source,
+                             .thread = flow->thread,
+                             .mechanism = flow->mechanism,
+                             .way = flow->way,
+                             .first = flow->first};
+    bpf_map_update_elem(&pipes, &pipe.id, &fill, BPF_ANY);
+}
+
+/* Bytes leave a pipe: if this process spliced them in, the flow goes on from where they came from. */
+static __always_inline void drain_pipe(struct trace_flow_key *flow, struct end pipe, long bytes)
+{
+    if (bytes <= 0)
+        return;
+    struct pipe_fill *fill = bpf_map_lookup_elem(&pipes, &pipe.id);
+    if (!fill || fill->pid != flow->pid)
+        return;
+    struct trace_flow_key brought = {.pid = fill->pid,
+                                     .thread = fill->thread,
+                                     .source = fill->source,
+                                     .sink = pipe.id,
+                                     .mechanism = fill->mechanism,
+                                     .way = fill->way,
+                                     .first = fill->first};
+    struct trace_flow_value *first = flow_at(&brought);
+    if (first)
+        first->forwarded += (__u64)bytes;
+    flow->source = fill->source;
+    flow->first = fill->mechanism;
+}
+
+static __always_inline void forget_pipe(struct end pipe)
+{
+    if (bpf_map_lookup_elem(&pipes, &pipe.id))
+        bpf_map_delete_elem(&pipes, &pipe.id);
+}
+
+/* ---- One call ---- */
+
+struct call {
+    __u64 a, b, c, d, e, f; /* arguments */
+    long result;
+};
+
+static __always_inline bool is_socket(__u8 kind)
+{
+    return kind == TRACE_END_TCP || kind == TRACE_END_UDP || kind == TRACE_END_UNIX || kind == TRACE_END_SOCKET;
+}
+
+static __noinline int on_input(struct thread_state *state, struct call *call, __u32 kind_of_call)
+{
+    if (!state || !call)
+        return 0;
+    struct task_struct *task = bpf_get_current_task_btf();
+    struct end source = end_of(state, task, (__u32)call->a);
+    if (source.kind == TRACE_END_NONE)
+        return 0;
+    __u64 flags = 0;
+    struct message message = {};
+    if (kind_of_call == TRACE_CALL_RECVFROM)
+        flags = call->d;
+    if (kind_of_call == TRACE_CALL_RECVMSG) {
+        flags = call->c;
+        if (bpf_probe_read_user(&message, sizeof message, (void *)call->b) != 0)
+            return 0;
+        if (flags & MSG_ERRQUEUE) {
+            if (call->result >= 0)
+                enter_notifications(state, task, source, &message);
+            return 0;
+        }
+    }
+    __u8 mechanism = TRACE_READ;
+    if (is_socket(source.kind))
+        mechanism = flags & MSG_TRUNC && source.kind == TRACE_END_TCP ? TRACE_RECV_DISCARD : TRACE_RECV;
+    struct trace_flow_key flow = flow_key(task, mechanism, source.id, 0);
+    if (source.kind == TRACE_END_PIPE)
+        drain_pipe(&flow, source, call->result);
+    enter(state, &flow, call->result);
+    if (call->result <= 0 || mechanism == TRACE_RECV_DISCARD)
+        return 0;
+    __u64 bytes = (__u64)call->result;
+    if (kind_of_call == TRACE_CALL_READV)
+        remember_vectors(state, &flow, call->b, bytes << 16 | (call->c & 0xffff));
+    else if (kind_of_call == TRACE_CALL_RECVMSG)
+        remember_vectors(state, &flow, message.vectors, bytes << 16 | (message.vector_count & 0xffff));
+    else
+        remember(state, task, &flow, call->b, bytes);
+    return 0;
+}
+
+static __always_inline bool lends(struct task_struct *task, __u32 fd, __u64 flags)
+{
+    if (!(flags & MSG_ZEROCOPY))
+        return false;
+    /* Without SO_ZEROCOPY the flag is ignored, and nothing is ever notified. */
+    struct file *file = file_of(task, fd);
+    struct socket *socket = BPF_CORE_READ(file, private_data);
+    struct sock *sk = BPF_CORE_READ(socket, sk);
+    unsigned long socket_flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
+    return socket_flags >> bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY) & 1;
+}
+
+static __noinline int on_output(struct thread_state *state, struct call *call, __u32 kind_of_call)
+{
+    if (!state || !call)
+        return 0;
+    struct task_struct *task = bpf_get_current_task_btf();
+    struct end sink = end_of(state, task, (__u32)call->a);
+    if (sink.kind == TRACE_END_NONE)
+        return 0;
+    __u64 flags = 0;
+    struct message message = {};
+    if (kind_of_call == TRACE_CALL_SENDTO)
+        flags = call->d;
+    if (kind_of_call == TRACE_CALL_SENDMSG) {
+        flags = call->c;
+        if (bpf_probe_read_user(&message, sizeof message, (void *)call->b) != 0)
+            return 0;
+    }
+    __u8 mechanism = TRACE_WRITE;
+    if (is_socket(sink.kind))
+        mechanism = lends(task, (__u32)call->a, flags) ? TRACE_SEND_ZEROCOPY : TRACE_SEND;
+    else if (sink.kind == TRACE_END_PIPE && call->result > 0)
+        forget_pipe(sink);
+    struct trace_flow_key flow = flow_key(task, mechanism, 0, sink.id);
+    if (call->result <= 0)
+        enter(state, &flow, call->result);
+    else if (kind_of_call == TRACE_CALL_WRITEV)
+        enter_vectors(state, &flow, call->b, (__u64)call->result << 16 | (call->c & 0xffff));
+    else if (kind_of_call == TRACE_CALL_SENDMSG)
+        enter_vectors(state, &flow, message.vectors, (__u64)call->result << 16 | (message.vector_count & 0xffff));
+    else
+        enter_from_memory(state, &flow, call->b, call->result);
+    if (mechanism == TRACE_SEND_ZEROCOPY)
+        state->lent = flow;
+    return 0;
+}
+
+/* struct mmsghdr of 64-bit user space: a message and the bytes moved for it. */
+struct counted_message {
+    struct message message;
+    __u32 bytes, unused;
+};
+
+#define MESSAGES 64
+
+static __noinline int on_messages(struct thread_state *state, struct call *call, __u32 kind_of_call)
+{
+    if (!state || !call)
+        return 0;
+    struct task_struct *task = bpf_get_current_task_btf();
+    bool in = kind_of_call == TRACE_CALL_RECVMMSG;
+    struct end end = end_of(state, task, (__u32)call->a);
+    if (end.kind == TRACE_END_NONE)
+        return 0;
+    __u8 mechanism = in ? TRACE_RECV : lends(task, (__u32)call->a, call->d) ? TRACE_SEND_ZEROCOPY : TRACE_SEND;
+    struct trace_flow_key flow = flow_key(task, mechanism, in ? end.id : 0, in ? 0 : end.id);
+    long bytes = 0;
+    for (__u32 i = 0; i < MESSAGES && (long)i < call->result; i++) {
+        __u32 one = 0;
+        __u64 at = call->b + i * sizeof(struct counted_message) + __builtin_offsetof(struct counted_message, bytes);
+        if (bpf_probe_read_user(&one, sizeof one, (void *)at) != 0)
+            break;
+        bytes += one;
+    }
+    if (call->result > MESSAGES)
+        LOST(messages, (__u64)call->result - MESSAGES);
+    enter(state, &flow, call->result > 0 ? bytes : call->result);
+    if (mechanism == TRACE_SEND_ZEROCOPY)
+        state->lent = flow;
+    return 0;
+}
+
+/* Descriptor to descriptor. */
+static __noinline int on_transfer(struct thread_state *state, struct call *call, __u32 mechanism)
+{
+    if (!state || !call)
+        return 0;
+    struct task_struct *task = bpf_get_current_task_btf();
+    __u32 in = (__u32)call->a, out = (__u32)call->b;
+    if (mechanism == TRACE_SENDFILE) {
+        in = (__u32)call->b;
+        out = (__u32)call->a;
+    } else if (mechanism == TRACE_SPLICE || mechanism == TRACE_COPY_FILE_RANGE) {
+        out = (__u32)call->c;
+    }
+    struct end source = end_of(state, task, in);
+    struct end sink = end_of(state, task, out);
+    struct trace_flow_key flow = flow_key(task, (__u8)mechanism, source.id, sink.id);
+    if (source.kind == TRACE_END_PIPE)
+        drain_pipe(&flow, source, call->result);
+    enter(state, &flow, call->result);
+    if (sink.kind == TRACE_END_PIPE && call->result > 0)
+        fill_pipe(&flow, sink);
+    return 0;
+}
+
+static __noinline int on_vmsplice(struct thread_state *state, struct call *call)
+{
+    if (!state || !call)
+        return 0;
+    struct task_struct *task = bpf_get_current_task_btf();
+    struct file *file = file_of(task, (__u32)call->a);
+    struct end pipe = end_of(state, task, (__u32)call->a);
+    bool in = BPF_CORE_READ(file, f_mode) & FMODE_WRITE; /* which end of the pipe it is says which way */
+    __u64 count_bytes = (__u64)(call->result > 0 ? call->result : 0) << 16 | (call->c & 0xffff);
+    struct trace_flow_key flow = flow_key(task, in ? TRACE_VMSPLICE : TRACE_READ, in ? 0 : pipe.id, in ? pipe.id : 0);
+    if (in) {
+        if (call->result > 0) {
+            enter_vectors(state, &flow, call->b, count_bytes);
+            fill_pipe(&flow, pipe);
+        } else {
+            enter(state, &flow, call->result);
+        }
+        return 0;
+    }
+    drain_pipe(&flow, pipe, call->result);
+    enter(state, &flow, call->result);
+    remember_vectors(state, &flow, call->b, count_bytes);
+    return 0;
+}
+
+#define FICLONE 0x40049409u
+#define FICLONERANGE 0x4020940du
+
+struct clone_range {
+    __s64 source;
+    __u64 offset, size, sink_offset;
+};
+
+static __noinline int on_ioctl(struct thread_state *state, struct call *call)
+{
+    if (!state || !call)
+        return 0;
+    __u32 request = (__u32)call->b;
+    if (request != FICLONE && request != FICLONERANGE)
+        return 0;
+    struct task_struct *task = bpf_get_current_task_btf();
+    struct clone_range range = {.source = (__s64)call->c};
+    if (request == FICLONERANGE && bpf_probe_read_user(&range, sizeof range, (void *)call->c) != 0)
+        return 0;
+    if (range.size == 0) { /* to the end of the source */
+        struct file *file = file_of(task, (__u32)range.source);
+        __u64 size = (__u64)BPF_CORE_READ(file, f_inode, i_size);
+        range.size = size > range.offset ? size - range.offset : 0;
+    }
+    struct end source = end_of(state, task, (__u32)range.source);
+    struct end sink = end_of(state, task, (__u32)call->a);
+    struct trace_flow_key flow = flow_key(task, TRACE_CLONE, source.id, sink.id);
+    enter(state, &flow, call->result == 0 ? (long)range.size : call->result);
+    return 0;
+}
+
+/* struct tcp_zerocopy_receive (linux/tcp.h): address, and what was mapped there. */
+static __noinline int on_getsockopt(struct thread_state *state, struct call *call)
+{
+    if (!state || !call)
+        return 0;
+    if (call->b != IPPROTO_TCP || call->c != 35 /* TCP_ZEROCOPY_RECEIVE */)
+        return 0;
+    struct {
+        __u64 address;
+        __u32 length, skip;
+    } mapped = {};
+    struct task_struct *task = bpf_get_current_task_btf();
+    if (call->result == 0 && bpf_probe_read_user(&mapped, sizeof mapped, (void *)call->d) != 0)
+        return 0;
+    struct end source = end_of(state, task, (__u32)call->a);
+    struct trace_flow_key flow = flow_key(task, TRACE_RECV_ZEROCOPY, source.id, 0);
+    enter(state, &flow, call->result == 0 ? (long)mapped.length : call->result);
+    remember(state, task, &flow, mapped.address, mapped.length);
+    return 0;
+}
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(on_call, struct pt_regs *regs, long result)
+{
+    struct task_struct *task = bpf_get_current_task_btf();
+    struct thread_state *state = state_of_current(task);
+    if (!state)
+        return 0;
+    state->transitions++;
+#if defined(__TARGET_ARCH_x86)
+    if (task->thread_info.status & 2 /* TS_COMPAT */) {
+        LOST(foreign, 1);
+        return 0;
+    }
+    __u32 number = (__u32)regs->orig_ax;
+    struct call call = {regs->di, regs->si, regs->dx, regs->r10, regs->r8, regs->r9, result};
+#else
+    __u32 number = (__u32)regs->syscallno;
+    struct call call = {regs->orig_x0,
+                        regs->user_regs.regs[1],
+                        regs->user_regs.regs[2],
+                        regs->user_regs.regs[3],
+                        regs->user_regs.regs[4],
+                        regs->user_regs.regs[5],
+                        result};
+#endif
+    if (number >= TRACE_CALL_NUMBERS)
+        return 0;
+    __u32 kind = trace_calls[number];
+    switch (kind) {
+    case TRACE_CALL_OTHER:
+        break;
+    case TRACE_CALL_READ:
+    case TRACE_CALL_READV:
+    case TRACE_CALL_RECVFROM:
+    case TRACE_CALL_RECVMSG:
+        on_input(state, &call, kind);
+        break;
+    case TRACE_CALL_WRITE:
+    case TRACE_CALL_WRITEV:
+    case TRACE_CALL_SENDTO:
+    case TRACE_CALL_SENDMSG:
+        on_output(state, &call, kind);
+        break;
+    case TRACE_CALL_RECVMMSG:
+    case TRACE_CALL_SENDMMSG:
+        on_messages(state, &call, kind);
+        break;
+    case TRACE_CALL_SENDFILE:
+        on_transfer(state, &call, TRACE_SENDFILE);
+        break;
+    case TRACE_CALL_SPLICE:
+        on_transfer(state, &call, TRACE_SPLICE);
+        break;
+    case TRACE_CALL_TEE:
+        on_transfer(state, &call, TRACE_TEE);
+        break;
+    case TRACE_CALL_COPY_FILE_RANGE:
+        on_transfer(state, &call, TRACE_COPY_FILE_RANGE);
+        break;
+    case TRACE_CALL_VMSPLICE:
+        on_vmsplice(state, &call);
+        break;
+    case TRACE_CALL_IOCTL:
+        on_ioctl(state, &call);
+        break;
+    case TRACE_CALL_GETSOCKOPT:
+        on_getsockopt(state, &call);
+        break;
+    case TRACE_CALL_PROCESS_VM: {
+        struct trace_flow_key flow = flow_key(task, TRACE_PROCESS_COPY, 0, 0);
+        enter(state, &flow, result);
+        break;
+    }
+    }
+    state->delivered = 0; /* of a call that was not entered: it must not count for the next */
+    return 0;
+}
+
+/* ---- Inside calls ---- */
+
+/* Called once for each piece of a socket buffer that is copied into the caller's memory (net/core/datagram.c). */
+SEC("tp_btf/skb_copy_datagram_iovec")
+int BPF_PROG(on_delivery, const struct sk_buff *buffer, int length)
+{
+    struct task_struct *task = bpf_get_current_task_btf();
+    struct thread_state *state = bpf_task_storage_get(&threads, task, 0, 0);
+    if (state && length > 0)
+        state->delivered += (__u64)length;
+    return 0;
+}
+
+/* ---- Page faults ---- */
+
+struct fault {
+    struct file *file;
+    bool private_mapping, file_mapping;
+};
+
+static long look_at_mapping(struct task_struct *task, struct vm_area_struct *area, void *data)
+{
+    struct fault *fault = data;
+    fault->file = area->vm_file;
+    fault->file_mapping = area->vm_file != NULL;
+    fault->private_mapping = !(area->vm_flags & VM_SHARED);
+    return 0;
+}
+
+SEC("tp_btf/page_fault_user")
+int BPF_PROG(on_page_fault, unsigned long address, struct pt_regs *regs, unsigned long error)
+{
+    struct task_struct *task = bpf_get_current_task_btf();
+    struct thread_state *state = bpf_task_storage_get(&threads, task, 0, 0);
+    if (!state)
+        return 0;
+    bool present = error & 1, write = error & 2; /* X86_PF_PROT, X86_PF_WRITE */
+    if (present && !write)
+        return 0;
+    struct fault fault = {};
+    if (bpf_find_vma(task, address, look_at_mapping, &fault, 0) != 0)
+        return 0;
+    struct end source = {};
+    if (fault.file_mapping)
+        end_of_file(state, fault.file, ~0u, &source);
+    bool copies = write && fault.private_mapping && (present || fault.file_mapping);
+    if (!copies && !fault.file_mapping)
+        return 0; /* fresh zeroed memory: no bytes of anybody's */
+    if (present && !copies)
+        return 0; /* a shared page becomes writable */
+    struct trace_flow_key flow = flow_key(task, copies ? TRACE_COPY_ON_WRITE : TRACE_MAP_FAULT, source.id, 0);
+    /* A private page that was present is copied unless nobody else has it; a file's page surely is. */
+    state->delivered = copies && !present ? trace_page_size : 0;
+    enter(state, &flow, trace_page_size);
+    state->delivered = 0;
+    return 0;
+}
+
+/* ---- io_uring ---- */
+
+static __always_inline void on_ring_operation(struct io_kiocb *request, long result, __u32 flags)
+{
+    struct task_struct *task = bpf_get_current_task_btf();
+    struct thread_state *state = state_of_current(task);
+    if (!state || !request)
+        return;
+    if (flags & 8 /* IORING_CQE_F_NOTIF */) {
+        struct io_notif_data *notification = (struct io_notif_data *)request;
+        if (state->lent.mechanism != TRACE_SEND_ZEROCOPY ||
+            (bpf_core_field_exists(notification->zc_report) && !BPF_CORE_READ(notification, zc_report)))
+            return; /* without the usage report the kernel says nothing about copies */
+        struct trace_flow_value *flow = flow_at(&state->lent);
+        if (flow) {
+            flow->notified++;
+            if (result & 0x80000000u) /* IORING_NOTIF_USAGE_ZC_COPIED */
+                flow->notified_copied++;
+        }
+        return;
+    }
+    __u8 opcode = BPF_CORE_READ(request, opcode);
+    __u8 mechanism = trace_ring[opcode % TRACE_RING_OPCODES];
+    if (mechanism == TRACE_NONE)
+        return;
+    struct file *file = BPF_CORE_READ(request, file);
+    struct end end = {}, other = {};
+    end_of_file(state, file, ~0u, &end);
+    if (mechanism == TRACE_READ && is_socket(end.kind))
+        mechanism = TRACE_RECV;
+    if (mechanism == TRACE_WRITE && is_socket(end.kind))
+        mechanism = TRACE_SEND;
+    bool in = mechanism == TRACE_READ || mechanism == TRACE_RECV;
+    struct trace_flow_key flow = flow_key(task, mechanism, in ? end.id : 0, in ? 0 : end.id);
+    if (mechanism == TRACE_SPLICE || mechanism == TRACE_TEE) {
+        struct io_splice *splice = (struct io_splice *)request;
+        /* With SPLICE_F_FD_IN_FIXED the number is one of the ring's own table: not resolved. */
+        if (bpf_core_type_exists(struct io_splice) && !(BPF_CORE_READ(splice, flags) & (1u << 31))) {
+            __u32 fd = (__u32)BPF_CORE_READ(splice, splice_fd_in);
+            end_of_file(state, file_of(task, fd), fd, &other);
+            flow.source = other.id;
+        }
+        if (other.kind == TRACE_END_PIPE)
+            drain_pipe(&flow, other, result);
+    }
+    flow.way = TRACE_BY_RING;
+    enter(state, &flow, result);
+    if (end.kind == TRACE_END_PIPE && result > 0 && !in)
+        fill_pipe(&flow, end);
+    if (mechanism == TRACE_SEND_ZEROCOPY)
+        state->lent = flow;
+    if (in && result > 0 && bpf_core_type_exists(struct io_rw) && mechanism == TRACE_READ)
+        remember(state, task, &flow, BPF_CORE_READ((struct io_rw *)request, addr), (__u64)result);
+}
+
+/* Linux 6.0 to 6.10: the completion in pieces. */
+SEC("tp_btf/io_uring_complete")
+int BPF_PROG(on_ring_completion_pieces, void *ring, void *request, __u64 user_data, int result, unsigned flags)
+{
+    on_ring_operation(request, result, flags);
+    return 0;
+}
+
+/* Later: the completion itself. */
+SEC("tp_btf/io_uring_complete")
+int BPF_PROG(on_ring_completion, void *ring, void *request, struct io_uring_cqe *completion)
+{
+    on_ring_operation(request, completion->res, completion->flags);
+    return 0;
+}
+
+/* ---- Lives ---- */
+
+static __always_inline void tell(__u32 kind, struct task_struct *task, __u32 parent)
+{
+    struct trace_event *event = bpf_ringbuf_reserve(&events, sizeof *event, 0);
+    if (!event) {
+        LOST(events, 1);
+        return;
+    }
+    event->kind = kind;
+    event->pid = (__u32)task->tgid;
+    event->parent = parent;
+    event->exit_code = (__u32)task->exit_code;
+    BPF_CORE_READ_STR_INTO(&event->comm, task, comm);
+    bpf_ringbuf_submit(event, 0);
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+    if (!bpf_task_storage_get(&threads, parent, 0, 0) && !in_scope(parent))
+        return 0;
+    __u32 pid = (__u32)child->tgid;
+    if (pid != (__u32)parent->tgid) {
+        bpf_map_update_elem(&targets, &pid, &pid, BPF_ANY);
+        tell(TRACE_EVENT_FORK, child, (__u32)parent->tgid);
+    }
+    return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *program)
+{
+    if (state_of_current(task))
+        tell(TRACE_EVENT_EXEC, task, 0);
+    return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *task)
+{
+    struct thread_state *state = bpf_task_storage_get(&threads, task, 0, 0);
+    if (!state)
+        return 0;
+    __u32 pid = (__u32)task->tgid;
+    if (state->transitions) {
+        __u64 *sum = bpf_map_lookup_elem(&transitions, &pid);
+        if (sum)
+            *sum += state->transitions;
+        else
+            bpf_map_update_elem(&transitions, &pid, &state->transitions, BPF_NOEXIST);
+    }
+    if (task->signal->nr_threads <= 1) {
+        bpf_map_delete_elem(&targets, &pid);
+        tell(TRACE_EVENT_EXIT, task, 0);
+    }
+    return 0;
+}
