@@ -32,6 +32,9 @@ int collect_add(struct collect *collect, uint32_t pid);
  * errno. */
 int collect_drain(struct collect *collect, struct account *account);
 
+/* Stop counting calls and faults, or go on. What happens meanwhile is not seen, and costs the traced nothing. */
+void collect_pause(struct collect *collect, bool pause);
+
 /* Readable when a process was born, has called exec or died: drain then, while names can still be resolved. */
 int collect_fd(const struct collect *collect);
 
