@@ -3,13 +3,17 @@
  * Invariants:
  *   - An entry is in the table and in the LRU list, or in neither (cached). Out of the table it lives on until its last
  *     reference is given back.
- *   - A watched entry has a directory, which is in the table of directories with all its ancestors, each with a watch.
+ *   - A watched entry has a directory, which is in the table of directories with all its ancestors, each with a watch;
+ *     and a watch of its own, of the open file: by the path only its directory's would be enough, but a hard link made
+ *     later is another path, and making one is an event of the file alone.
  *   - A watch is placed before the file's state is read. An event that arrives while a helper reads may be about just
  *     that file: `events` counts them, and what was read across one is not trusted without a check.
+ *   - Watches of files are placed and removed by the loop's thread alone.
  */
 #include "files.h"
 #include "base/cleanup.h"
 #include "base/list.h"
+#include "base/text.h"
 #include "mime.h"
 
 #include <errno.h>
@@ -27,6 +31,9 @@
 #define DIRECTORIES_MAX 4096
 #define WATCH_EVENTS                                                                                                   \
     (IN_MODIFY | IN_ATTRIB | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_DELETE_SELF | IN_MOVE_SELF)
+/* The directory's watch tells of the rest. Reading raises neither. */
+#define FILE_EVENTS (IN_MODIFY | IN_ATTRIB)
+#define WATCH_RETRY 1000 /* ms from a watch that was refused to the next that is asked for */
 #define FIFO_SAFE (O_RDONLY | O_NONBLOCK)
 
 /* What the file system lets us rely on. */
@@ -79,11 +86,15 @@ struct entry {
     struct entry *chain;
     struct list lru;
     uint64_t hash;
-    uint64_t checked; /* when it was last known to be right */
+    uint64_t checked;   /* when it was last known to be right */
+    uint64_t looked_up; /* when a helper last tried to have its directories watched */
     unsigned refs;
     bool cached;
     enum trust trust;
-    struct directory *directory; /* NULL: unwatched */
+    struct directory *directory; /* NULL: unwatched; then wd is -1, too */
+    struct entry *wd_chain;
+    int wd;        /* of the file itself */
+    bool symlinks; /* the path goes through one */
     struct stat status;
     size_t path_length;
     char *path;
@@ -95,13 +106,16 @@ struct files {
     struct beneath beneath;
     unsigned end_flags, capacity;
 
-    struct entry **table;
-    size_t table_mask;
-    struct list lru; /* least recently used first */
+    struct entry **table, **entries_by_wd;
+    size_t table_mask; /* of both */
+    struct list lru;   /* least recently used first */
     unsigned cached;
 
     int inotify; /* -1: none */
     struct sluice_watch *watch;
+    uint64_t refused; /* when the last watch of a file was; 0: never */
+    void (*complain)(void *context, const char *text);
+    void *complain_context;
     struct directory *directories[1024], *by_wd[1024];
     struct list idle; /* directories that nothing refers to, longest idle first */
     unsigned directory_count;
@@ -229,6 +243,76 @@ static void entry_free(struct entry *entry)
     free(entry);
 }
 
+/* Said once. Nothing is wrong or stale without watches, but each request asks the file system. */
+static void complain(struct files *files, const char *what, int error)
+{
+    char text[256];
+    if (files->complain == NULL)
+        return;
+    snprintf(text, sizeof text, "%s (%s): files are checked at every request, which costs a few system calls each",
+             what, text_errno_meaning(error));
+    files->complain(files->complain_context, text);
+    files->complain = NULL;
+}
+
+static void watch_refused(struct files *files, int error)
+{
+    complain(files,
+             error == ENOSPC   ? "inotify: no watch left; sysctl fs.inotify.max_user_watches says how many there are"
+             : error == ENOENT ? "inotify: no watch of an open file; is /proc mounted?"
+                               : "inotify: no watch",
+             error);
+}
+
+static struct entry *entry_by_wd(struct files *files, int wd)
+{
+    struct entry *at = files->entries_by_wd[(unsigned)wd & files->table_mask];
+    while (at != NULL && at->wd != wd)
+        at = at->wd_chain;
+    return at;
+}
+
+/* Watch the open file, not what its path may lead to by now. The way through /proc needs no disk, so it does not
+ * wait. Returns whether it is watched. */
+static bool entry_watch(struct files *files, struct entry *entry)
+{
+    char path[32];
+    if (entry->wd >= 0)
+        return true;
+    uint64_t now = sluice_loop_now(files->loop);
+    if (files->refused != 0 && now - files->refused < WATCH_RETRY)
+        return false;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", sluice_end_fd(entry->file.end));
+    int wd = inotify_add_watch(files->inotify, path, FILE_EVENTS);
+    if (wd < 0) {
+        files->refused = now;
+        watch_refused(files, errno);
+        return false;
+    }
+    /* The same file by another path (a bind mount): its one watch belongs to the first. */
+    if (entry_by_wd(files, wd) != NULL)
+        return false;
+    entry->wd = wd;
+    entry->wd_chain = files->entries_by_wd[(unsigned)wd & files->table_mask];
+    files->entries_by_wd[(unsigned)wd & files->table_mask] = entry;
+    return true;
+}
+
+static void entry_unwatch(struct files *files, struct entry *entry)
+{
+    if (entry->directory != NULL)
+        directory_drop(files, entry->directory);
+    entry->directory = NULL;
+    if (entry->wd < 0)
+        return;
+    struct entry **link = &files->entries_by_wd[(unsigned)entry->wd & files->table_mask];
+    while (*link != entry)
+        link = &(*link)->wd_chain;
+    *link = entry->wd_chain;
+    inotify_rm_watch(files->inotify, entry->wd);
+    entry->wd = -1;
+}
+
 static void entry_uncache(struct files *files, struct entry *entry)
 {
     if (!entry->cached)
@@ -240,9 +324,7 @@ static void entry_uncache(struct files *files, struct entry *entry)
     list_remove(&entry->lru);
     entry->cached = false;
     files->cached--;
-    if (entry->directory != NULL)
-        directory_drop(files, entry->directory);
-    entry->directory = NULL;
+    entry_unwatch(files, entry);
     if (entry->refs == 0)
         entry_free(entry);
 }
@@ -337,21 +419,36 @@ struct found {
     enum trust trust;
 };
 
-/* The directory whose watch vouches for the file, or NULL. */
-static struct directory *vouching_directory(struct files *files, const char *path, size_t length,
-                                            const struct found *found, bool certain)
+static bool entry_may_be_watched(const struct files *files, const struct entry *entry)
 {
-    struct directory *directory = directory_find(files, path, directory_length(path, length));
-    bool vouches = certain && directory != NULL && directory->watched && !found->symlinks &&
-                   found->trust == TRUST_WATCHES && found->status.st_nlink == 1;
-    return vouches ? directory : NULL;
+    return files->inotify >= 0 && !entry->symlinks && entry->trust == TRUST_WATCHES && entry->status.st_nlink == 1;
 }
 
-static void entry_set_directory(struct entry *entry, struct directory *directory)
+static struct directory *entry_directory(struct files *files, const struct entry *entry)
 {
+    return directory_find(files, entry->path, directory_length(entry->path, entry->path_length));
+}
+
+/* Let watches vouch for the file, if they can. Its status must be read once more after this: until then nobody has seen
+ * what changed before the watch was placed. */
+static void entry_vouch(struct files *files, struct entry *entry)
+{
+    struct directory *directory = entry_may_be_watched(files, entry) ? entry_directory(files, entry) : NULL;
+    if (directory == NULL || !directory->watched || !entry_watch(files, entry))
+        return;
     entry->directory = directory;
-    if (directory != NULL)
-        directory_hold(directory);
+    directory_hold(directory);
+}
+
+/* The same for a path that is known to lead to the file: unless something has happened to it since its status was read.
+ */
+static void entry_vouch_now(struct files *files, struct entry *entry)
+{
+    struct stat status;
+    entry_vouch(files, entry);
+    if (entry->directory != NULL &&
+        (fstat(sluice_end_fd(entry->file.end), &status) < 0 || !same(&status, &entry->status)))
+        entry_unwatch(files, entry);
 }
 
 /* Make an entry of an open file, and remember it. Takes found->fd in every case. certain: no event came since before
@@ -370,6 +467,8 @@ static int entry_add(struct files *files, const char *path, size_t length, struc
         return -ENOMEM;
     entry->status = found->status;
     entry->trust = found->trust;
+    entry->symlinks = found->symlinks;
+    entry->wd = -1;
     entry->path = entry->text + RESPONSE_FIELDS_MAX + ETAG_MAX;
     memcpy(entry->path, path, length);
     entry->path_length = length;
@@ -382,8 +481,9 @@ static int entry_add(struct files *files, const char *path, size_t length, struc
     (void)TAKE_FD(fd);
     entry_describe(entry, may_change_unseen(&entry->status), type_of(entry->path));
 
-    entry_set_directory(entry, vouching_directory(files, path, length, found, certain));
-    entry->checked = sluice_loop_now(files->loop);
+    if (certain)
+        entry_vouch_now(files, entry);
+    entry->checked = entry->looked_up = sluice_loop_now(files->loop);
     entry->chain = files->table[hash & files->table_mask];
     files->table[hash & files->table_mask] = entry;
     list_init(&entry->lru);
@@ -449,14 +549,15 @@ static int entry_check(struct files *files, struct entry *entry)
     if (entry->trust == TRUST_NOTHING)
         return 0;
     struct stat status;
-    CLEANUP_FD int fd = beneath_open(&files->beneath, entry->path, O_PATH, true, NULL);
+    bool symlinks;
+    CLEANUP_FD int fd = beneath_open(&files->beneath, entry->path, O_PATH, true, &symlinks);
     if (fd == -EAGAIN)
         return 0;
     if (fd < 0)
         return fd;
     if (fstat(fd, &status) < 0)
         return -errno;
-    return same(&status, &entry->status) ? 1 : -ESTALE;
+    return same(&status, &entry->status) && symlinks == entry->symlinks ? 1 : -ESTALE;
 }
 
 static void entry_confirm(struct files *files, struct entry *entry)
@@ -475,6 +576,17 @@ static void entry_use(struct files *files, struct entry *entry)
     }
 }
 
+/* Directories are watched by helpers. Nothing came of it when an event was read meanwhile: try again, now and then. */
+static bool wants_look_up(struct files *files, struct entry *entry)
+{
+    uint64_t now = sluice_loop_now(files->loop);
+    if (now - entry->looked_up < CHECK_INTERVAL || !entry_may_be_watched(files, entry) ||
+        entry_directory(files, entry) != NULL)
+        return false;
+    entry->looked_up = now;
+    return true;
+}
+
 int files_find(struct files *files, const char *path, size_t length, struct file **ret_file)
 {
     struct entry *entry = entry_find(files, path, length, hash_path(path, length));
@@ -483,10 +595,19 @@ int files_find(struct files *files, const char *path, size_t length, struct file
         if (entry->directory != NULL && sluice_loop_now(files->loop) - entry->checked < CHECK_INTERVAL) {
             files->counts.hits++;
         } else {
+            bool vouched = entry->directory != NULL;
             files->counts.checks++;
+            if (!vouched) { /* an event came in between when it was opened, or a watch could not be had */
+                if (wants_look_up(files, entry))
+                    return 0;
+                entry_vouch(files, entry);
+            }
             int r = entry_check(files, entry);
-            if (r == 0)
+            if (r == 0) {
+                if (!vouched)
+                    entry_unwatch(files, entry);
                 return 0;
+            }
             if (r < 0) {
                 files->counts.dropped++;
                 entry_uncache(files, entry);
@@ -530,6 +651,7 @@ struct files_lookup {
     uint64_t events; /* files.events when it began */
     bool second;     /* tried again after making room for a descriptor */
     int result;
+    int refused; /* why a directory could not be watched; 0: all were */
     struct found found;
     unsigned depth;  /* directories above the file, the root included */
     unsigned placed; /* of them, those that exist: watches[] is set */
@@ -553,6 +675,8 @@ static void place_watches(struct files_lookup *lookup)
         /* Symbolic links end here, too (ENOTDIR): what lies behind one is never watched. */
         if (wd < 0 && errno != ENOSPC && errno != ENOMEM && errno != EACCES)
             return;
+        if (wd < 0)
+            lookup->refused = errno;
         lookup->watches[lookup->placed] = wd;
     }
 }
@@ -600,6 +724,8 @@ static void lookup_finish(void *context)
             return;
     }
     files->lookups--;
+    if (lookup->refused != 0)
+        watch_refused(files, lookup->refused);
 
     bool certain = files->events == lookup->events;
     if (certain)
@@ -614,9 +740,8 @@ static void lookup_finish(void *context)
         /* Another descriptor for the same file is of no use: what was learned about the old end would be lost. */
         if (entry != NULL && same(&entry->status, &lookup->found.status)) {
             close_fd(lookup->found.fd);
-            if (entry->directory == NULL)
-                entry_set_directory(entry,
-                                    vouching_directory(files, lookup->path, lookup->length, &lookup->found, certain));
+            if (entry->directory == NULL && certain)
+                entry_vouch_now(files, entry);
             entry_confirm(files, entry);
             entry_use(files, entry);
             file = &entry->file;
@@ -674,6 +799,12 @@ static void handle_event(struct files *files, const struct inotify_event *event)
 {
     files->events++;
     bool overflow = (event->mask & IN_Q_OVERFLOW) != 0;
+    struct entry *file = overflow ? NULL : entry_by_wd(files, event->wd);
+    if (file != NULL) {
+        files->counts.dropped++;
+        entry_uncache(files, file);
+        return;
+    }
     struct directory *directory = overflow ? NULL : directory_by_wd(files, event->wd);
     if (directory == NULL && !overflow) {
         /* A watch that nobody remembers: placed for a lookup that came to nothing. A lookup under way may be about to
@@ -733,9 +864,13 @@ int files_new(const struct files_options *options, struct files **ret_files)
         buckets *= 2;
     files->table_mask = buckets - 1;
     files->table = calloc(buckets, sizeof(struct entry *));
-    /* Without inotify (max_user_instances is used up) every answer is checked. */
+    files->entries_by_wd = calloc(buckets, sizeof(struct entry *));
+    files->complain = options->complain;
+    files->complain_context = options->complain_context;
     files->inotify = options->unwatched ? -1 : inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
-    int r = files->table == NULL ? -ENOMEM : 0;
+    if (files->inotify < 0 && !options->unwatched)
+        complain(files, "inotify: none to be had; sysctl fs.inotify.max_user_instances says how many there are", errno);
+    int r = files->table == NULL || files->entries_by_wd == NULL ? -ENOMEM : 0;
     if (r == 0 && files->inotify >= 0)
         r = sluice_loop_watch(files->loop, files->inotify, read_events, files, &files->watch);
     if (r < 0) {
@@ -753,6 +888,7 @@ void files_free(struct files *files)
     drop_everything(files);
     sluice_watch_free(files->watch);
     close_fd(files->inotify);
+    free(files->entries_by_wd);
     free(files->table);
     free(files);
 }

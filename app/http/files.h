@@ -4,10 +4,13 @@
  *
  * How long an answer may be repeated:
  *
- *   watched     every directory from the root to the file is watched by inotify: until an event, and checked once a
- *               second all the same, as writing through a mapping raises no event
+ *   watched     every directory from the root to the file is watched by inotify, and the file: until an event, and
+ *               checked once a second all the same, as writing through a mapping raises no event
  *   unwatched   there is a symbolic link on the way, another hard link, a file system on which other hosts or layers
  *               change files unseen, or no watch to be had: checked at every request
+ *
+ * A watch for each open file counts against fs.inotify.max_user_watches. When they are used up, the rest is unwatched,
+ * and complain says so.
  *
  * Checking means looking the path up again and comparing device, inode, size and both times. What could wait for a disk
  * or a server is done on a helper thread of the loop.
@@ -39,6 +42,9 @@ struct files_options {
     unsigned capacity;  /* most files to keep open that nobody is using */
     bool walk;          /* do without openat2: see beneath_init */
     bool unwatched;     /* do without inotify */
+    /* NULL, or called at most once: why files are checked at every request though they need not be. */
+    void (*complain)(void *context, const char *text);
+    void *complain_context;
 };
 
 /* Returns 0, -ENOMEM, or a negative errno of the loop's. */

@@ -2,8 +2,10 @@
 #include "server.h"
 #include "base/cleanup.h"
 #include "connection.h"
+#include "service/log.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,6 +24,14 @@ void http_totals_add(struct http_totals *sum, const struct http_totals *part)
     sum->truncated += part->truncated;
     sum->timeouts += part->timeouts;
     sum->accept_failures += part->accept_failures;
+}
+
+static void log_complaint(void *context, const char *text)
+{
+    const struct http_server *server = context;
+    char line[320];
+    int length = snprintf(line, sizeof line, "sluice serve: %s (said once).", text);
+    log_line(server->options->error_log, line, (size_t)length);
 }
 
 int http_server_new(const struct http_server_options *options, struct http_server **ret_server)
@@ -46,6 +56,8 @@ int http_server_new(const struct http_server_options *options, struct http_serve
         .end_flags = options->snapshot ? SLUICE_END_SNAPSHOT : 0,
         .capacity = options->open_files,
         .walk = options->walk,
+        .complain = log_complaint,
+        .complain_context = server,
     };
     int r = files_new(&files, &server->files);
     if (r < 0) {

@@ -111,6 +111,16 @@ static bool is_watchable(void)
     files_count(files, &counts);
     return statfs(".", &status) == 0 && status.f_type != (long)OVERLAYFS_SUPER_MAGIC && counts.hits > before;
 }
+/* Ask for a file until it is vouched for: not at once when its making is an event still to be read. */
+static void warm_up(const char *path)
+{
+    uint64_t before = hits();
+    for (int i = 0; i < 4 && hits() == before; i++) {
+        turn();
+        text_of(path);
+    }
+}
+
 #define NEEDS_WATCHES                                                                                                  \
     if (!is_watchable()) {                                                                                             \
         end();                                                                                                         \
@@ -205,6 +215,98 @@ TEST("a file with two names is checked at every request, as the other name may b
     file_write("there/f", "other");
     CHECK_STR(text_of("here/f"), "other"); /* without a turn: no event is needed */
     CHECK_EQ(hits(), before);
+    end();
+}
+
+TEST("a hard link made later is noticed, and what is written through it is seen")
+{
+    begin(&(struct files_options){0});
+    NEEDS_WATCHES
+    mkdir("named", 0755);
+    mkdir("aside", 0755);
+    file_write("named/f", "one");
+    warm_up("named/f");
+    uint64_t before = hits();
+    CHECK_STR(text_of("named/f"), "one");
+    CHECK_EQ(hits(), before + 1);
+    CHECK_EQ(link("named/f", "aside/f"), 0);
+    turn();
+    file_write("aside/f", "other");
+    CHECK_STR(text_of("named/f"), "other"); /* without a turn: it is checked at every request now */
+    CHECK_EQ(hits(), before + 1);
+    unlink("aside/f");
+    warm_up("named/f");
+    CHECK_EQ(hits(), before + 2);
+    end();
+}
+
+TEST("what is written by a descriptor of a name that is gone is seen")
+{
+    begin(&(struct files_options){0});
+    NEEDS_WATCHES
+    mkdir("kept", 0755);
+    mkdir("lost", 0755);
+    file_write("kept/f", "one");
+    CHECK_EQ(link("kept/f", "lost/f"), 0);
+    int fd = open("lost/f", O_WRONLY | O_CLOEXEC);
+    unlink("lost/f");
+    warm_up("kept/f");
+    uint64_t before = hits();
+    CHECK_STR(text_of("kept/f"), "one");
+    CHECK_EQ(hits(), before + 1);
+    CHECK_EQ(pwrite(fd, "longer", 6, 0), 6);
+    turn();
+    CHECK_STR(text_of("kept/f"), "longer");
+    close(fd);
+    end();
+}
+
+/* The event of another file's change is read before the helper's answer. */
+static void look_up_beside_an_event(const char *path)
+{
+    struct answer answer = {0};
+    struct files_lookup *lookup;
+    file_write("probe", "y");
+    CHECK_EQ(files_look_up(files, path, strlen(path), on_found, &answer, &lookup), 0);
+    sluice_loop_run(loop);
+    CHECK_EQ(answer.result, 1);
+    files_release(files, answer.file);
+    turn();
+}
+
+TEST("a file looked up while something else changed is answered from memory after one check")
+{
+    begin(&(struct files_options){0});
+    NEEDS_WATCHES
+    mkdir("unsure", 0755);
+    file_write("unsure/f", "one");
+    file_write("unsure/g", "known");
+    warm_up("unsure/g");
+    look_up_beside_an_event("unsure/f");
+    uint64_t before = hits();
+    CHECK_STR(text_of("unsure/f"), "one");
+    CHECK_EQ(hits(), before);
+    CHECK_STR(text_of("unsure/f"), "one");
+    CHECK_EQ(hits(), before + 1);
+    end();
+}
+
+TEST("the same in a directory that was not known, a second later")
+{
+    begin(&(struct files_options){0});
+    NEEDS_WATCHES
+    mkdir("unknown", 0755);
+    file_write("unknown/f", "one");
+    look_up_beside_an_event("unknown/f");
+    uint64_t before = hits();
+    CHECK_STR(text_of("unknown/f"), "one");
+    CHECK_EQ(hits(), before);
+    struct timespec pause = {.tv_sec = 1, .tv_nsec = 100000000};
+    nanosleep(&pause, NULL);
+    turn();
+    CHECK_STR(text_of("unknown/f"), "one");
+    CHECK_STR(text_of("unknown/f"), "one");
+    CHECK_EQ(hits(), before + 1);
     end();
 }
 
