@@ -78,6 +78,7 @@ static struct {
     int feed; /* -1: all was fed, and it is closed */
     size_t fed, feed_size;
     int drain[SINKS_MAX]; /* -1: none */
+    int sent[SINKS_MAX];  /* the socket that is drained, held open; -1: none */
     size_t per_move;
     unsigned char *data[SINKS_MAX];
     size_t size[SINKS_MAX];
@@ -139,10 +140,12 @@ static void world_begin(size_t per_move)
     world.feed = -1;
     world.per_move = per_move;
     for (int i = 0; i < SINKS_MAX; i++)
-        world.drain[i] = -1;
+        world.drain[i] = world.sent[i] = -1;
 }
 
-/* After the library has closed its sides: take what is still on its way. */
+/* After the library has closed its sides: take what is still on its way. TCP sinks are held open until then: what a
+ * socket has accepted arrives, unless it is closed while all TCP memory of the machine is in use (tests beside this one
+ * hold 10,000 connections). Then the kernel resets it and drops what it had not sent (tcp_close, TCPAbortOnMemory). */
 static void world_end(struct outcome *outcome)
 {
     bool moved;
@@ -150,10 +153,14 @@ static void world_end(struct outcome *outcome)
         close_without_trace(world.feed);
     for (int i = 0; i < SINKS_MAX; i++) {
         if (world.drain[i] >= 0) {
+            if (world.sent[i] >= 0)
+                shutdown(world.sent[i], SHUT_WR);
             struct pollfd wait = {.fd = world.drain[i], .events = POLLIN};
             while (poll(&wait, 1, 10000) > 0 && drain(i, 65536, &moved))
                 ;
             close_without_trace(world.drain[i]);
+            if (world.sent[i] >= 0)
+                close(world.sent[i]);
         }
         outcome->arrived[i] = world.data[i];
         outcome->arrived_size[i] = world.size[i];
@@ -207,6 +214,7 @@ static int make_sink(enum place place, int i, bool slow)
     case A_TCP:
         tcp_pair(fds);
         world.drain[i] = fds[1];
+        world.sent[i] = dup(fds[0]);
         return fds[0];
     default:
         return pattern_file(NULL, 0);
