@@ -14,6 +14,9 @@
  *     state, and is entered with the call's flow at its end. So it needs no map, and cannot be entered twice.
  *   - Nested copying functions: the outermost counts (state.depth).
  *   - Nothing is dropped in silence: see struct trace_lost.
+ *
+ * Functions that are not static are verified once, on their own, and not again in each place that calls them: the
+ * verifier's limit on what it will look at is far off that way.
  */
 #include "kernel.h"
 #include <linux/bpf.h>
@@ -94,6 +97,7 @@ struct descriptor {
 struct thread_state {
     __u64 transitions;
     __u64 delivered;
+    __u32 pieces; /* whether this call was entered already */
     __u32 newest; /* of ranges */
     __u32 depth;  /* copying functions that the thread is in */
     struct range ranges[RANGES];
@@ -414,8 +418,10 @@ struct end {
     __u8 kind;
 };
 
-static __noinline int end_of_file(struct thread_state *state, struct file *file, __u32 fd, struct end *ret_end)
+/* file is a pointer of the kernel's, which functions that are verified on their own cannot take as such. */
+__noinline int end_of_file(struct thread_state *state, __u64 address, __u32 fd, struct end *ret_end)
 {
+    struct file *file = (struct file *)address;
     if (!state || !ret_end)
         return 0;
     ret_end->id = 0;
@@ -442,7 +448,7 @@ static __noinline int end_of_file(struct thread_state *state, struct file *file,
 static __always_inline struct end end_of(struct thread_state *state, struct task_struct *task, __u32 fd)
 {
     struct end end = {};
-    end_of_file(state, file_of(task, fd), fd, &end);
+    end_of_file(state, (__u64)file_of(task, fd), fd, &end);
     return end;
 }
 
@@ -458,7 +464,7 @@ static __always_inline struct trace_flow_value *flow_at(const struct trace_flow_
     return bpf_map_lookup_elem(&flows, key);
 }
 
-static __noinline int enter_copies(struct thread_state *state, struct trace_flow_key *flow)
+__noinline int enter_copies(struct thread_state *state, struct trace_flow_key *flow)
 {
     if (!state || !flow)
         return 0;
@@ -492,7 +498,7 @@ static __always_inline struct trace_flow_key flow_key(struct task_struct *task, 
     return key;
 }
 
-/* bytes < 0: the call failed. */
+/* bytes < 0: the call failed. A call that is entered in pieces counts as one, with its first. */
 static __always_inline void enter(struct thread_state *state, struct trace_flow_key *key, long bytes)
 {
     if (trace_functions)
@@ -505,7 +511,8 @@ static __always_inline void enter(struct thread_state *state, struct trace_flow_
         return;
     }
     if (bytes > 0) {
-        flow->calls++;
+        flow->calls += state->pieces == 0;
+        state->pieces = 1;
         flow->bytes += (__u64)bytes;
     } else {
         flow->fruitless++;
@@ -538,7 +545,7 @@ static __always_inline void remember(struct thread_state *state, struct task_str
 }
 
 /* Find where the bytes at start came from. Returns how many of size bytes did, at most; fills *ret_range. */
-static __noinline __u64 taken_from(struct thread_state *state, __u64 start, __u32 pid, struct range *ret_range)
+__noinline __u64 taken_from(struct thread_state *state, __u64 start, __u32 pid, struct range *ret_range)
 {
     if (!state || !ret_range)
         return 0;
@@ -559,8 +566,7 @@ static __noinline __u64 taken_from(struct thread_state *state, __u64 start, __u3
 }
 
 /* Bytes that left memory: the flow names where they had come from, if that is known. */
-static __noinline int enter_from_memory(struct thread_state *state, struct trace_flow_key *flow, __u64 start,
-                                        long bytes)
+__noinline int enter_from_memory(struct thread_state *state, struct trace_flow_key *flow, __u64 start, long bytes)
 {
     if (!state || !flow)
         return 0;
@@ -594,8 +600,8 @@ struct vector {
 
 #define VECTORS 16 /* looked at for where bytes go; the bytes of all are counted */
 
-static __noinline int remember_vectors(struct thread_state *state, struct trace_flow_key *flow, __u64 vectors,
-                                       __u64 count_bytes)
+__noinline int remember_vectors(struct thread_state *state, struct trace_flow_key *flow, __u64 vectors,
+                                __u64 count_bytes)
 {
     struct task_struct *task = bpf_get_current_task_btf();
     __u64 bytes = count_bytes >> 16;
@@ -615,8 +621,7 @@ static __noinline int remember_vectors(struct thread_state *state, struct trace_
 
 /* The count of vectors (16 bits, as the kernel limits it to 1024) and the bytes moved travel in one argument: a BPF
  * function takes five. */
-static __noinline int enter_vectors(struct thread_state *state, struct trace_flow_key *flow, __u64 vectors,
-                                    __u64 count_bytes)
+__noinline int enter_vectors(struct thread_state *state, struct trace_flow_key *flow, __u64 vectors, __u64 count_bytes)
 {
     __u64 bytes = count_bytes >> 16;
     __u32 count = (__u32)(count_bytes & 0xffff);
@@ -745,7 +750,7 @@ static __always_inline bool is_socket(__u8 kind)
     return kind == TRACE_END_TCP || kind == TRACE_END_UDP || kind == TRACE_END_UNIX || kind == TRACE_END_SOCKET;
 }
 
-static __noinline int on_input(struct thread_state *state, struct call *call, __u32 kind_of_call)
+__noinline int on_input(struct thread_state *state, struct call *call, __u32 kind_of_call)
 {
     if (!state || !call)
         return 0;
@@ -798,7 +803,7 @@ static __always_inline bool lends(struct task_struct *task, __u32 fd, __u64 flag
     return socket_flags >> bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY) & 1;
 }
 
-static __noinline int on_output(struct thread_state *state, struct call *call, __u32 kind_of_call)
+__noinline int on_output(struct thread_state *state, struct call *call, __u32 kind_of_call)
 {
     if (!state || !call)
         return 0;
@@ -842,7 +847,7 @@ struct counted_message {
 
 #define MESSAGES 64
 
-static __noinline int on_messages(struct thread_state *state, struct call *call, __u32 kind_of_call)
+__noinline int on_messages(struct thread_state *state, struct call *call, __u32 kind_of_call)
 {
     if (!state || !call)
         return 0;
@@ -870,7 +875,7 @@ static __noinline int on_messages(struct thread_state *state, struct call *call,
 }
 
 /* Descriptor to descriptor. */
-static __noinline int on_transfer(struct thread_state *state, struct call *call, __u32 mechanism)
+__noinline int on_transfer(struct thread_state *state, struct call *call, __u32 mechanism)
 {
     if (!state || !call)
         return 0;
@@ -893,7 +898,7 @@ static __noinline int on_transfer(struct thread_state *state, struct call *call,
     return 0;
 }
 
-static __noinline int on_vmsplice(struct thread_state *state, struct call *call)
+__noinline int on_vmsplice(struct thread_state *state, struct call *call)
 {
     if (!state || !call)
         return 0;
@@ -926,7 +931,7 @@ struct clone_range {
     __u64 offset, size, sink_offset;
 };
 
-static __noinline int on_ioctl(struct thread_state *state, struct call *call)
+__noinline int on_ioctl(struct thread_state *state, struct call *call)
 {
     if (!state || !call)
         return 0;
@@ -950,7 +955,7 @@ static __noinline int on_ioctl(struct thread_state *state, struct call *call)
 }
 
 /* struct tcp_zerocopy_receive (linux/tcp.h): address, and what was mapped there. */
-static __noinline int on_getsockopt(struct thread_state *state, struct call *call)
+__noinline int on_getsockopt(struct thread_state *state, struct call *call)
 {
     if (!state || !call)
         return 0;
@@ -978,6 +983,7 @@ int BPF_PROG(on_call, struct pt_regs *regs, long result)
     if (!state)
         return 0;
     state->transitions++;
+    state->pieces = 0;
 #if defined(__TARGET_ARCH_x86)
     if (task->thread_info.status & 2 /* TS_COMPAT */) {
         LOST(foreign, 1);
@@ -1092,7 +1098,7 @@ int BPF_PROG(on_page_fault, unsigned long address, struct pt_regs *regs, unsigne
         return 0;
     struct end source = {};
     if (fault.file_mapping)
-        end_of_file(state, fault.file, ~0u, &source);
+        end_of_file(state, (__u64)fault.file, ~0u, &source);
     bool copies = write && fault.private_mapping && (present || fault.file_mapping);
     if (!copies && !fault.file_mapping)
         return 0; /* fresh zeroed memory: no bytes of anybody's */
@@ -1133,7 +1139,7 @@ static __always_inline void on_ring_operation(struct io_kiocb *request, long res
         return;
     struct file *file = BPF_CORE_READ(request, file);
     struct end end = {}, other = {};
-    end_of_file(state, file, ~0u, &end);
+    end_of_file(state, (__u64)file, ~0u, &end);
     if (mechanism == TRACE_READ && is_socket(end.kind))
         mechanism = TRACE_RECV;
     if (mechanism == TRACE_WRITE && is_socket(end.kind))
@@ -1145,7 +1151,7 @@ static __always_inline void on_ring_operation(struct io_kiocb *request, long res
         /* With SPLICE_F_FD_IN_FIXED the number is one of the ring's own table: not resolved. */
         if (bpf_core_type_exists(struct io_splice) && !(BPF_CORE_READ(splice, flags) & (1u << 31))) {
             __u32 fd = (__u32)BPF_CORE_READ(splice, splice_fd_in);
-            end_of_file(state, file_of(task, fd), fd, &other);
+            end_of_file(state, (__u64)file_of(task, fd), fd, &other);
             flow.source = other.id;
         }
         if (other.kind == TRACE_END_PIPE)
