@@ -355,7 +355,7 @@ def no_watches():
     limited = ("unshare", "--user", "--map-root-user", "sh", "-c",
                'echo 4 >/proc/sys/user/max_inotify_watches && exec "$@"', "sh")
     if not shutil.which("unshare") or subprocess.run([*limited, "true"], capture_output=True).returncode != 0:
-        raise Skip("needs user namespaces, to have few inotify watches there: sysctl kernel.unprivileged_userns_clone=1")
+        raise Skip("needs user namespaces, to have few inotify watches in: sysctl kernel.unprivileged_userns_clone=1")
     for number in range(20):
         write(here, "d%d" % (number % 3), "f%d" % number, data=b"old")
     with Server(here, wrap=limited) as server, Client(server) as client:
