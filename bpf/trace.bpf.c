@@ -94,6 +94,14 @@ struct descriptor {
     __u8 kind;
 };
 
+/* struct msghdr of 64-bit user space (recvmsg(2)). */
+struct message {
+    __u64 name;
+    __u32 name_size, unused;
+    __u64 vectors, vector_count, control, control_size;
+    __u32 flags, unused2;
+};
+
 struct thread_state {
     __u64 transitions;
     __u64 delivered;
@@ -105,6 +113,7 @@ struct thread_state {
     struct trace_flow_key lent; /* last flow with MSG_ZEROCOPY */
     struct trace_end_key key;   /* scratch: too large for the stack */
     struct trace_end_value value;
+    struct message message;
     __u64 copied[TRACE_FUNCTION_COUNT], copies[TRACE_FUNCTION_COUNT];
 };
 
@@ -190,6 +199,9 @@ struct {
 } transitions SEC(".maps");
 
 __u32 end_count = 0;
+
+/* What a counter begins with; not on the stack, of which all functions together have 512 bytes. */
+const volatile struct trace_flow_value no_flow = {};
 
 #define LOST(member, amount)                                                                                           \
     do {                                                                                                               \
@@ -432,9 +444,13 @@ __noinline int end_of_file(struct thread_state *state, __u64 address, __u32 fd, 
     unsigned long number = BPF_CORE_READ(inode, i_ino);
     struct descriptor *cached = &state->descriptors[fd % DESCRIPTORS];
     if (cached->file != file || cached->inode != inode || cached->number != number || cached->fd != fd) {
-        describe(state, file, inode);
-        cached->end = state->key.kind == TRACE_END_NONE ? 0 : end_number(state);
-        cached->kind = state->key.kind;
+        /* Until Linux 6.4 what a function like this one is given must not be a map's key: ask for it again. */
+        struct thread_state *mine = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
+        if (!mine)
+            return 0;
+        describe(mine, file, inode);
+        cached->end = mine->key.kind == TRACE_END_NONE ? 0 : end_number(mine);
+        cached->kind = mine->key.kind;
         cached->file = file;
         cached->inode = inode;
         cached->number = number;
@@ -459,8 +475,7 @@ static __always_inline struct trace_flow_value *flow_at(const struct trace_flow_
     struct trace_flow_value *flow = bpf_map_lookup_elem(&flows, key);
     if (flow)
         return flow;
-    struct trace_flow_value none = {};
-    bpf_map_update_elem(&flows, key, &none, BPF_NOEXIST);
+    bpf_map_update_elem(&flows, key, (const void *)&no_flow, BPF_NOEXIST);
     return bpf_map_lookup_elem(&flows, key);
 }
 
@@ -474,8 +489,7 @@ __noinline int enter_copies(struct thread_state *state, struct trace_flow_key *f
         struct trace_copy_key key = {.flow = *flow, .function = i};
         struct trace_copy_value *value = bpf_map_lookup_elem(&copies, &key);
         if (!value) {
-            struct trace_copy_value none = {};
-            bpf_map_update_elem(&copies, &key, &none, BPF_NOEXIST);
+            bpf_map_update_elem(&copies, &key, (const void *)&no_flow, BPF_NOEXIST);
             value = bpf_map_lookup_elem(&copies, &key);
         }
         if (value) {
@@ -503,7 +517,8 @@ static __always_inline void enter(struct thread_state *state, struct trace_flow_
 {
     if (trace_functions)
         enter_copies(state, key);
-    struct trace_flow_value *flow = flow_at(key);
+    struct trace_flow_key own = *key; /* on this function's stack: see end_of_file */
+    struct trace_flow_value *flow = flow_at(&own);
     if (!flow) {
         LOST(flow_calls, 1);
         if (bytes > 0)
@@ -540,7 +555,8 @@ static __always_inline void remember(struct thread_state *state, struct task_str
     range->first = flow->first;
     if (task->signal->nr_threads > 1) {
         struct memory_key key = {.start = start, .pid = flow->pid};
-        bpf_map_update_elem(&memory, &key, range, BPF_ANY);
+        struct range own = *range; /* on this function's stack: see end_of_file */
+        bpf_map_update_elem(&memory, &key, &own, BPF_ANY);
     }
 }
 
@@ -640,14 +656,6 @@ __noinline int enter_vectors(struct thread_state *state, struct trace_flow_key *
         enter_from_memory(state, flow, 0, (long)bytes);
     return 0;
 }
-
-/* struct msghdr of 64-bit user space (recvmsg(2)). */
-struct message {
-    __u64 name;
-    __u32 name_size, unused;
-    __u64 vectors, vector_count, control, control_size;
-    __u32 flags, unused2;
-};
 
 /* ---- Notifications of MSG_ZEROCOPY (Documentation/networking/msg_zerocopy.rst) ---- */
 
@@ -759,16 +767,17 @@ __noinline int on_input(struct thread_state *state, struct call *call, __u32 kin
     if (source.kind == TRACE_END_NONE)
         return 0;
     __u64 flags = 0;
-    struct message message = {};
+    struct message *message = &state->message;
+    message->vectors = message->vector_count = 0;
     if (kind_of_call == TRACE_CALL_RECVFROM)
         flags = call->d;
     if (kind_of_call == TRACE_CALL_RECVMSG) {
         flags = call->c;
-        if (bpf_probe_read_user(&message, sizeof message, (void *)call->b) != 0)
+        if (bpf_probe_read_user(message, sizeof *message, (void *)call->b) != 0)
             return 0;
         if (flags & MSG_ERRQUEUE) {
             if (call->result >= 0)
-                enter_notifications(state, task, source, &message);
+                enter_notifications(state, task, source, message);
             return 0;
         }
     }
@@ -785,7 +794,7 @@ __noinline int on_input(struct thread_state *state, struct call *call, __u32 kin
     if (kind_of_call == TRACE_CALL_READV)
         remember_vectors(state, &flow, call->b, bytes << 16 | (call->c & 0xffff));
     else if (kind_of_call == TRACE_CALL_RECVMSG)
-        remember_vectors(state, &flow, message.vectors, bytes << 16 | (message.vector_count & 0xffff));
+        remember_vectors(state, &flow, message->vectors, bytes << 16 | (message->vector_count & 0xffff));
     else
         remember(state, task, &flow, call->b, bytes);
     return 0;
@@ -812,12 +821,13 @@ __noinline int on_output(struct thread_state *state, struct call *call, __u32 ki
     if (sink.kind == TRACE_END_NONE)
         return 0;
     __u64 flags = 0;
-    struct message message = {};
+    struct message *message = &state->message;
+    message->vectors = message->vector_count = 0;
     if (kind_of_call == TRACE_CALL_SENDTO)
         flags = call->d;
     if (kind_of_call == TRACE_CALL_SENDMSG) {
         flags = call->c;
-        if (bpf_probe_read_user(&message, sizeof message, (void *)call->b) != 0)
+        if (bpf_probe_read_user(message, sizeof *message, (void *)call->b) != 0)
             return 0;
     }
     __u8 mechanism = TRACE_WRITE;
@@ -831,7 +841,7 @@ __noinline int on_output(struct thread_state *state, struct call *call, __u32 ki
     else if (kind_of_call == TRACE_CALL_WRITEV)
         enter_vectors(state, &flow, call->b, (__u64)call->result << 16 | (call->c & 0xffff));
     else if (kind_of_call == TRACE_CALL_SENDMSG)
-        enter_vectors(state, &flow, message.vectors, (__u64)call->result << 16 | (message.vector_count & 0xffff));
+        enter_vectors(state, &flow, message->vectors, (__u64)call->result << 16 | (message->vector_count & 0xffff));
     else
         enter_from_memory(state, &flow, call->b, call->result);
     if (mechanism == TRACE_SEND_ZEROCOPY)

@@ -1,0 +1,491 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A case is a route, a source and a sink. Three processes take part, besides this one: the mover runs one transfer and
+ * is traced; a feeder fills the source if it is a stream; a drainer empties the sink if it is one. The mover waits for
+ * a byte on a pipe before it begins and writes its receipt to another at the end; rows about these two pipes are left
+ * out of the comparison, and so are page faults, which no receipt is about.
+ */
+#include "check.h"
+#include "base/cleanup.h"
+#include "base/text.h"
+#include "collect.h"
+#include "mechanism.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <sluice/sluice.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define CASE_BYTES ((4u << 20) + 123) /* several pipes and socket buffers full, and no round number */
+
+/* ---- The ends of a case --------------------------------------------------------------------------------------------
+ */
+
+enum side { SIDE_MEMORY, SIDE_FILE, SIDE_PIPE, SIDE_TCP, SIDE_UNIX, SIDE_COUNT };
+static const char *const side_names[] = {"memory", "file", "pipe", "tcp", "unix"};
+
+struct channel {
+    int ours, theirs; /* the mover's descriptor, and the feeder's or drainer's; -1 none */
+};
+
+static int open_tcp(int *ret_near, int *ret_far)
+{
+    CLEANUP_FD int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CLEANUP_FD int near = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof address;
+    /* The host's default may be bbr, which without an fq queue makes this test slow (KERNEL-FACTS 0.1). Best effort. */
+    (void)setsockopt(listener, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
+    (void)setsockopt(near, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
+    if (listener < 0 || near < 0 || bind(listener, (struct sockaddr *)&address, size) != 0 ||
+        listen(listener, 1) != 0 || getsockname(listener, (struct sockaddr *)&address, &size) != 0 ||
+        connect(near, (struct sockaddr *)&address, size) != 0)
+        return -errno;
+    int far = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    if (far < 0)
+        return -errno;
+    *ret_near = TAKE_FD(near);
+    *ret_far = far;
+    return 0;
+}
+
+static int open_file(const char *directory, bool filled)
+{
+    int fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -errno;
+    char piece[4096];
+    for (size_t i = 0; i < sizeof piece; i++)
+        piece[i] = (char)(i * 7 + i / 256);
+    for (size_t left = filled ? CASE_BYTES : 0; left > 0;) {
+        ssize_t written = write(fd, piece, left < sizeof piece ? left : sizeof piece);
+        if (written < 0) {
+            int error = -errno;
+            close_fd(fd);
+            return error;
+        }
+        left -= (size_t)written;
+    }
+    return fd;
+}
+
+static int open_channel(enum side side, bool source, const char *directory, struct channel *ret_channel)
+{
+    int pair[2] = {-1, -1}, error = 0;
+    switch (side) {
+    case SIDE_FILE:
+        pair[0] = open_file(directory, source);
+        error = pair[0] < 0 ? pair[0] : 0;
+        break;
+    case SIDE_PIPE:
+        error = pipe2(pair, O_CLOEXEC) != 0 ? -errno : 0;
+        if (!source) { /* the mover writes */
+            int reader = pair[0];
+            pair[0] = pair[1];
+            pair[1] = reader;
+        }
+        break;
+    case SIDE_TCP:
+        error = open_tcp(&pair[0], &pair[1]);
+        break;
+    case SIDE_UNIX:
+        error = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0 ? -errno : 0;
+        break;
+    case SIDE_MEMORY:
+    case SIDE_COUNT:
+        break;
+    }
+    ret_channel->ours = pair[0];
+    ret_channel->theirs = pair[1];
+    return error;
+}
+
+static void close_channel(struct channel *channel)
+{
+    channel->ours = close_fd(channel->ours);
+    channel->theirs = close_fd(channel->theirs);
+}
+
+/* ---- The processes of a case ------------------------------------------------------------------------------------ */
+
+static void feed(int fd)
+{
+    static char piece[65536];
+    for (size_t left = CASE_BYTES; left > 0;) {
+        ssize_t written = write(fd, piece, left < sizeof piece ? left : sizeof piece);
+        if (written < 0)
+            _exit(1);
+        left -= (size_t)written;
+    }
+    _exit(0);
+}
+
+static void drain_to_nowhere(int fd)
+{
+    static char piece[65536];
+    ssize_t got;
+    while ((got = read(fd, piece, sizeof piece)) > 0)
+        ;
+    _exit(got < 0);
+}
+
+/* What the mover says at the end. */
+struct outcome {
+    int result;
+    struct sluice_receipt receipt;
+    struct sluice_error error;
+};
+
+struct trial {
+    enum sluice_route route;
+    enum side source, sink;
+    struct channel in, out;
+    int go[2], said[2];
+};
+
+static int move(struct trial *trial, struct outcome *outcome)
+{
+    struct sluice_end *source = NULL, *sink = NULL;
+    void *memory = NULL;
+    int error = sluice_end_open(trial->out.ours, 0, &sink);
+    struct sluice_segment segment = {
+        .length = trial->source == SIDE_MEMORY || trial->source == SIDE_FILE ? CASE_BYTES : SLUICE_UNTIL_END};
+    if (error == 0 && trial->source == SIDE_MEMORY) {
+        memory = calloc(1, CASE_BYTES);
+        segment.kind = SLUICE_SEGMENT_MEMORY;
+        segment.data = memory;
+        error = memory == NULL ? -ENOMEM : 0;
+    } else if (error == 0) {
+        error = sluice_end_open(trial->in.ours, 0, &source);
+        segment.kind = trial->source == SIDE_FILE ? SLUICE_SEGMENT_FILE : SLUICE_SEGMENT_STREAM;
+        segment.end = source;
+    }
+    char token;
+    if (error == 0 && read(trial->go[0], &token, 1) != 1)
+        error = -EPIPE;
+    if (error == 0) {
+        struct sluice_transfer_options options = {
+            .size = sizeof options,
+            .segments = &segment,
+            .segment_count = 1,
+            .sinks = &sink,
+            .sink_count = 1,
+            .route = trial->route,
+        };
+        error = sluice_transfer_run(&options, &outcome->receipt, &outcome->error);
+    }
+    sluice_end_close(source);
+    sluice_end_close(sink);
+    free(memory);
+    return error;
+}
+
+static pid_t start(void (*life)(int), int fd, struct trial *trial)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        /* Only its own descriptor: the others must see the end of the stream when their peer is gone. */
+        int kept = dup(fd);
+        close_channel(&trial->in);
+        close_channel(&trial->out);
+        close_fd(trial->go[0]);
+        close_fd(trial->go[1]);
+        close_fd(trial->said[0]);
+        close_fd(trial->said[1]);
+        life(kept);
+    }
+    return child;
+}
+
+static pid_t start_mover(struct trial *trial)
+{
+    pid_t child = fork();
+    if (child != 0)
+        return child;
+    struct outcome outcome;
+    memset(&outcome, 0, sizeof outcome);
+    trial->in.theirs = close_fd(trial->in.theirs);
+    trial->out.theirs = close_fd(trial->out.theirs);
+    trial->go[1] = close_fd(trial->go[1]);
+    outcome.result = move(trial, &outcome);
+    /* At most PIPE_BUF bytes would be kept together; there is one writer. */
+    _exit(write(trial->said[1], &outcome, sizeof outcome) != (ssize_t)sizeof outcome);
+}
+
+static int read_all(int fd, void *to, size_t size)
+{
+    char *at = to;
+    while (size > 0) {
+        ssize_t got = read(fd, at, size);
+        if (got <= 0)
+            return got < 0 ? -errno : -EPIPE;
+        at += got;
+        size -= (size_t)got;
+    }
+    return 0;
+}
+
+static uint64_t inode_of(int fd)
+{
+    struct stat status;
+    return fstat(fd, &status) == 0 ? status.st_ino : 0;
+}
+
+/* ---- Comparing -------------------------------------------------------------------------------------------------- */
+
+/* What the trace has of a mover. */
+struct seen {
+    uint64_t bytes; /* into the sink */
+    uint64_t calls, copy_bytes, unknown;
+};
+
+static bool is_pipe(const struct account_end *end, uint64_t inode)
+{
+    return end != NULL && end->key.kind == TRACE_END_PIPE && end->key.inode == inode;
+}
+
+static bool ends_in(const struct account_end *end, enum side side)
+{
+    if (end == NULL)
+        return false;
+    switch (side) {
+    case SIDE_FILE:
+        return end->key.kind == TRACE_END_FILE;
+    case SIDE_PIPE:
+        return end->key.kind == TRACE_END_PIPE;
+    case SIDE_TCP:
+        return end->key.kind == TRACE_END_TCP;
+    case SIDE_UNIX:
+        return end->key.kind == TRACE_END_UNIX;
+    case SIDE_MEMORY:
+    case SIDE_COUNT:
+        break;
+    }
+    return false;
+}
+
+static void look(struct account *account, uint32_t pid, const struct trial *trial, uint64_t sink_inode,
+                 struct seen *ret_seen)
+{
+    size_t count;
+    const struct account_row *rows = account_rows(account, false, &count);
+    uint64_t go = inode_of(trial->go[1]), said = inode_of(trial->said[0]);
+    memset(ret_seen, 0, sizeof *ret_seen);
+    for (size_t i = 0; i < count; i++) {
+        const struct account_row *row = &rows[i];
+        const struct account_end *source = account_end(account, row->key.source);
+        const struct account_end *sink = account_end(account, row->key.sink);
+        if (row->key.pid != pid || is_pipe(source, go) || is_pipe(sink, said) ||
+            row->key.mechanism == TRACE_MAP_FAULT || row->key.mechanism == TRACE_COPY_ON_WRITE)
+            continue;
+        ret_seen->calls += row->value.calls;
+        ret_seen->copy_bytes += row->copy_bytes;
+        ret_seen->unknown += row->unknown_bytes;
+        if (ends_in(sink, trial->sink) && (trial->sink != SIDE_PIPE || sink->key.inode == sink_inode))
+            ret_seen->bytes += row->value.bytes;
+    }
+}
+
+static bool close_to(uint64_t a, uint64_t b, enum account_tier tier)
+{
+    uint64_t apart = a > b ? a - b : b - a;
+    return tier == ACCOUNT_TIER_FUNCTIONS ? apart <= (a > b ? a : b) / 100 : apart == 0;
+}
+
+static bool agrees(const struct sluice_receipt *receipt, const struct seen *seen, uint64_t calls,
+                   enum account_tier tier)
+{
+    if (receipt->bytes != seen->bytes || calls != seen->calls)
+        return false;
+    /* A tier that sees more than the receipt may know what the receipt calls unknown; the reverse would be a guess. */
+    if (tier == ACCOUNT_TIER_FUNCTIONS && receipt->unknown > 0)
+        return true;
+    return close_to(receipt->copy_bytes, seen->copy_bytes, tier) && receipt->unknown == seen->unknown;
+}
+
+static void print_case(FILE *stream, const struct trial *trial, const struct outcome *outcome, const struct seen *seen,
+                       uint64_t calls, bool agreed)
+{
+    const struct sluice_receipt *receipt = &outcome->receipt;
+    if (stream == NULL)
+        return;
+    fprintf(stream, "%-9s %-8s %-6s -> %-6s", agreed ? "agrees" : "DISAGREES", sluice_route_name(trial->route),
+            side_names[trial->source], side_names[trial->sink]);
+    if (agreed) {
+        fprintf(stream, "  %.2f copies per byte, %llu calls%s\n",
+                receipt->bytes != 0 ? (double)receipt->copy_bytes / (double)receipt->bytes : 0,
+                (unsigned long long)calls, receipt->unknown != 0 ? ", unknown on the receipt" : "");
+        return;
+    }
+    fprintf(stream,
+            "\n          receipt: %llu bytes, %llu calls, %llu bytes copied, %llu unknown"
+            "\n          traced:  %llu bytes, %llu calls, %llu bytes copied, %llu unknown\n",
+            (unsigned long long)receipt->bytes, (unsigned long long)calls, (unsigned long long)receipt->copy_bytes,
+            (unsigned long long)receipt->unknown, (unsigned long long)seen->bytes, (unsigned long long)seen->calls,
+            (unsigned long long)seen->copy_bytes, (unsigned long long)seen->unknown);
+}
+
+/* ---- One case ------------------------------------------------------------------------------------------------------
+ */
+
+struct checking {
+    const struct check_options *options;
+    const char *directory;
+    struct collect *collect;
+    struct account *account;
+    struct check_result *result;
+};
+
+/* Would the route serve this pair? Asked of the library, of the very ends. */
+static bool serves(const struct trial *trial)
+{
+    struct sluice_end *source = NULL, *sink = NULL;
+    struct sluice_plan plan;
+    bool yes = false;
+    struct sluice_segment segment = {.kind = trial->source == SIDE_MEMORY ? SLUICE_SEGMENT_MEMORY
+                                             : trial->source == SIDE_FILE ? SLUICE_SEGMENT_FILE
+                                                                          : SLUICE_SEGMENT_STREAM,
+                                     .data = "",
+                                     .length = CASE_BYTES};
+    if (sluice_end_open(trial->out.ours, 0, &sink) == 0 &&
+        (trial->source == SIDE_MEMORY || sluice_end_open(trial->in.ours, 0, &source) == 0)) {
+        segment.end = source;
+        if (sluice_plan_make(&segment, sink, &plan) == 0)
+            for (unsigned i = 0; i < plan.count; i++)
+                if (plan.entries[i].route == trial->route)
+                    yes = plan.entries[i].verdict != SLUICE_NEVER;
+    }
+    sluice_end_close(source);
+    sluice_end_close(sink);
+    return yes;
+}
+
+static int run_processes(struct checking *checking, struct trial *trial, uint64_t sink_inode)
+{
+    struct outcome outcome;
+    struct seen seen;
+    pid_t feeder = trial->in.theirs >= 0 ? start(feed, trial->in.theirs, trial) : 0;
+    pid_t drainer = trial->out.theirs >= 0 ? start(drain_to_nowhere, trial->out.theirs, trial) : 0;
+    pid_t mover = start_mover(trial);
+    close_channel(&trial->in);
+    close_channel(&trial->out);
+    trial->said[1] = close_fd(trial->said[1]);
+    int error = mover < 0 || feeder < 0 || drainer < 0 ? -EAGAIN : 0;
+    if (error == 0)
+        error = collect_add(checking->collect, (uint32_t)mover);
+    if (error == 0)
+        error = account_enter_process(checking->account, (uint32_t)mover, 0, "mover");
+    if (error == 0 && write(trial->go[1], "g", 1) != 1)
+        error = -errno;
+    if (error < 0 && mover > 0)
+        kill(mover, SIGKILL);
+    if (error == 0)
+        error = read_all(trial->said[0], &outcome, sizeof outcome);
+    pid_t all[] = {mover, feeder, drainer};
+    for (size_t i = 0; i < 3; i++)
+        if (all[i] > 0)
+            waitpid(all[i], NULL, 0);
+    if (error == 0)
+        error = collect_drain(checking->collect, checking->account);
+    if (error < 0)
+        return error;
+    if (outcome.result < 0) {
+        char text[512];
+        sluice_error_format(&outcome.error, text, sizeof text);
+        fprintf(stderr, "sluice trace: --check: %s from %s to %s: %s\n", sluice_route_name(trial->route),
+                side_names[trial->source], side_names[trial->sink], text);
+        return outcome.result;
+    }
+    uint64_t calls = 0;
+    for (unsigned i = 0; i < SLUICE_ROUTE_COUNT; i++)
+        calls += outcome.receipt.routes[i].calls;
+    look(checking->account, (uint32_t)mover, trial, sink_inode, &seen);
+    bool agreed = agrees(&outcome.receipt, &seen, calls, checking->result->tier);
+    print_case(checking->options->stream, trial, &outcome, &seen, calls, agreed);
+    if (agreed)
+        checking->result->agreed++;
+    else
+        checking->result->disagreed++;
+    return 0;
+}
+
+static int run_case(struct checking *checking, enum sluice_route route, enum side source, enum side sink)
+{
+    struct trial trial = {.route = route,
+                          .source = source,
+                          .sink = sink,
+                          .in = {-1, -1},
+                          .out = {-1, -1},
+                          .go = {-1, -1},
+                          .said = {-1, -1}};
+    int error = open_channel(source, true, checking->directory, &trial.in);
+    if (error == 0)
+        error = open_channel(sink, false, checking->directory, &trial.out);
+    if (error == 0 && !serves(&trial)) {
+        checking->result->unserved++;
+    } else if (error == 0) {
+        if (pipe2(trial.go, O_CLOEXEC) != 0 || pipe2(trial.said, O_CLOEXEC) != 0)
+            error = -errno;
+        else
+            error = run_processes(checking, &trial, inode_of(trial.out.ours));
+    }
+    close_channel(&trial.in);
+    close_channel(&trial.out);
+    close_fd(trial.go[0]);
+    close_fd(trial.go[1]);
+    close_fd(trial.said[0]);
+    close_fd(trial.said[1]);
+    return error;
+}
+
+static int run_cases(struct checking *checking)
+{
+    for (unsigned route = SLUICE_ROUTE_AUTO + 1; route < SLUICE_ROUTE_COUNT; route++)
+        for (unsigned source = 0; source < SIDE_COUNT; source++)
+            for (unsigned sink = SIDE_FILE; sink < SIDE_COUNT; sink++) {
+                int error = run_case(checking, (enum sluice_route)route, (enum side)source, (enum side)sink);
+                if (error < 0)
+                    return error;
+            }
+    return 0;
+}
+
+int check_receipts(const struct check_options *options, struct check_result *ret_result)
+{
+    struct failure failure = {.text = ""};
+    struct collect_options collect = {.scope = TRACE_SCOPE_PROCESSES, .functions = !options->trust_tier_b};
+    struct checking checking = {.options = options, .directory = options->directory, .result = ret_result};
+    memset(ret_result, 0, sizeof *ret_result);
+    if (checking.directory == NULL)
+        checking.directory = getenv("TMPDIR") != NULL ? getenv("TMPDIR") : "/tmp";
+    int error = collect_open(&collect, &checking.collect, &ret_result->tier, &failure);
+    if (error == 0 && options->functions && ret_result->tier != ACCOUNT_TIER_FUNCTIONS)
+        error = -ENOTSUP;
+    if (error < 0) {
+        fprintf(stderr, "sluice trace: --check needs to count in the kernel: %s\n", failure.text);
+        collect_close(checking.collect);
+        return error;
+    }
+    error = account_new(ret_result->tier, &checking.account);
+    if (error == 0)
+        error = run_cases(&checking);
+    if (error < 0)
+        fprintf(stderr, "sluice trace: --check: %s (%s)\n", text_errno_meaning(error), text_errno_name(error));
+    else if (options->stream != NULL)
+        fprintf(options->stream,
+                "tier (%c): %u receipts agree with the trace, %u do not; %u pairs have no such route\n",
+                ret_result->tier, ret_result->agreed, ret_result->disagreed, ret_result->unserved);
+    account_free(checking.account);
+    collect_close(checking.collect);
+    return error;
+}
