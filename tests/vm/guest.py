@@ -16,6 +16,7 @@ SLUICE_VM_PACKAGE=FILE.deb takes another kernel package; rm -r build/vm fetches 
 """
 
 import argparse
+import atexit
 import base64
 import collections
 import contextlib
@@ -222,8 +223,11 @@ exec 3<>$port
 echo ready >&3
 while read -r limit command <&3; do
     echo $command | base64 -d >/run/command
-    timeout -s KILL $limit setsid sh /run/command </dev/null >/run/out 2>/run/err 3>&-
-    echo $? $(stat -c %%s /run/out) $(stat -c %%s /run/err) >&3
+    setsid timeout -s KILL $limit sh /run/command </dev/null >/run/out 2>/run/err 3>&- &
+    wait $!
+    code=$?
+    [ $code = 137 ] && kill -KILL -$! 2>/dev/null
+    echo $code $(stat -c %%s /run/out) $(stat -c %%s /run/err) >&3
     cat /run/out /run/err >&3
 done
 """
@@ -384,7 +388,7 @@ class Guest:
         return result
 
     def check(self):
-        """Raises Failed when the kernel has complained since the guest was booted."""
+        """Raises Failed when the kernel has complained since the guest was booted; ends it then."""
         text = self._console.read_bytes()
         found = COMPLAINT.search(text)
         if found:
@@ -416,7 +420,7 @@ class Guest:
 
     def _kill(self):
         self._ended = True
-        if self._process:
+        if self._process and self._process.returncode is None:
             self._process.kill()  # nothing in it is worth a clean shutdown; by its own pid, and reaped here
             self._process.wait()
         if self._port:
@@ -451,6 +455,24 @@ class Guest:
             self._kill()
             raise Failed(f"{why}: {what}\n{said}")
         self._received += data
+
+
+def once(*arguments, **options):
+    """A function that boots a guest when it is first called, and answers with that guest, or that Unavailable, whenever
+    it is called: booting takes seconds, so cases share one."""
+    outcome = []
+
+    def machine():
+        if not outcome:
+            try:
+                outcome.append(Guest(*arguments, **options))
+                atexit.register(outcome[0]._kill)
+            except (Unavailable, Failed) as error:
+                outcome.append(error)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
+    return machine
 
 
 def _make_disk(path, file_system):
