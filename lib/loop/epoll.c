@@ -25,10 +25,12 @@
 /* A turn for a file that comes from disk: what is sent of it costs several times what a hot one does, and others wait.
  */
 #define COLD_TURN (256u << 10)
-/* So many transfers may use their turns up before epoll is asked again. Of more, each has a shorter turn: else a small
- * request behind thousands of downloads that begin together waited until each had sent its first MiB. Not below
- * SHORTEST_TURN, where bytes become dear. */
-#define WHOLE_TURNS 64
+/* So many queued transfers are stepped before epoll is asked again. */
+#define STEPS_PER_TURN 64
+/* So many ready transfers each have a whole turn. Of more, each has a shorter one: else a small request behind
+ * thousands of downloads that begin together waited until each had sent its first MiB. Not of fewer: turns of 128 KiB
+ * make bodies of 1 MiB a quarter dearer. Not below SHORTEST_TURN, where bytes become dear. */
+#define WHOLE_TURNS 512
 #define SHORTEST_TURN (64u << 10)
 #define EVENTS_PER_TURN 256
 #define RECEIVE_MAX (16u << 10)
@@ -590,7 +592,7 @@ void sluice_loop_transfer_cancel(struct sluice_loop *loop, struct sluice_transfe
 static void step_queued(struct sluice_loop *loop)
 {
     uint64_t round = loop->round++; /* what is queued meanwhile has its turn next time */
-    for (unsigned steps = 0; loop->queued != NULL && loop->queued->round <= round && steps < WHOLE_TURNS; steps++) {
+    for (unsigned steps = 0; loop->queued != NULL && loop->queued->round <= round && steps < STEPS_PER_TURN; steps++) {
         struct sluice_transfer *transfer = loop->queued;
         unqueue_transfer(loop, transfer);
         int result = step_on_loop(loop, transfer);

@@ -463,13 +463,13 @@ static void crowd_run(unsigned count)
     end();
 }
 
-TEST("sixty-four transfers that are ready together each have a whole turn of 1 MiB")
+TEST("hundreds of transfers that are ready together each have a whole turn of 1 MiB")
 {
-    crowd_run(64);
+    crowd_run(320);
     CHECK_EQ(crowd.first_least, 1 << 20);
     CHECK_EQ(crowd.longest, 1 << 20);
     CHECK_EQ(crowd.most, 64 << 20);
-    CHECK(crowd.turns <= 4);
+    CHECK(crowd.turns <= 4 * (320 / 64));
 }
 
 TEST("of a crowd of transfers that are ready together each has a shorter turn, and the loop is never long away")
@@ -482,9 +482,9 @@ TEST("of a crowd of transfers that are ready together each has a shorter turn, a
     crowd_run(CROWD_MAX);
     setrlimit(RLIMIT_NOFILE, &had);
     CHECK_EQ(crowd.first_most, 1 << 20);
-    CHECK_EQ(crowd.first_least, 64 << 10);
+    CHECK(crowd.first_least < 400 << 10); /* 1499 wait before it, and share 512 MiB */
     CHECK(crowd.longest <= 1 << 20);
-    /* While all wait, 64 steps of 64 KiB are made between two looks at epoll; with few left, 64 of 1 MiB. */
+    /* Between two looks at epoll 64 steps are made, of at most 1 MiB. */
     CHECK(crowd.most <= 64 << 20);
     CHECK(crowd.turns >= CROWD_MAX * 3 / 64);
 }
