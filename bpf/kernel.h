@@ -86,6 +86,7 @@ struct task_struct {
     struct thread_info thread_info;
     int pid, tgid;
     int exit_code;
+    unsigned int flags;
     struct task_struct *group_leader;
     struct files_struct *files;
     struct signal_struct *signal;
@@ -150,7 +151,29 @@ struct unix_sock {
     struct sock *peer;
 };
 
-struct sk_buff;
+struct sk_buff {
+    unsigned int len, data_len;
+};
+
+struct kiocb;
+struct page;
+
+struct vm_fault {
+    struct page *page, *cow_page;
+};
+
+/* The values are relocated: they differ between kernels, and ITER_PIPE is gone since 6.5. */
+enum iter_type { ITER_UBUF, ITER_DISCARD, ITER_PIPE };
+
+struct iov_iter {
+    __u8 iter_type;
+    unsigned long count;
+};
+
+struct msghdr {
+    struct iov_iter msg_iter;
+    unsigned int msg_flags;
+};
 
 struct vm_area_struct {
     unsigned long vm_start, vm_end, vm_flags;

@@ -12,7 +12,6 @@
  *     is first seen in scope, or by its parent at fork.
  *   - What a tracepoint or a function inside a call reports (bytes delivered, bytes copied) collects in the thread's
  *     state, and is entered with the call's flow at its end. So it needs no map, and cannot be entered twice.
- *   - Nested copying functions: the outermost counts (state.depth).
  *   - Nothing is dropped in silence: see struct trace_lost.
  *
  * Functions that are not static are verified once, on their own, and not again in each place that calls them: the
@@ -45,6 +44,7 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define MSG_ZEROCOPY 0x4000000
 #define FMODE_WRITE 2
 #define VM_SHARED 8
+#define PF_KTHREAD 0x200000
 #define ANON_INODE_MAGIC 0x09041934
 #define PROC_MAGIC 0x9fa0
 #define SYSFS_MAGIC 0x62656572
@@ -107,13 +107,15 @@ struct thread_state {
     __u64 delivered;
     __u32 pieces; /* whether this call was entered already */
     __u32 newest; /* of ranges */
-    __u32 depth;  /* copying functions that the thread is in */
     struct range ranges[RANGES];
     struct descriptor descriptors[DESCRIPTORS];
-    struct trace_flow_key lent; /* last flow with MSG_ZEROCOPY */
-    struct trace_end_key key;   /* scratch: too large for the stack */
+    struct trace_flow_key lent;  /* last flow with MSG_ZEROCOPY */
+    struct trace_flow_key fault; /* last flow of a page fault */
+    struct trace_end_key key;    /* scratch: too large for the stack */
     struct trace_end_value value;
     struct message message;
+    __u64 referred;      /* bytes of this call that went by reference */
+    __u64 datagram_room; /* before a datagram is received: room for it, plus one */
     __u64 copied[TRACE_FUNCTION_COUNT], copies[TRACE_FUNCTION_COUNT];
 };
 
@@ -787,6 +789,8 @@ __noinline int on_input(struct thread_state *state, struct call *call, __u32 kin
     struct trace_flow_key flow = flow_key(task, mechanism, source.id, 0);
     if (source.kind == TRACE_END_PIPE)
         drain_pipe(&flow, source, call->result);
+    if (source.kind == TRACE_END_UDP && call->result > 0)
+        state->delivered = (__u64)call->result; /* the tracepoint misses datagrams in one linear buffer */
     enter(state, &flow, call->result);
     if (call->result <= 0 || mechanism == TRACE_RECV_DISCARD)
         return 0;
@@ -1060,7 +1064,11 @@ int BPF_PROG(on_call, struct pt_regs *regs, long result)
         break;
     }
     }
-    state->delivered = 0; /* of a call that was not entered: it must not count for the next */
+    state->delivered = 0;  /* of a call that was not entered: it must not count for the next */
+    if (trace_functions) { /* nor may what it copied: execve reads files, fstat copies nothing but could */
+        struct trace_flow_key none = flow_key(task, TRACE_NONE, 0, 0);
+        enter_copies(state, &none);
+    }
     return 0;
 }
 
@@ -1072,23 +1080,326 @@ int BPF_PROG(on_delivery, const struct sk_buff *buffer, int length)
 {
     struct task_struct *task = bpf_get_current_task_btf();
     struct thread_state *state = bpf_task_storage_get(&threads, task, 0, 0);
-    if (state && length > 0)
+    if (state && length > 0) {
         state->delivered += (__u64)length;
+        if (trace_functions && !state->datagram_room) {
+            state->copied[TRACE_FN_DATAGRAM_READ] += (__u64)length;
+            state->copies[TRACE_FN_DATAGRAM_READ]++;
+        }
+    }
+    return 0;
+}
+
+/* ---- Tier (a): the functions that copy ----
+ *
+ * Which functions, and which of their arguments or results is the number of bytes copied, was measured:
+ * docs/design/2026-11-21-what-tier-a-can-count.md. Only functions that copy themselves are hooked, not those that call
+ * them, so that a byte is counted where it is copied and nowhere else. User space leaves out those that the running
+ * kernel does not have.
+ *
+ * A copy belongs to the call in which it was made. What softirq, interrupts and kernel threads copy is nobody's, and
+ * listed so: whom a softirq interrupts is chance. */
+
+extern const int __preempt_count __ksym __weak; /* per CPU; 6.2 to 6.14 keep it in pcpu_hot */
+
+struct pcpu_hot {
+    int preempt_count;
+} __attribute__((preserve_access_index));
+extern const struct pcpu_hot pcpu_hot __ksym __weak;
+
+#define SERVING_SOFTIRQ                                                                                                \
+    0x100 /* 0x200 and above in this byte: bottom halves are off, which is still the caller's work */
+#define IN_INTERRUPT 0xff0000 /* hard interrupt, NMI */
+
+static __always_inline bool in_foreign_context(void)
+{
+    int count = 0;
+    if (&__preempt_count)
+        count = *(const int *)bpf_this_cpu_ptr(&__preempt_count);
+    else if (&pcpu_hot)
+        count = ((const struct pcpu_hot *)bpf_this_cpu_ptr(&pcpu_hot))->preempt_count;
+    return count & (SERVING_SOFTIRQ | IN_INTERRUPT);
+}
+
+static __always_inline void add_copy(struct trace_copy_key *key, long bytes)
+{
+    struct trace_copy_value *value = bpf_map_lookup_elem(&copies, key);
+    if (!value) {
+        bpf_map_update_elem(&copies, key, (const void *)&no_flow, BPF_NOEXIST);
+        value = bpf_map_lookup_elem(&copies, key);
+    }
+    if (value) {
+        value->calls++;
+        value->bytes += (__u64)bytes;
+    } else {
+        LOST(copies, (__u64)bytes);
+    }
+}
+
+static __always_inline void count_copy(__u32 function, long bytes)
+{
+    if (bytes <= 0)
+        return;
+    struct task_struct *task = bpf_get_current_task_btf();
+    bool foreign = in_foreign_context();
+    struct thread_state *state = foreign ? NULL : bpf_task_storage_get(&threads, task, 0, 0);
+    if (state) {
+        state->copied[function] += (__u64)bytes;
+        state->copies[function]++;
+        return;
+    }
+    if (!foreign && !(task->flags & PF_KTHREAD))
+        return; /* a process that is not traced, at work for itself */
+    struct trace_copy_key key = {.function = function};
+    add_copy(&key, bytes);
+}
+
+/* A page copied by a fault belongs to no call, but to the flow that on_page_fault entered. */
+static __always_inline void count_fault_copy(void)
+{
+    struct thread_state *state = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
+    if (!state)
+        return;
+    struct trace_copy_key key = {.flow = state->fault, .function = TRACE_FN_COPY_ON_WRITE};
+    if (key.flow.pid == 0) /* faults are not watched, or this is the kernel's own, on the thread's behalf */
+        key.flow = flow_key(bpf_get_current_task_btf(), TRACE_COPY_ON_WRITE, 0, 0);
+    add_copy(&key, trace_page_size);
+}
+
+/* Does moving bytes into this iterator copy them? Into a pipe's (until Linux 6.4) it refers to the pages. */
+static __always_inline bool iterator_copies(struct iov_iter *iterator)
+{
+    __u8 type = BPF_CORE_READ(iterator, iter_type);
+    if (bpf_core_enum_value_exists(enum iter_type, ITER_PIPE) && type == bpf_core_enum_value(enum iter_type, ITER_PIPE))
+        return false;
+    return type != bpf_core_enum_value(enum iter_type, ITER_DISCARD);
+}
+
+/* Page cache into memory. The result includes what an earlier direct read brought. */
+SEC("fexit/filemap_read")
+int BPF_PROG(copied_filemap_read, struct kiocb *request, struct iov_iter *to, long already, long result)
+{
+    if (iterator_copies(to))
+        count_copy(TRACE_FN_FILEMAP_READ, result - already);
+    return 0;
+}
+
+SEC("fexit/shmem_file_read_iter")
+int BPF_PROG(copied_shmem_file_read, struct kiocb *request, struct iov_iter *to, long result)
+{
+    if (iterator_copies(to))
+        count_copy(TRACE_FN_SHMEM_FILE_READ, result);
+    return 0;
+}
+
+/* Memory, or a pipe's pages, into the page cache: ext4, tmpfs and most others. */
+SEC("fexit/generic_perform_write")
+int BPF_PROG(copied_generic_perform_write, struct kiocb *request, struct iov_iter *from, long result)
+{
+    count_copy(TRACE_FN_GENERIC_PERFORM_WRITE, result);
+    return 0;
+}
+
+/* XFS. What follows the iterator differs between kernels. */
+SEC("fexit/iomap_file_buffered_write")
+int copied_iomap_write(__u64 *arguments)
+{
+    __u64 result = 0;
+    bpf_get_func_ret(arguments, &result);
+    count_copy(TRACE_FN_IOMAP_WRITE, (long)result);
+    return 0;
+}
+
+SEC("fexit/btrfs_buffered_write")
+int BPF_PROG(copied_btrfs_write, struct kiocb *request, struct iov_iter *from, long result)
+{
+    count_copy(TRACE_FN_BTRFS_WRITE, result);
+    return 0;
+}
+
+SEC("fexit/pipe_read")
+int BPF_PROG(copied_pipe_read, struct kiocb *request, struct iov_iter *to, long result)
+{
+    count_copy(TRACE_FN_PIPE_READ, result);
+    return 0;
+}
+
+SEC("fexit/pipe_write")
+int BPF_PROG(copied_pipe_write, struct kiocb *request, struct iov_iter *from, long result)
+{
+    count_copy(TRACE_FN_PIPE_WRITE, result);
+    return 0;
+}
+
+/* The two under their newer names. */
+SEC("fexit/anon_pipe_read")
+int BPF_PROG(copied_anon_pipe_read, struct kiocb *request, struct iov_iter *to, long result)
+{
+    count_copy(TRACE_FN_PIPE_READ, result);
+    return 0;
+}
+
+SEC("fexit/anon_pipe_write")
+int BPF_PROG(copied_anon_pipe_write, struct kiocb *request, struct iov_iter *from, long result)
+{
+    count_copy(TRACE_FN_PIPE_WRITE, result);
+    return 0;
+}
+
+/* vmsplice out of a pipe, a page at a time. */
+SEC("fexit/pipe_to_user")
+int BPF_PROG(copied_pipe_to_user, void *pipe, void *buffer, void *description, int result)
+{
+    count_copy(TRACE_FN_PIPE_TO_USER, result);
+    return 0;
+}
+
+#define MSG_SPLICE_PAGES                                                                                               \
+    0x8000000 /* since Linux 6.5 sendfile and splice send by way of sendmsg: pages, by reference                       \
+               */
+
+SEC("fexit/tcp_sendmsg_locked")
+int BPF_PROG(copied_tcp_sendmsg, struct sock *sk, struct msghdr *message, unsigned long size, int result)
+{
+    struct thread_state *state = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
+    long referred = state ? (long)state->referred : 0;
+    if (state)
+        state->referred = 0;
+    if (!(BPF_CORE_READ(message, msg_flags) & MSG_SPLICE_PAGES))
+        count_copy(TRACE_FN_TCP_SENDMSG, result - referred);
+    return 0;
+}
+
+/* MSG_ZEROCOPY: these bytes of the call went by reference. */
+SEC("fexit/skb_zerocopy_iter_stream")
+int BPF_PROG(referred_iter_stream, struct sock *sk, struct sk_buff *buffer, struct msghdr *message, int size,
+             void *lender, int result)
+{
+    struct thread_state *state = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
+    if (state && result > 0)
+        state->referred += (__u64)result;
+    return 0;
+}
+
+/* Unix sockets. */
+SEC("fexit/skb_copy_datagram_from_iter")
+int BPF_PROG(copied_datagram_from, struct sk_buff *buffer, int offset, struct iov_iter *from, int size, int result)
+{
+    if (result == 0)
+        count_copy(TRACE_FN_UNIX_SENDMSG, size);
+    return 0;
+}
+
+SEC("fexit/ip_generic_getfrag")
+int BPF_PROG(copied_getfrag, void *from, char *to, int offset, int size, int odd, struct sk_buff *buffer, int result)
+{
+    if (result == 0)
+        count_copy(TRACE_FN_UDP_SENDMSG, size);
+    return 0;
+}
+
+/* A datagram in one linear buffer is copied past the tracepoint in on_delivery: what the call consumed says it all. */
+static __always_inline void begin_datagram(struct msghdr *message)
+{
+    struct thread_state *state = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
+    if (state)
+        state->datagram_room = BPF_CORE_READ(message, msg_iter.count) + 1;
+}
+
+static __always_inline void end_datagram(struct msghdr *message)
+{
+    struct thread_state *state = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
+    if (state && state->datagram_room) {
+        count_copy(TRACE_FN_DATAGRAM_READ, (long)(state->datagram_room - 1 - BPF_CORE_READ(message, msg_iter.count)));
+        state->datagram_room = 0;
+    }
+}
+
+SEC("fentry/udp_recvmsg")
+int BPF_PROG(begin_udp_recvmsg, struct sock *sk, struct msghdr *message)
+{
+    begin_datagram(message);
+    return 0;
+}
+
+SEC("fexit/udp_recvmsg")
+int BPF_PROG(copied_udp_recvmsg, struct sock *sk, struct msghdr *message)
+{
+    end_datagram(message);
+    return 0;
+}
+
+SEC("fentry/udpv6_recvmsg")
+int BPF_PROG(begin_udpv6_recvmsg, struct sock *sk, struct msghdr *message)
+{
+    begin_datagram(message);
+    return 0;
+}
+
+SEC("fexit/udpv6_recvmsg")
+int BPF_PROG(copied_udpv6_recvmsg, struct sock *sk, struct msghdr *message)
+{
+    end_datagram(message);
+    return 0;
+}
+
+/* Pages that were lent and are copied after all, because somebody is about to keep or change them: local delivery, a
+ * packet socket. All but what lies in the buffer's own head. */
+SEC("fexit/skb_copy_ubufs")
+int BPF_PROG(copied_skb_copy_ubufs, struct sk_buff *buffer, unsigned flags, int result)
+{
+    if (result == 0)
+        count_copy(TRACE_FN_SKB_COPY_UBUFS, (long)BPF_CORE_READ(buffer, data_len));
+    return 0;
+}
+
+/* A device without scatter-gather or checksum offload. */
+SEC("fexit/skb_copy_and_csum_bits")
+int BPF_PROG(copied_skb_copy_and_csum, const struct sk_buff *buffer, int offset, __u8 *to, int size)
+{
+    count_copy(TRACE_FN_SKB_COPY_AND_CSUM, size);
+    return 0;
+}
+
+/* Linearising, for what wants the bytes in a row; __pskb_pull_tail copies by calling it. */
+SEC("fexit/skb_copy_bits")
+int BPF_PROG(copied_skb_copy_bits, const struct sk_buff *buffer, int offset, void *to, int size, int result)
+{
+    if (result == 0)
+        count_copy(TRACE_FN_SKB_COPY_BITS, size);
+    return 0;
+}
+
+/* A private page that others have, too. Without a page it was the zero page: nothing is copied. */
+SEC("fexit/wp_page_copy")
+int BPF_PROG(copied_on_write, struct vm_fault *fault)
+{
+    if (BPF_CORE_READ(fault, page))
+        count_fault_copy();
+    return 0;
+}
+
+/* The first write to a page of a private file mapping. */
+SEC("fexit/finish_fault")
+int BPF_PROG(copied_on_first_write, struct vm_fault *fault, unsigned result)
+{
+    if (result == 0 && BPF_CORE_READ(fault, cow_page))
+        count_fault_copy();
     return 0;
 }
 
 /* ---- Page faults ---- */
 
 struct fault {
-    struct file *file;
+    __u64 file;
     bool private_mapping, file_mapping;
 };
 
 static long look_at_mapping(struct task_struct *task, struct vm_area_struct *area, void *data)
 {
     struct fault *fault = data;
-    fault->file = area->vm_file;
-    fault->file_mapping = area->vm_file != NULL;
+    fault->file = (__u64)BPF_CORE_READ(area, vm_file); /* a number, as end_of_file takes it */
+    fault->file_mapping = fault->file != 0;
     fault->private_mapping = !(area->vm_flags & VM_SHARED);
     return 0;
 }
@@ -1108,7 +1419,7 @@ int BPF_PROG(on_page_fault, unsigned long address, struct pt_regs *regs, unsigne
         return 0;
     struct end source = {};
     if (fault.file_mapping)
-        end_of_file(state, (__u64)fault.file, ~0u, &source);
+        end_of_file(state, fault.file, ~0u, &source);
     bool copies = write && fault.private_mapping && (present || fault.file_mapping);
     if (!copies && !fault.file_mapping)
         return 0; /* fresh zeroed memory: no bytes of anybody's */
@@ -1117,6 +1428,7 @@ int BPF_PROG(on_page_fault, unsigned long address, struct pt_regs *regs, unsigne
     struct trace_flow_key flow = flow_key(task, copies ? TRACE_COPY_ON_WRITE : TRACE_MAP_FAULT, source.id, 0);
     /* A private page that was present is copied unless nobody else has it; a file's page surely is. */
     state->delivered = copies && !present ? trace_page_size : 0;
+    state->fault = flow;
     enter(state, &flow, trace_page_size);
     state->delivered = 0;
     return 0;

@@ -128,11 +128,8 @@ enum trace_function {
     TRACE_FN_SKB_COPY_UBUFS,    /* pages lent with MSG_ZEROCOPY, copied after all */
     TRACE_FN_SKB_COPY_AND_CSUM, /* a device without scatter-gather or checksum offload */
     TRACE_FN_SKB_COPY_BITS,     /* linearised */
-    TRACE_FN_SKB_PULL_TAIL,
-    TRACE_FN_COPY_SPLICE_READ, /* a file system that cannot splice from the page cache */
-    TRACE_FN_COPY_ON_WRITE,    /* private pages */
-    TRACE_FN_VMSPLICE_TO_USER,
-    TRACE_FN_PROCESS_VM,
+    TRACE_FN_COPY_ON_WRITE,     /* private pages: wp_page_copy, finish_fault */
+    TRACE_FN_PIPE_TO_USER,      /* vmsplice out of a pipe */
     TRACE_FUNCTION_COUNT
 };
 

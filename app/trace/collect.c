@@ -182,6 +182,29 @@ static int cgroup_of(const char *path, uint64_t *ret_id, uint32_t *ret_level, st
     return 0;
 }
 
+/* Programs of tier (a) hook functions by name. Those that this kernel does not have, or has in a module that is not
+ * loaded, are left out. */
+static int choose_functions(struct trace_bpf *programs, bool functions)
+{
+    struct btf *types = functions ? btf__load_vmlinux_btf() : NULL;
+    struct bpf_program *program;
+    if (functions && types == NULL)
+        return -errno;
+    bpf_object__for_each_program(program, programs->obj)
+    {
+        const char *section = bpf_program__section_name(program);
+        if (strncmp(section, "fexit/", 6) != 0 && strncmp(section, "fentry/", 7) != 0)
+            continue;
+        const char *function = strchr(section, '/') + 1;
+        bool there = functions && btf__find_by_name_kind(types, function, BTF_KIND_FUNC) > 0;
+        if (functions && strncmp(function, "btrfs_", 6) == 0)
+            there = access("/sys/kernel/btf/btrfs", R_OK) == 0;
+        bpf_program__set_autoload(program, there);
+    }
+    btf__free(types);
+    return 0;
+}
+
 static int prepare(struct trace_bpf *programs, const struct collect_options *options, bool functions,
                    struct failure *failure)
 {
@@ -209,7 +232,7 @@ static int prepare(struct trace_bpf *programs, const struct collect_options *opt
     bpf_program__set_autoload(programs->progs.on_ring_completion_pieces, pieces);
     bpf_program__set_autoload(programs->progs.on_ring_completion, !pieces);
     bpf_program__set_autoload(programs->progs.on_page_fault, options->faults);
-    return 0;
+    return choose_functions(programs, functions);
 }
 
 static int load(const struct collect_options *options, bool functions, struct trace_bpf **ret_programs,
