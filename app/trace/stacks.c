@@ -43,7 +43,6 @@ struct kernel_symbols {
     struct kernel_symbol *symbols; /* by address */
     size_t count, room;
     char *names;
-    size_t names_size;
     bool known;
 };
 
@@ -86,16 +85,17 @@ static int read_whole(const char *path, char **ret_text, size_t *ret_size)
     return 0;
 }
 
-/* Lines "ffffffff81b6a2b0 T _copy_to_iter\t[module]". The text itself becomes the store of names. All addresses are
- * zero where kernel.kptr_restrict hides them. */
+/* Lines "ffffffff81b6a2b0 T _copy_to_iter\t[module]". The text itself becomes the store of names: each moves down to
+ * where the last one ended. All addresses are zero where kernel.kptr_restrict hides them. */
 static int read_kernel_symbols(struct kernel_symbols *kernel, const char *path)
 {
-    int r = read_whole(path, &kernel->names, &kernel->names_size);
+    size_t size;
+    int r = read_whole(path, &kernel->names, &size);
     if (r == -ENOMEM)
         return r;
     if (r < 0)
         return 0; /* no /proc/kallsyms: not known */
-    char *line = kernel->names;
+    char *line = kernel->names, *store = kernel->names;
     while (*line != '\0') {
         char *end = strchrnul(line, '\n');
         char *next = *end == '\0' ? end : end + 1;
@@ -110,13 +110,19 @@ static int read_kernel_symbols(struct kernel_symbols *kernel, const char *path)
             if (r < 0)
                 return r;
             kernel->symbols[kernel->count++] =
-                (struct kernel_symbol){.address = address, .name = (uint32_t)(name - kernel->names)};
+                (struct kernel_symbol){.address = address, .name = (uint32_t)(store - kernel->names)};
+            size_t name_size = strlen(name) + 1;
+            memmove(store, name, name_size);
+            store += name_size;
         }
         line = next;
     }
     if (kernel->count > 0)
         qsort(kernel->symbols, kernel->count, sizeof kernel->symbols[0], compare_kernel_symbols);
     kernel->known = kernel->count > 0;
+    char *fitting = realloc(kernel->names, (size_t)(store - kernel->names) + 1);
+    if (fitting != NULL)
+        kernel->names = fitting;
     return 0;
 }
 
@@ -807,11 +813,11 @@ struct stacks_verdict stacks_judge_user(struct stacks *stacks, uint32_t pid, uin
 
 /* ---- Walking ---- */
 
-/* The C library: its wrappers of system calls and its memcpy are not what anybody wants to read about. */
+/* The C library, and the sanitizers' wrappers around it: not what anybody wants to read about. */
 static bool is_c_library(const char *object)
 {
-    static const char *const prefixes[] = {"libc.so", "libc-",      "ld-linux", "ld-2",
-                                           "ld-musl", "libpthread", "libc.musl"};
+    static const char *const prefixes[] = {"libc.so",   "libc-",      "ld-linux",   "ld-2",      "ld-musl",
+                                           "libc.musl", "libpthread", "libasan.so", "libtsan.so"};
     for (size_t i = 0; i < sizeof prefixes / sizeof prefixes[0]; i++) {
         if (strncmp(object, prefixes[i], strlen(prefixes[i])) == 0)
             return true;
@@ -894,12 +900,10 @@ static bool prepare_walk(struct stacks *stacks, struct process *process)
 }
 
 struct walk {
-    struct stacks *stacks;
-    struct process *process;
+    const struct process *process;
     char *caller;
     size_t size;
     unsigned frames;
-    bool found;
 };
 
 static int visit_frame(Dwfl_Frame *frame, void *argument)
@@ -912,8 +916,9 @@ static int visit_frame(Dwfl_Frame *frame, void *argument)
     if (!is_innermost)
         address--; /* a return address may lie just behind its function */
     const struct mapping *mapping = search_mappings(walk->process, address);
-    if (mapping == NULL || mapping->path[0] != '/') {
-        walk->found = true;
+    bool is_program =
+        mapping != NULL && mapping->path[0] == '/' && (mapping->file == NULL || mapping->file->module != NULL);
+    if (!is_program) {
         snprintf(walk->caller, walk->size, "caller unknown (code made at run time)");
         return DWARF_CB_ABORT;
     }
@@ -927,7 +932,6 @@ static int visit_frame(Dwfl_Frame *frame, void *argument)
                  file->name);
     else
         snprintf(walk->caller, walk->size, "function at 0x%" PRIx64 " (%s)", find_start(file, in_file), file->name);
-    walk->found = true;
     return DWARF_CB_ABORT;
 }
 
@@ -943,7 +947,7 @@ void stacks_find_caller(struct stacks *stacks, uint32_t pid, const struct stacks
         snprintf(caller, size, "caller unknown (the program's files cannot be read)");
         return;
     }
-    struct walk walk = {.stacks = stacks, .process = process, .caller = caller, .size = size};
+    struct walk walk = {.process = process, .caller = caller, .size = size};
     process->thread = thread;
     dwfl_getthread_frames(process->dwfl, (pid_t)pid, visit_frame, &walk);
     process->thread = NULL;
