@@ -196,6 +196,11 @@ TEST("records that lie about their size do not lead out of the ring, and the rin
     put(scene, &sample, sizeof sample);
     CHECK_EQ(drain_ring(scene->samples, &scene->ring, scene->account), 0);
     check_empty(scene);
+    sample.header.size = sizeof sample + 8; /* more than was written */
+    put(scene, &sample, sizeof sample);
+    CHECK_EQ(drain_ring(scene->samples, &scene->ring, scene->account), 0);
+    CHECK_EQ(of(scene, 77)->samples, 0);
+    check_empty(scene);
     sample.header.size = sizeof sample;
     put(scene, &sample, sizeof sample);
     CHECK_EQ(drain_ring(scene->samples, &scene->ring, scene->account), 0);

@@ -252,6 +252,18 @@ TEST("the caller is the innermost function outside the C library")
     CHECK(strncmp(caller, "ask_for_it (", 12) == 0);
 }
 
+TEST("a call that ends its function is that function's, not that of the next one, where it would return to")
+{
+    CLEANUP_STACKS struct stacks *stacks = with_symbols(invented_symbols);
+    uint64_t stack[64];
+    char caller[160];
+    struct stacks_thread thread = called(libc_function("getppid"), stack, 64);
+    stack[0] = (uintptr_t)ask_for_it;
+    stacks_find_caller(stacks, (uint32_t)getpid(), &thread, caller, sizeof caller);
+    CHECK(strstr(caller, "caller unknown") == NULL);
+    CHECK(strncmp(caller, "ask_for_it", 10) != 0);
+}
+
 TEST("a stack that does not reach far enough, or no stack, gives no caller")
 {
     CLEANUP_STACKS struct stacks *stacks = with_symbols(invented_symbols);
@@ -324,6 +336,37 @@ TEST("a child has its parent's mappings until it executes another program")
     CHECK_EQ(stacks_judge_user(stacks, NOBODY, address).kind, FRAME_COPIES);
     CHECK_EQ(stacks_forked(stacks, NOBODY + 3, NOBODY + 2), 0); /* of a parent that nobody knows */
     CHECK(!stacks_knows(stacks, NOBODY + 3));
+}
+
+TEST("a child uses the files that its parent had open, though they are deleted since")
+{
+    CLEANUP_STACKS struct stacks *stacks = with_symbols(invented_symbols);
+    char path[] = "/tmp/sluice-stacks-XXXXXX", block[65536];
+    CLEANUP_FD int copy = mkstemp(path);
+    CLEANUP_FD int program = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    CHECK(copy >= 0 && program >= 0);
+    for (ssize_t got = read(program, block, sizeof block); got > 0; got = read(program, block, sizeof block))
+        CHECK_EQ(write(copy, block, (size_t)got), got);
+    struct stacks_mapping mapping = own_mapping((uintptr_t)ask_for_it);
+    uint64_t start = mapping.start;
+    mapping.end = FAKE_BASE + (mapping.end - mapping.start);
+    mapping.start = FAKE_BASE;
+    mapping.inode = 0;
+    mapping.path = path;
+    CHECK_EQ(stacks_executed(stacks, NOBODY), 0);
+    CHECK_EQ(stacks_mapped(stacks, NOBODY, &mapping), 0);
+    uint64_t stack[64], address = (uintptr_t)ask_for_it + 4 - start + FAKE_BASE;
+    char caller[160];
+    stacks_judge_user(stacks, NOBODY, address); /* opens it */
+    unlink(path);
+    CHECK_EQ(stacks_forked(stacks, NOBODY + 1, NOBODY), 0);
+    stacks_exited(stacks, NOBODY);
+    stacks_round(stacks);
+    stacks_round(stacks);
+    CHECK(!stacks_knows(stacks, NOBODY));
+    struct stacks_thread thread = called(address, stack, 64);
+    stacks_find_caller(stacks, NOBODY + 1, &thread, caller, sizeof caller);
+    CHECK(strncmp(caller, "ask_for_it (sluice-stacks-", 26) == 0);
 }
 
 TEST("a new mapping takes the place of what was there")
