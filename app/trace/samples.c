@@ -16,10 +16,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* With user stacks a sample takes some 4.6 KiB: 110 of them fit, half a second at 199 Hz. Exactly what an unprivileged
- * user may lock for a CPU (kernel.perf_event_mlock_kb is 516: this and the header page). */
-#define RING_SIZE_WITH_STACKS (512U << 10)
-#define RING_SIZE (128U << 10)
+/* Rings hold half a second. With its user stack a sample takes some 4.6 KiB, without it less than 1 KiB. At 199 Hz that
+ * makes the 512 KiB that an unprivileged user may lock for a CPU (kernel.perf_event_mlock_kb is 516: one page more, for
+ * the header). */
+#define SAMPLE_SIZE_WITH_STACK 4700U
+#define SAMPLE_SIZE 1000U
+#define RING_SIZE_MAX (8U << 20)
 #define RING_SIZE_MIN (32U << 10)
 
 /* The caller is a few frames away, all of the C library's in between being small. */
@@ -337,10 +339,14 @@ static int open_event(const struct samples *samples, const struct samples_option
     return fd < 0 ? -errno : fd;
 }
 
-/* The ring of a CPU: as large as it may be. */
-static int map_ring(struct ring *ring, size_t size)
+/* The ring of a CPU: as large as it should be, or as it may be. */
+static int map_ring(struct ring *ring, const struct samples_options *options)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t wanted = (size_t)options->frequency / 2 * (options->callers ? SAMPLE_SIZE_WITH_STACK : SAMPLE_SIZE);
+    size_t size = RING_SIZE_MIN;
+    while (size < wanted && size < RING_SIZE_MAX)
+        size *= 2;
     for (; size >= RING_SIZE_MIN && size >= page; size /= 2) {
         ring->memory = mmap(NULL, page + size, PROT_READ | PROT_WRITE, MAP_SHARED, ring->fd, 0);
         if (ring->memory != MAP_FAILED) {
@@ -394,7 +400,7 @@ static int watch(struct samples *samples, const struct samples_options *options,
         ring += samples->ring_count;
         *ring = (struct ring){.cpu = cpu, .fd = TAKE_FD(fd)};
         samples->ring_count++;
-        int r = map_ring(ring, options->callers ? RING_SIZE_WITH_STACKS : RING_SIZE);
+        int r = map_ring(ring, options);
         if (r < 0)
             return r;
     }
