@@ -214,7 +214,7 @@ mount -t cgroup2 none /sys/fs/cgroup
 mount -t bpf none /sys/fs/bpf
 mount -t tracefs none /sys/kernel/tracing
 ip link set lo up
-for module in /modules/*.ko; do insmod $module || echo "guest: no $module"; done
+for module in $(ls /modules); do insmod /modules/$module || echo "guest: no $module"; done
 { %s; } || echo "guest: not set up"
 until port=$(grep -ls agent /sys/class/virtio-ports/*/name); do sleep 0.02; done
 port=/dev/$(basename $(dirname $port))
