@@ -24,7 +24,7 @@ struct samples_options {
 struct samples;
 
 /* Returns 0; -EACCES, -EPERM (failure says which capability or setting is missing), -EINVAL (the kernel refuses the
- * frequency), -ENOSYS, -ENOMEM, -EMFILE. */
+ * frequency), -ESRCH, -ENOBUFS (locked memory), -ENOSYS, -ENOMEM, -EMFILE. */
 int samples_open(const struct samples_options *options, struct samples **ret_samples, struct failure *failure);
 
 /* Enter what has been sampled since the last call, for processes that the account knows (account_process) only: enter

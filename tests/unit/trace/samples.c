@@ -245,6 +245,22 @@ TEST("records of exec, mmap, fork and exit are followed for processes that the a
     CHECK(!stacks_knows(scene->samples->stacks, 78));
 }
 
+TEST("where the kernel hides its symbols, the limits say that its copies are not known, and why")
+{
+    CLEANUP_SCENE struct scene *scene = scene_new(0);
+    struct samples_options options = {.frequency = 99};
+    describe_limits(scene->samples, &options, true);
+    CHECK(samples_kernel_known(scene->samples));
+    CHECK(samples_limits(scene->samples) == NULL);
+    stacks_free(TAKE_POINTER(scene->samples->stacks));
+    CHECK_EQ(stacks_new(&(struct stacks_options){.kallsyms = "/dev/null"}, &scene->samples->stacks), 0);
+    describe_limits(scene->samples, &options, false);
+    CHECK(!samples_kernel_known(scene->samples));
+    CHECK(strstr(samples_limits(scene->samples), "cannot be told") != NULL);
+    CHECK(strstr(samples_limits(scene->samples), "kernel.kptr_restrict is ") != NULL);
+    CHECK(strstr(samples_limits(scene->samples), "CAP_PERFMON is missing.") != NULL);
+}
+
 /* ---- This machine ---- */
 
 static char from[65536], to[65536];
