@@ -24,7 +24,6 @@ http {{
     default_type application/octet-stream;
     client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;
     uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;
-    sendfile on;
     tcp_nopush on;
     tcp_nodelay on;
 {settings}
@@ -32,6 +31,7 @@ http {{
 }}
 """
 NGINX_BEST = """\
+    sendfile on;
     access_log off;
     keepalive_timeout 600s;
     keepalive_requests 1000000000;
@@ -42,8 +42,14 @@ NGINX_BEST = """\
 """
 # What Debian's nginx.conf sets, beside the one worker that all have here.
 NGINX_DEFAULT = """\
+    sendfile on;
     access_log {dir}/access.log;
     gzip on;
+"""
+# What nginx does when its configuration says nothing.
+NGINX_COPY = """\
+    sendfile off;
+    access_log off;
 """
 LIGHTTPD = """\
 server.document-root = "{root}"
@@ -81,6 +87,30 @@ hosts:
         file.dir: {root}
         file.send-gzip: OFF
 """
+HAPROXY = """\
+global
+    maxconn 1000
+    nbthread 1
+    tune.pipesize 1048576
+{pipes}
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+{splicing}
+frontend in
+    bind 127.0.0.1:{port}
+    default_backend out
+backend out
+    server one {upstream}
+"""
+HAPROXY_SPLICING = {
+    "haproxy": {"pipes": "", "splicing": ""},
+    "haproxy-auto": {"pipes": "", "splicing": "    option splice-auto\n"},
+    "haproxy-splice": {"pipes": "    maxpipes 900\n",
+                       "splicing": "    option splice-request\n    option splice-response\n"},
+}
 
 
 class StartError(Exception):
@@ -108,7 +138,7 @@ def descendants(pid):
 class Server:
     """One running server. Use as a context manager or call stop(); it also dies with the runner."""
 
-    def __init__(self, name, command, directory, core, environment=None, announces=True, port=None):
+    def __init__(self, name, command, directory, core=None, environment=None, announces=True, port=None):
         self.name = name
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / "output.log"
@@ -116,7 +146,8 @@ class Server:
 
         def in_child():
             libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-            os.sched_setaffinity(0, {core})
+            if core is not None:
+                os.sched_setaffinity(0, {core})
 
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
@@ -181,6 +212,48 @@ class Server:
         self.stop()
 
 
+def has_peer(peers, name):
+    """Has bench/peers put it under this directory? name: as of peer_server."""
+    versions = peers / "versions"
+    return versions.exists() and name.partition("-")[0] in versions.read_text().split()[::2]
+
+
+def peer_environment(peers):
+    """What a program unpacked there needs to run."""
+    root = peers / "root"
+    return {
+        "LD_LIBRARY_PATH": str(root / f"usr/lib/{platform.machine()}-linux-gnu"),
+        "H2O_ROOT": str(root / "usr"),
+    }
+
+
+def peer_server(peers, name, directory, core=None, files=None, upstream=None, environment=None):
+    """Start nginx, nginx-default, nginx-aio, nginx-copy, lighttpd, lighttpd-writev, h2o (they serve files), haproxy,
+    haproxy-auto or haproxy-splice (they forward to upstream, "address:port")."""
+    directory.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    root = peers / "root"
+    values = {"dir": directory, "port": port, "root": files, "upstream": upstream}
+    config = directory / "config"
+    if name.startswith("nginx"):
+        settings = {"nginx": NGINX_BEST, "nginx-aio": NGINX_BEST + "    aio threads;\n", "nginx-copy": NGINX_COPY,
+                    "nginx-default": NGINX_DEFAULT.format(**values)}[name]
+        config.write_text(NGINX.format(settings=settings, **values))
+        command = [root / "usr/sbin/nginx", "-p", directory, "-c", config]
+    elif name.startswith("lighttpd"):
+        backend = "writev" if name.endswith("writev") else "sendfile"
+        config.write_text(LIGHTTPD.format(backend=backend, stat="inotify", **values))
+        command = [root / "usr/sbin/lighttpd", "-D", "-f", config, "-m", root / "usr/lib/lighttpd"]
+    elif name.startswith("haproxy"):
+        config.write_text(HAPROXY.format(**HAPROXY_SPLICING[name], **values))
+        command = [root / "usr/sbin/haproxy", "-db", "-f", config]
+    else:
+        config.write_text(H2O.format(**values))
+        command = [root / "usr/bin/h2o", "-c", config]
+    environment = {**peer_environment(peers), **(environment or {})}
+    return Server(name, command, directory, core, environment, announces=False, port=port)
+
+
 class Launcher:
     """Starts servers by name. Knows every setting that the comparison rests on."""
 
@@ -206,11 +279,11 @@ class Launcher:
             return self.sluice.exists()
         if name.startswith("floor"):
             return True
-        return (self.peers / "versions").exists()
+        return has_peer(self.peers, name)
 
     def start(self, name, congestion, body=None, head=None):
-        """name: sluice, sluice-ROUTE, floor-MODE (needs body, and head to send the same bytes), nginx, nginx-default,
-        nginx-aio, lighttpd, lighttpd-writev, h2o."""
+        """name: sluice, sluice-ROUTE, floor-MODE (needs body, and head to send the same bytes), or a server of
+        peer_server that serves files."""
         self.count += 1
         directory = self.work / f"{self.count}-{name}-{congestion}"
         directory.mkdir(parents=True, exist_ok=True)
@@ -227,29 +300,5 @@ class Launcher:
             if name != "sluice":
                 command += ["--route", name[len("sluice-"):]]
             return Server(name, command + self.sluice_arguments, directory, self.core)
-        return self._start_peer(name, congestion, directory)
-
-    def _start_peer(self, name, congestion, directory):
-        port = free_port()
-        root = self.peers / "root"
-        values = {"dir": directory, "port": port, "root": self.files}
-        config = directory / "config"
-        if name.startswith("nginx"):
-            settings = {"nginx": NGINX_BEST, "nginx-aio": NGINX_BEST + "    aio threads;\n",
-                        "nginx-default": NGINX_DEFAULT.format(**values)}[name]
-            config.write_text(NGINX.format(settings=settings, **values))
-            command = [root / "usr/sbin/nginx", "-p", directory, "-c", config]
-        elif name.startswith("lighttpd"):
-            backend = "writev" if name.endswith("writev") else "sendfile"
-            config.write_text(LIGHTTPD.format(backend=backend, stat="inotify", **values))
-            command = [root / "usr/sbin/lighttpd", "-D", "-f", config, "-m", root / "usr/lib/lighttpd"]
-        else:
-            config.write_text(H2O.format(**values))
-            command = [root / "usr/bin/h2o", "-c", config]
-        environment = {
-            "LD_LIBRARY_PATH": str(root / f"usr/lib/{platform.machine()}-linux-gnu"),
-            "LD_PRELOAD": str(self.tools / "bench-congestion.so"),
-            "BENCH_CONGESTION": congestion,
-            "H2O_ROOT": str(root / "usr"),
-        }
-        return Server(name, command, directory, self.core, environment, announces=False, port=port)
+        return peer_server(self.peers, name, directory, self.core, files=self.files, environment={
+            "LD_PRELOAD": str(self.tools / "bench-congestion.so"), "BENCH_CONGESTION": congestion})
