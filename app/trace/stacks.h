@@ -20,7 +20,6 @@
 #include <stdint.h>
 
 #define STACKS_PROCESSES 256
-#define STACKS_FILES 256
 
 struct stacks_verdict {
     enum frame_kind kind; /* FRAME_OTHER, FRAME_COPIES or FRAME_TRANSFORMS */
