@@ -11,7 +11,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "integration"))
-from harness import SLUICE, Skip, case, equal, main, note, until  # noqa: E402
+from harness import SLUICE, Skip, case, equal, main, new_root, note, until  # noqa: E402
 
 import guest  # noqa: E402
 
@@ -109,7 +109,8 @@ def _():
 def _():
     machine()
     code = "import sys; sys.path.insert(0, %r); import guest; guest.Guest()" % HERE
-    with subprocess.Popen([sys.executable, "-c", code]) as program:
+    # Nobody cleans up after a program that is killed: in a directory that is removed at the end.
+    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": new_root()}) as program:
         children = pathlib.Path("/proc/%d/task/%d/children" % (program.pid, program.pid))
         qemu = until(lambda: [pid for pid in children.read_text(encoding="ascii").split()
                               if b"qemu" in pathlib.Path("/proc", pid, "cmdline").read_bytes()], 20, "QEMU runs")[0]
