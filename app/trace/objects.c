@@ -3,6 +3,7 @@
 #include "base/cleanup.h"
 #include "grow.h"
 
+#include <elfutils/libdwfl.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -53,7 +54,7 @@ static int no_debug_file(Dwfl_Module *module, void **user, const char *name, Dwa
 
 /* Walking needs unwind tables only. Looking for files of debug symbols goes by build ID in local directories:
  * dwfl_standard_find_debuginfo would ask servers on the network (debuginfod). */
-const Dwfl_Callbacks objects_walking_callbacks = {.find_elf = no_file, .find_debuginfo = no_debug_file};
+static const Dwfl_Callbacks walking_callbacks = {.find_elf = no_file, .find_debuginfo = no_debug_file};
 
 /* Of several names for a function the plainest: "read", not "__libc_read". */
 static bool is_plainer(const char *name, const char *than)
@@ -297,6 +298,11 @@ const char *object_name(const struct object *object)
 bool object_is_program(const struct object *object)
 {
     return object->module != NULL;
+}
+
+Dwfl *objects_begin_walk(void)
+{
+    return dwfl_begin(&walking_callbacks);
 }
 
 bool object_report(const struct object *object, Dwfl *dwfl, uint64_t base)

@@ -7,7 +7,6 @@
 #define SLUICE_APP_TRACE_OBJECTS_H
 
 #include "frames.h"
-#include <elfutils/libdwfl.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/stat.h>
@@ -45,8 +44,9 @@ struct object_function *object_find(struct object *object, uint64_t address);
 /* Where the function at an address begins, by the unwind tables; address itself where they do not say. */
 uint64_t object_function_start(const struct object *object, uint64_t address);
 
-/* Callbacks of a Dwfl for walking, and telling it that the object is mapped at base. False: it cannot be had. */
-extern const Dwfl_Callbacks objects_walking_callbacks;
-bool object_report(const struct object *object, Dwfl *dwfl, uint64_t base);
+/* A Dwfl (libdwfl) for walking stacks, to be ended by dwfl_end, and telling it that the object is mapped at base. NULL
+ * and false: it cannot be had. */
+struct Dwfl *objects_begin_walk(void);
+bool object_report(const struct object *object, struct Dwfl *dwfl, uint64_t base);
 
 #endif

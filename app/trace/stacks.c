@@ -457,7 +457,7 @@ static bool prepare_walk(struct stacks *stacks, struct process *process)
 {
     if (process->dwfl != NULL)
         return true;
-    Dwfl *dwfl = dwfl_begin(&objects_walking_callbacks);
+    Dwfl *dwfl = objects_begin_walk();
     if (dwfl == NULL)
         return false;
     dwfl_report_begin(dwfl);
