@@ -146,8 +146,8 @@ def _download(scratch):
     depends = subprocess.run(["apt-cache", "depends", META_PACKAGE], capture_output=True, text=True, check=False)
     name = re.search(r"Depends: (linux-image-\S+)", depends.stdout)
     if not name:
-        raise Unavailable(f"apt knows no package {META_PACKAGE}: apt-get update, as root; or, where the distribution is "
-                          "not Debian, set SLUICE_VM_PACKAGE to Debian's linux-image-...-amd64 package")
+        raise Unavailable(f"apt knows no package {META_PACKAGE}: apt-get update, as root; or, where the distribution "
+                          "is not Debian, set SLUICE_VM_PACKAGE to Debian's linux-image-...-amd64 package")
     # As root, apt would hand the download to a user who may not write here.
     fetched = subprocess.run(["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", name[1]], cwd=scratch,
                              capture_output=True, text=True, check=False)
@@ -364,7 +364,8 @@ class Guest:
                  "-append", "console=ttyS0 quiet loglevel=5 panic=-1 mitigations=off tsc=reliable random.trust_cpu=on",
                  "-chardev", f"file,id=console,path={self._console}", "-serial", "chardev:console",
                  "-device", "virtio-serial-pci,max_ports=2",
-                 "-chardev", f"socket,id=agent,fd={theirs.fileno()}", "-device", "virtserialport,chardev=agent,name=agent",
+                 "-chardev", f"socket,id=agent,fd={theirs.fileno()}",
+                 "-device", "virtserialport,chardev=agent,name=agent",
                  *devices],
                 stdin=subprocess.DEVNULL, stdout=self._stack.enter_context(open(scratch / "qemu", "wb")),
                 stderr=subprocess.STDOUT, pass_fds=[theirs.fileno()], preexec_fn=_die_with_parent)
@@ -393,7 +394,8 @@ class Guest:
         found = COMPLAINT.search(text)
         if found:
             self._kill()
-            raise Failed("the kernel complained:\n" + text[max(found.start() - 300, 0):][:6000].decode(errors="replace"))
+            around = text[max(found.start() - 300, 0):][:6000]
+            raise Failed("the kernel complained:\n" + around.decode(errors="replace"))
 
     def console(self):
         """What the kernel and init said."""
