@@ -376,17 +376,14 @@ struct stacks_verdict stacks_judge_user(struct stacks *stacks, uint32_t pid, uin
     uint64_t in_file = object_address(object, address - mapping->start + mapping->offset);
     struct object_function *function = object_find(object, in_file);
     const struct frame_pattern *pattern;
-    const char *name = NULL;
     if (function != NULL) {
         if (!function->judged) {
             function->pattern = frames_user(function->name, object_name(object));
             function->judged = true;
         }
         pattern = function->pattern;
-        name = function->name;
     } else {
-        name = known_by_offset(stacks, object, in_file);
-        pattern = frames_user(name, object_name(object));
+        pattern = frames_user(known_by_offset(stacks, object, in_file), object_name(object));
     }
     if (pattern == NULL)
         return verdict;
