@@ -191,6 +191,28 @@ def digest(data):
     return hashlib.sha256(data).hexdigest()
 
 
+@contextlib.contextmanager
+def mounted(kind):
+    """A file system of this kind in a file. Yields where it is."""
+    if os.geteuid() != 0:
+        raise Skip("needs root for mounting")
+    if not shutil.which("mkfs." + kind):
+        raise Skip("needs mkfs.%s: apt-get install %s" % (kind, {"xfs": "xfsprogs", "btrfs": "btrfs-progs"}[kind]))
+    top = new_root()
+    image, point = os.path.join(top, "image"), os.path.join(top, "mounted")
+    os.mkdir(point)
+    with open(image, "wb") as file:
+        file.truncate(400 << 20)
+    subprocess.run(["mkfs." + kind, "-q", image], check=True, capture_output=True)
+    done = subprocess.run(["mount", "-o", "loop", image, point], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Skip("cannot mount %s: %s" % (kind, done.stderr.strip()))
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", "--lazy", point], check=True)
+
+
 # ---- Processes ----
 
 def _stat(pid):

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 
-from harness import (Client, Server, Skip, case, content, digest, equal, get, main, new_root, same_bytes,
+from harness import (Client, Server, Skip, case, content, digest, equal, get, main, mounted, new_root, same_bytes,
                      shared_server, write)
 
 MIB = 1 << 20
@@ -389,28 +389,6 @@ for option, kept in (("--listing", 30000), ("--snapshot", 60000)):
                     same_but_for_zeros(response.body, data, kept)
                     assert not response.complete or len(response.body) in (30000, 60000), response
                 write(path, data=data)
-
-
-@contextlib.contextmanager
-def mounted(kind):
-    """A file system of this kind in a file."""
-    if os.geteuid() != 0:
-        raise Skip("needs root for mounting")
-    if not shutil.which("mkfs." + kind):
-        raise Skip("needs mkfs.%s: apt-get install %s" % (kind, {"xfs": "xfsprogs", "btrfs": "btrfs-progs"}[kind]))
-    top = new_root()
-    image, point = os.path.join(top, "image"), os.path.join(top, "mounted")
-    os.mkdir(point)
-    with open(image, "wb") as file:
-        file.truncate(400 * MIB)
-    subprocess.run(["mkfs." + kind, "-q", image], check=True, capture_output=True)
-    done = subprocess.run(["mount", "-o", "loop", image, point], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise Skip("cannot mount %s: %s" % (kind, done.stderr.strip()))
-    try:
-        yield point
-    finally:
-        subprocess.run(["umount", "--lazy", point], check=True)
 
 
 for kind in ("xfs", "btrfs"):
