@@ -51,7 +51,9 @@ __attribute__((format(printf, 3, 4))) static void say(const struct lines *lines,
 
 static void title(const struct lines *lines, const char *text)
 {
-    fprintf(lines->stream, "\n%s%s%s\n", style(lines, "\033[1m"), text, style(lines, "\033[0m"));
+    fprintf(lines->stream, "\n%s", style(lines, "\033[1m"));
+    format_wrap(lines->stream, "", text, lines->options->width);
+    fputs(style(lines, "\033[0m"), lines->stream);
 }
 
 static struct section *section_of(struct section *sections, size_t *count, uint32_t pid)
