@@ -25,43 +25,71 @@ struct fate {
     bool aliased;
 };
 
-static struct fate copied(unsigned copies, enum sluice_evidence evidence)
+/* The rules by name, so that the judge of our receipts can be judged: tests/unit/trace/judge.c builds the library with
+ * RECEIPT_MUTANTS, turns one rule at a time into its opposite, and requires sluice trace --check to notice. */
+enum rule {
+    RULE_NONE,
+    RULE_COPY_TWICE,
+    RULE_COPY_FROM_MEMORY,
+    RULE_COPY_INTO_MEMORY,
+    RULE_MMAP,
+    RULE_REFERENCE_INTO_FILE,
+    RULE_REFERENCE_INTO_PIPE,
+    RULE_REFERENCE_TO_SCATTER_GATHER,
+    RULE_REFERENCE_TO_LINEAR,
+};
+
+#ifdef RECEIPT_MUTANTS
+extern enum rule receipt_mutant;
+#define MUTATED(rule, copies) ((rule) == receipt_mutant ? !(copies) : (copies))
+#else
+#define MUTATED(rule, copies) (copies)
+#endif
+
+static struct fate ruled(enum rule rule, unsigned copies, enum sluice_evidence evidence)
 {
-    return (struct fate){.copies = copies, .evidence = evidence};
+    (void)rule;
+    return (struct fate){.copies = MUTATED(rule, copies), .evidence = evidence};
 }
 
 static struct fate fate_of_reference(struct sluice_end *source, struct sluice_end *sink, uint64_t *calls)
 {
-    struct fate by_reference = {.evidence = SLUICE_EVIDENCE_BY_DEFINITION, .aliased = end_is_file(source)};
-    struct fate unknown = {.evidence = SLUICE_EVIDENCE_UNKNOWN};
+    struct fate unknown = {.evidence = SLUICE_EVIDENCE_UNKNOWN}, by_reference;
     struct sluice_egress egress;
 
     if (end_is_file(sink))
-        return copied(1, SLUICE_EVIDENCE_BY_DEFINITION);
+        return ruled(RULE_REFERENCE_INTO_FILE, 1, SLUICE_EVIDENCE_BY_DEFINITION);
     if (end_is_file(source) && !end_has_page_cache(source, calls))
         return unknown;
     switch (sluice_end_kind(sink)) {
     case SLUICE_END_PIPE:
-        return by_reference;
+        by_reference = ruled(RULE_REFERENCE_INTO_PIPE, 0, SLUICE_EVIDENCE_BY_DEFINITION);
+        break;
     case SLUICE_END_TCP:
         if (sluice_end_egress(sink, &egress) < 0)
             return unknown;
         if (!egress.scatter_gather || !egress.checksum)
-            return copied(1, SLUICE_EVIDENCE_PROBED);
-        by_reference.evidence = SLUICE_EVIDENCE_PROBED;
-        return by_reference;
+            return ruled(RULE_REFERENCE_TO_LINEAR, 1, SLUICE_EVIDENCE_PROBED);
+        by_reference = ruled(RULE_REFERENCE_TO_SCATTER_GATHER, 0, SLUICE_EVIDENCE_PROBED);
+        break;
     default:
         return unknown;
     }
+    by_reference.aliased = end_is_file(source);
+    return by_reference;
 }
 
 static struct fate fate(enum sluice_route route, struct sluice_end *source, struct sluice_end *sink, uint64_t *calls)
 {
     switch (route) {
     case SLUICE_ROUTE_COPY:
-        return copied(source == NULL || sink->kind == SLUICE_END_MEMORY ? 1 : 2, SLUICE_EVIDENCE_BY_DEFINITION);
+        if (source == NULL)
+            return ruled(RULE_COPY_FROM_MEMORY, 1, SLUICE_EVIDENCE_BY_DEFINITION);
+        if (sink->kind == SLUICE_END_MEMORY)
+            return ruled(RULE_COPY_INTO_MEMORY, 1, SLUICE_EVIDENCE_BY_DEFINITION);
+        return ruled(RULE_COPY_TWICE, 2, SLUICE_EVIDENCE_BY_DEFINITION);
     case SLUICE_ROUTE_MMAP:
-        return copied(1, SLUICE_EVIDENCE_BY_DEFINITION);
+        return ruled(RULE_MMAP, 1, SLUICE_EVIDENCE_BY_DEFINITION);
     case SLUICE_ROUTE_SENDFILE:
     case SLUICE_ROUTE_SPLICE:
         return fate_of_reference(source, sink, calls);
