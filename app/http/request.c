@@ -9,6 +9,9 @@
 #include <endian.h>
 #include <limits.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #define METHOD_MAX 32
 #define LEADING_EMPTY_LINES_MAX 2 /* RFC 9112, 2.2: at least one; old clients send one after a POST body */
@@ -64,6 +67,32 @@ static inline bool is(char byte, unsigned class)
     return (class_of[(uint8_t)byte] & class) != 0;
 }
 
+/* The first byte from at on that is not of the class. There must be one. */
+static inline const char *find_other(const char *at, unsigned class)
+{
+    for (;; at += 4) {
+        if (!is(at[0], class))
+            return at;
+        if (!is(at[1], class))
+            return at + 1;
+        if (!is(at[2], class))
+            return at + 2;
+        if (!is(at[3], class))
+            return at + 3;
+    }
+}
+
+/* The first byte in [at, end) that is not of the class, or end. What has come usually ends with a line, and a last byte
+ * that stops any search makes it needless to compare with end at every one. */
+static inline const char *skip(const char *at, const char *end, unsigned class)
+{
+    if (at < end && !is(end[-1], class))
+        return find_other(at, class);
+    while (at < end && is(*at, class))
+        at++;
+    return at;
+}
+
 static inline bool is_digit(char byte)
 {
     return byte >= '0' && byte <= '9';
@@ -91,6 +120,13 @@ __attribute__((always_inline)) static inline bool reads(const char *text, const 
         memcpy(&theirs, lower + i, 8);
         different |= (ours | BYTES(0x20)) ^ theirs;
     }
+    if (length - i >= 4) {
+        uint32_t ours, theirs;
+        memcpy(&ours, text + i, 4);
+        memcpy(&theirs, lower + i, 4);
+        different |= (ours | (uint32_t)BYTES(0x20)) ^ theirs;
+        i += 4;
+    }
     for (; i < length; i++)
         different |= (uint64_t)(((uint8_t)text[i] | 0x20u) ^ (uint8_t)lower[i]);
     return different == 0;
@@ -101,14 +137,24 @@ __attribute__((always_inline)) static inline bool reads(const char *text, const 
 /* The first control byte (tab and DEL included) in [at, end), or end. */
 static inline const char *find_control(const char *at, const char *end)
 {
+#ifdef __SSE2__
+    for (; end - at >= 16; at += 16) {
+        __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)at);
+        __m128i visible = _mm_cmpeq_epi8(_mm_max_epu8(bytes, _mm_set1_epi8(0x20)), bytes);
+        __m128i del = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(0x7f));
+        unsigned plain = (unsigned)_mm_movemask_epi8(_mm_andnot_si128(del, visible));
+        if (plain != 0xffff)
+            return at + __builtin_ctz(~plain);
+    }
+#endif
     for (; end - at >= 8; at += 8) {
         uint64_t word;
         memcpy(&word, at, 8);
         word = le64toh(word);
-        /* The usual test for a byte below n, and for DEL as zero after the exclusive or. A borrow can raise false
-         * marks only above a true one, so that the lowest mark is always true. */
+        /* The usual test for a byte below n, and for DEL as zero after the exclusive or, which leaves bit 7 as it is. A
+         * borrow can raise false marks only above a true one, so that the lowest mark is always true. */
         uint64_t del = word ^ BYTES(0x7f);
-        uint64_t marks = (((word - BYTES(0x20)) & ~word) | ((del - BYTES(0x01)) & ~del)) & BYTES(0x80);
+        uint64_t marks = ((word - BYTES(0x20)) | (del - BYTES(0x01))) & ~word & BYTES(0x80);
         if (marks != 0)
             return at + __builtin_ctzll(marks) / 8;
     }
@@ -120,20 +166,19 @@ static inline const char *find_control(const char *at, const char *end)
 /* Steps over CRLF at *at: 1 done, HTTP_INCOMPLETE, or -400. */
 static inline int take_line_end(const char **at, const char *end)
 {
+    if (end - *at >= 2 && memcmp(*at, "\r\n", 2) == 0) {
+        *at += 2;
+        return 1;
+    }
     if (*at == end)
         return HTTP_INCOMPLETE;
     if ((*at)[0] != '\r')
         return -400;
-    if (end - *at < 2)
-        return HTTP_INCOMPLETE;
-    if ((*at)[1] != '\n')
-        return -400;
-    *at += 2;
-    return 1;
+    return end - *at < 2 ? HTTP_INCOMPLETE : -400;
 }
 
 /* uri-host [":" port]. An empty host is refused: an http URI has none (RFC 9110, 4.2.1). So are zone identifiers and
- * IPvFuture, which nobody sends. */
+ * IPvFuture, which nobody sends. The byte behind the value can be read and belongs to no host: it ends the searches. */
 static bool is_host(struct slice value)
 {
     const char *at = value.data, *end = at + value.length;
@@ -146,14 +191,12 @@ static bool is_host(struct slice value)
             return false;
         at++;
     } else {
-        for (; at < end; at++) {
-            if (is(*at, HOST_NAME))
-                continue;
-            if (*at != '%')
+        for (;; at += 3) {
+            at = find_other(at, HOST_NAME);
+            if (at == end || *at != '%')
                 break;
             if (end - at < 3 || !is_hex_digit(at[1]) || !is_hex_digit(at[2]))
                 return false;
-            at += 2;
         }
         if (at == value.data)
             return false;
@@ -163,14 +206,12 @@ static bool is_host(struct slice value)
     if (*at++ != ':')
         return false;
     unsigned port = 0;
-    for (; at < end; at++) {
-        if (!is_digit(*at))
-            return false;
+    for (; is_digit(*at); at++) {
         port = port * 10 + (unsigned)(*at - '0');
         if (port > 65535)
             return false;
     }
-    return true;
+    return at == end;
 }
 
 /* Finds path, query and authority in the target. Returns 1 or -400. */
@@ -221,8 +262,7 @@ static inline int parse_request_line(const char **cursor, const char *end, struc
     const char *at = *cursor;
 
     const char *method = at;
-    while (at < end && is(*at, TOKEN))
-        at++;
+    at = skip(at, end, TOKEN);
     size_t method_length = (size_t)(at - method);
     if (method_length > METHOD_MAX)
         return -501;
@@ -239,12 +279,10 @@ static inline int parse_request_line(const char **cursor, const char *end, struc
     at++;
 
     const char *target = at;
-    while (at < end && is(*at, TARGET))
-        at++;
+    at = skip(at, end, TARGET);
     const char *path_end = at;
-    if (at < end && *at == '?')
-        while (at < end && (is(*at, TARGET) || *at == '?'))
-            at++;
+    while (at < end && *at == '?')
+        at = skip(at + 1, end, TARGET);
     if (at == end)
         return HTTP_INCOMPLETE;
     if (*at != ' ' || at == target)
@@ -253,7 +291,8 @@ static inline int parse_request_line(const char **cursor, const char *end, struc
     at++;
 
     static const char version[] = "HTTP/d.d";
-    for (unsigned i = 0; i < sizeof version - 1; i++) {
+    bool whole = end - at >= 8 && memcmp(at, "HTTP/", 5) == 0 && is_digit(at[5]) && at[6] == '.' && is_digit(at[7]);
+    for (unsigned i = 0; i < sizeof version - 1 && !whole; i++) { /* where it ends, or what is wrong first */
         if (at + i == end)
             return HTTP_INCOMPLETE;
         if (version[i] == 'd' ? !is_digit(at[i]) : at[i] != version[i])
@@ -403,8 +442,7 @@ static inline int parse_fields(const char **cursor, const char *end, struct http
     const char *at = *cursor;
     for (;;) {
         const char *name = at;
-        while (at < end && is(*at, TOKEN))
-            at++;
+        at = skip(at, end, TOKEN);
         if (at == end)
             return HTTP_INCOMPLETE;
         if (at == name && *at == '\r') {
