@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The servers under test: how each is configured, started, found ready, and always stopped."""
 
+import contextlib
 import ctypes
 import os
 import platform
+import random
 import re
 import signal
 import socket
@@ -118,9 +120,13 @@ class StartError(Exception):
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that nobody has, below those that connections get."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(max(lowest // 2, 1024), lowest)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def descendants(pid):
