@@ -6,5 +6,6 @@
 #define SLUICE_APP_COMMANDS_H
 
 int serve_main(int argc, char **argv);
+int trace_main(int argc, char **argv);
 
 #endif

@@ -12,6 +12,7 @@ static const struct command {
     int (*run)(int argc, char **argv);
 } commands[] = {
     {"serve", "serve the files of a directory over HTTP", serve_main},
+    {"trace", "find the hidden copies in any process", trace_main},
 };
 
 #define COMMAND_COUNT (sizeof commands / sizeof commands[0])

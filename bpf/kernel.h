@@ -80,12 +80,18 @@ struct thread_info {
 
 struct signal_struct {
     int nr_threads;
+    __u64 sum_sched_runtime;
+};
+
+struct sched_entity {
+    __u64 sum_exec_runtime;
 };
 
 struct task_struct {
     struct thread_info thread_info;
     int pid, tgid;
     int exit_code;
+    struct sched_entity se;
     unsigned int flags;
     struct task_struct *group_leader;
     struct files_struct *files;

@@ -583,31 +583,38 @@ __noinline __u64 taken_from(struct thread_state *state, __u64 start, __u32 pid, 
     return range->end - range->start;
 }
 
+#define PIECES 8 /* of one buffer that several calls filled */
+
 /* Bytes that left memory: the flow names where they had come from, if that is known. */
 __noinline int enter_from_memory(struct thread_state *state, struct trace_flow_key *flow, __u64 start, long bytes)
 {
     if (!state || !flow)
         return 0;
-    flow->source = 0;
-    flow->first = TRACE_NONE;
-    if (bytes > 0) {
+    for (__u32 i = 0; i < PIECES && bytes > 0; i++) {
         struct range range;
         __u64 held = taken_from(state, start, flow->pid, &range);
-        if (held) {
-            __u64 taken = held < (__u64)bytes ? held : (__u64)bytes;
-            struct trace_flow_key brought = {.pid = flow->pid,
-                                             .thread = range.thread,
-                                             .source = range.source,
-                                             .mechanism = range.mechanism,
-                                             .way = range.way,
-                                             .first = range.first};
-            struct trace_flow_value *first = flow_at(&brought);
-            if (first)
-                first->forwarded += taken;
-            flow->source = range.source;
-            flow->first = range.mechanism;
-        }
+        if (!held)
+            break;
+        __u64 taken = held < (__u64)bytes ? held : (__u64)bytes;
+        struct trace_flow_key brought = {.pid = flow->pid,
+                                         .thread = range.thread,
+                                         .source = range.source,
+                                         .mechanism = range.mechanism,
+                                         .way = range.way,
+                                         .first = range.first};
+        struct trace_flow_value *first = flow_at(&brought);
+        if (first)
+            first->forwarded += taken;
+        flow->source = range.source;
+        flow->first = range.mechanism;
+        enter(state, flow, (long)taken);
+        start += taken;
+        bytes -= (long)taken;
     }
+    if (bytes <= 0)
+        return 0;
+    flow->source = 0;
+    flow->first = TRACE_NONE;
     enter(state, flow, bytes);
     return 0;
 }
@@ -882,6 +889,8 @@ __noinline int on_messages(struct thread_state *state, struct call *call, __u32 
     }
     if (call->result > MESSAGES)
         LOST(messages, (__u64)call->result - MESSAGES);
+    if (in && end.kind == TRACE_END_UDP)
+        state->delivered = (__u64)bytes; /* as in on_input */
     enter(state, &flow, call->result > 0 ? bytes : call->result);
     if (mechanism == TRACE_SEND_ZEROCOPY)
         state->lent = flow;
@@ -1428,8 +1437,12 @@ int BPF_PROG(on_page_fault, unsigned long address, struct pt_regs *regs, unsigne
     struct trace_flow_key flow = flow_key(task, copies ? TRACE_COPY_ON_WRITE : TRACE_MAP_FAULT, source.id, 0);
     /* A private page that was present is copied unless nobody else has it; a file's page surely is. */
     state->delivered = copies && !present ? trace_page_size : 0;
+    __u64 transitions = state->transitions; /* of calls: theirs to enter */
     state->fault = flow;
+    state->transitions = 0;
+    state->pieces = 0;
     enter(state, &flow, trace_page_size);
+    state->transitions = transitions;
     state->delivered = 0;
     return 0;
 }
@@ -1518,6 +1531,8 @@ static __always_inline void tell(__u32 kind, struct task_struct *task, __u32 par
     event->pid = (__u32)task->tgid;
     event->parent = parent;
     event->exit_code = (__u32)task->exit_code;
+    /* Of threads that are gone, and of this one, the last. */
+    event->cpu_ns = task->signal->sum_sched_runtime + task->se.sum_exec_runtime;
     BPF_CORE_READ_STR_INTO(&event->comm, task, comm);
     bpf_ringbuf_submit(event, 0);
 }

@@ -156,6 +156,7 @@ struct trace_event {
     __u32 kind;
     __u32 pid, parent;
     __u32 exit_code; /* as of wait(2) */
+    __u64 cpu_ns;    /* TRACE_EVENT_EXIT: user + system of all its life */
     char comm[TRACE_COMM_SIZE];
 };
 

@@ -9,6 +9,10 @@
  *                      A byte that is read once and sent twice was copied three times for two bytes moved.
  *   evidence           of a row: the weakest of what its figures rest on. A copy that nobody saw and no definition
  *                      settles is `unknown`: it is in no total of copies, it is listed beside them.
+ *   two calls          a byte that one call brought into memory, or into a pipe, and a later call took from there is in
+ *                      one row, of the pair of ends: the later call's bytes, and the copies, calls and transitions of
+ *                      both. What nobody took stays in a row of the first call's own. So no call and no copy is in two
+ *                      rows, and the sum over rows is the sum over calls.
  *   nested functions   tier (a) enters what the outermost copying function of a call moved, so one byte is not counted
  *                      by the function and again by the function that it calls.
  */
@@ -46,7 +50,7 @@ struct account_end {
 /* One row: a thread, a pair of ends and the mechanisms between them. */
 struct account_row {
     struct trace_flow_key key;
-    struct trace_flow_value value; /* sums since the start */
+    struct trace_flow_value value; /* sums since the start; forwarded is 0: those bytes are in other rows */
     uint64_t copy_bytes;           /* bytes copied by the CPU for this row; a byte copied twice counts twice */
     uint64_t unknown_bytes;        /* bytes moved of which nobody can say whether they were copied */
     enum account_evidence evidence;
@@ -58,6 +62,7 @@ struct account_process {
     uint32_t pid, parent;
     char comm[TRACE_COMM_SIZE];
     bool exited;
+    uint64_t exited_ns;              /* when, in the account's time */
     uint64_t system_calls;           /* all of them while traced; 0 where the tier cannot tell */
     uint64_t cpu_ns;                 /* user + system while traced, from the scheduler's own accounts; 0 unknown */
     uint64_t samples;                /* of the CPU, in all */
@@ -86,19 +91,27 @@ int account_new(enum account_tier tier, struct account **ret_account);
 void account_free(struct account *account);
 
 /* ---- Entering. Figures are increments since the last call, except an end's and a process's identity. Returns 0 or
- * -ENOMEM. ---- */
+ * -ENOMEM; the account stays whole then.
+ *
+ * Memory is bounded: when there are too many flows or processes, processes of one name that have ended some time ago
+ * are folded into one, with their flows; what finds no room even then counts as lost. ---- */
+
+#define ACCOUNT_FLOWS_MAX 65536
+#define ACCOUNT_PROCESSES_MAX 16384
+#define ACCOUNT_CALLERS_MAX 4096
 
 int account_enter_end(struct account *account, const struct account_end *end);
 int account_enter_flow(struct account *account, const struct trace_flow_key *key, const struct trace_flow_value *value);
 /* Tier (a): what a function copied in the course of a flow, or outside any. */
 int account_enter_copy(struct account *account, const struct trace_copy_key *key, const struct trace_copy_value *value);
+/* parent 0, comm NULL: not known; what is known already stays. */
 int account_enter_process(struct account *account, uint32_t pid, uint32_t parent, const char *comm);
 void account_enter_exit(struct account *account, uint32_t pid);
 /* Adds samples, cpu_ns and system_calls of *increment to the process. */
 int account_enter_process_figures(struct account *account, const struct account_process *increment);
 int account_enter_caller(struct account *account, const struct account_caller *increment);
 void account_enter_lost(struct account *account, const struct trace_lost *lost); /* totals, not increments */
-void account_enter_time(struct account *account, uint64_t elapsed_ns);
+void account_enter_time(struct account *account, uint64_t elapsed_ns);           /* since the start */
 
 /* ---- Reading. Arrays stay valid until the next account_enter_*. ---- */
 
@@ -108,7 +121,7 @@ const struct account_row *account_rows(struct account *account, bool per_thread,
 const struct account_end *account_end(const struct account *account, uint32_t id); /* NULL: not known; 0: memory */
 const struct account_process *account_process(const struct account *account, uint32_t pid);
 const struct account_process *account_processes(const struct account *account, size_t *ret_count);
-const struct account_caller *account_callers(const struct account *account, size_t *ret_count); /* most samples first */
+const struct account_caller *account_callers(struct account *account, size_t *ret_count); /* most samples first */
 const struct account_unattributed *account_unattributed(const struct account *account, size_t *ret_count);
 const struct trace_lost *account_lost(const struct account *account);
 enum account_tier account_tier(const struct account *account);

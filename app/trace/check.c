@@ -153,11 +153,21 @@ struct trial {
     int go[2], said[2];
 };
 
+/* *ret_target: to be freed after the end. */
+static int open_sink(const struct trial *trial, char **ret_target, struct sluice_end **ret_sink)
+{
+    if (trial->sink != SIDE_MEMORY)
+        return sluice_end_open(trial->out.ours, 0, ret_sink);
+    *ret_target = malloc(CASE_BYTES);
+    return *ret_target == NULL ? -ENOMEM : sluice_end_open_memory(*ret_target, CASE_BYTES, ret_sink);
+}
+
 static int move(struct trial *trial, struct outcome *outcome)
 {
     struct sluice_end *source = NULL, *sink = NULL;
     void *memory = NULL;
-    int error = sluice_end_open(trial->out.ours, 0, &sink);
+    char *target = NULL;
+    int error = open_sink(trial, &target, &sink);
     struct sluice_segment segment = {
         .length = trial->source == SIDE_MEMORY || trial->source == SIDE_FILE ? CASE_BYTES : SLUICE_UNTIL_END};
     if (error == 0 && trial->source == SIDE_MEMORY) {
@@ -187,6 +197,7 @@ static int move(struct trial *trial, struct outcome *outcome)
     sluice_end_close(source);
     sluice_end_close(sink);
     free(memory);
+    free(target);
     return error;
 }
 
@@ -247,11 +258,18 @@ static uint64_t inode_of(int fd)
 struct seen {
     uint64_t bytes; /* into the sink */
     uint64_t calls, copy_bytes, unknown;
+    uint64_t stray; /* tier (a): copied in softirq during the case, for this mover or for somebody else */
 };
 
 static bool is_pipe(const struct account_end *end, uint64_t inode)
 {
     return end != NULL && end->key.kind == TRACE_END_PIPE && end->key.inode == inode;
+}
+
+/* What the library asks the kernel: by which device packets leave (netlink). No receipt counts that as moving bytes. */
+static bool is_question(const struct account_end *end)
+{
+    return end != NULL && (end->key.kind == TRACE_END_SOCKET || end->key.kind == TRACE_END_KERNEL);
 }
 
 static bool ends_in(const struct account_end *end, enum side side)
@@ -274,6 +292,16 @@ static bool ends_in(const struct account_end *end, enum side side)
     return false;
 }
 
+static uint64_t stray_bytes(const struct account *account)
+{
+    size_t count;
+    uint64_t bytes = 0;
+    const struct account_unattributed *copies = account_unattributed(account, &count);
+    for (size_t i = 0; i < count; i++)
+        bytes += copies[i].value.bytes;
+    return bytes;
+}
+
 static void look(struct account *account, uint32_t pid, const struct trial *trial, uint64_t sink_inode,
                  struct seen *ret_seen)
 {
@@ -286,12 +314,15 @@ static void look(struct account *account, uint32_t pid, const struct trial *tria
         const struct account_end *source = account_end(account, row->key.source);
         const struct account_end *sink = account_end(account, row->key.sink);
         if (row->key.pid != pid || is_pipe(source, go) || is_pipe(sink, said) ||
-            row->key.mechanism == TRACE_MAP_FAULT || row->key.mechanism == TRACE_COPY_ON_WRITE)
+            row->key.mechanism == TRACE_MAP_FAULT || row->key.mechanism == TRACE_COPY_ON_WRITE || is_question(source) ||
+            is_question(sink))
             continue;
         ret_seen->calls += row->value.calls;
         ret_seen->copy_bytes += row->copy_bytes;
         ret_seen->unknown += row->unknown_bytes;
-        if (ends_in(sink, trial->sink) && (trial->sink != SIDE_PIPE || sink->key.inode == sink_inode))
+        if (trial->sink == SIDE_MEMORY
+                ? row->key.sink == 0
+                : ends_in(sink, trial->sink) && (trial->sink != SIDE_PIPE || sink->key.inode == sink_inode))
             ret_seen->bytes += row->value.bytes;
     }
 }
@@ -310,6 +341,9 @@ static bool agrees(const struct sluice_receipt *receipt, const struct seen *seen
     /* A tier that sees more than the receipt may know what the receipt calls unknown; the reverse would be a guess. */
     if (tier == ACCOUNT_TIER_FUNCTIONS && receipt->unknown > 0)
         return true;
+    /* What goes by reference must not be copied behind our back either: softirq sends, too. */
+    if (receipt->copy_bytes == 0 && seen->stray > receipt->bytes / 100)
+        return false;
     return close_to(receipt->copy_bytes, seen->copy_bytes, tier) && receipt->unknown == seen->unknown;
 }
 
@@ -329,10 +363,10 @@ static void print_case(FILE *stream, const struct trial *trial, const struct out
     }
     fprintf(stream,
             "\n          receipt: %llu bytes, %llu calls, %llu bytes copied, %llu unknown"
-            "\n          traced:  %llu bytes, %llu calls, %llu bytes copied, %llu unknown\n",
+            "\n          traced:  %llu bytes, %llu calls, %llu bytes copied, %llu unknown; %llu copied in softirq\n",
             (unsigned long long)receipt->bytes, (unsigned long long)calls, (unsigned long long)receipt->copy_bytes,
             (unsigned long long)receipt->unknown, (unsigned long long)seen->bytes, (unsigned long long)seen->calls,
-            (unsigned long long)seen->copy_bytes, (unsigned long long)seen->unknown);
+            (unsigned long long)seen->copy_bytes, (unsigned long long)seen->unknown, (unsigned long long)seen->stray);
 }
 
 /* ---- One case ------------------------------------------------------------------------------------------------------
@@ -350,6 +384,7 @@ struct checking {
 static bool serves(const struct trial *trial)
 {
     struct sluice_end *source = NULL, *sink = NULL;
+    CLEANUP_FREE char *target = NULL;
     struct sluice_plan plan;
     bool yes = false;
     struct sluice_segment segment = {.kind = trial->source == SIDE_MEMORY ? SLUICE_SEGMENT_MEMORY
@@ -357,7 +392,7 @@ static bool serves(const struct trial *trial)
                                                                           : SLUICE_SEGMENT_STREAM,
                                      .data = "",
                                      .length = CASE_BYTES};
-    if (sluice_end_open(trial->out.ours, 0, &sink) == 0 &&
+    if (open_sink(trial, &target, &sink) == 0 &&
         (trial->source == SIDE_MEMORY || sluice_end_open(trial->in.ours, 0, &source) == 0)) {
         segment.end = source;
         if (sluice_plan_make(&segment, sink, &plan) == 0)
@@ -374,6 +409,7 @@ static int run_processes(struct checking *checking, struct trial *trial, uint64_
 {
     struct outcome outcome;
     struct seen seen;
+    uint64_t stray = stray_bytes(checking->account);
     pid_t feeder = trial->in.theirs >= 0 ? start(feed, trial->in.theirs, trial) : 0;
     pid_t drainer = trial->out.theirs >= 0 ? start(drain_to_nowhere, trial->out.theirs, trial) : 0;
     pid_t mover = start_mover(trial);
@@ -396,7 +432,7 @@ static int run_processes(struct checking *checking, struct trial *trial, uint64_
         if (all[i] > 0)
             waitpid(all[i], NULL, 0);
     if (error == 0)
-        error = collect_drain(checking->collect, checking->account);
+        error = collect_drain(checking->collect, checking->account, NULL);
     if (error < 0)
         return error;
     if (outcome.result < 0) {
@@ -410,6 +446,7 @@ static int run_processes(struct checking *checking, struct trial *trial, uint64_
     for (unsigned i = 0; i < SLUICE_ROUTE_COUNT; i++)
         calls += outcome.receipt.routes[i].calls;
     look(checking->account, (uint32_t)mover, trial, sink_inode, &seen);
+    seen.stray = stray_bytes(checking->account) - stray;
     bool agreed = agrees(&outcome.receipt, &seen, calls, checking->result->tier);
     print_case(checking->options->stream, trial, &outcome, &seen, calls, agreed);
     if (agreed)
@@ -452,7 +489,9 @@ static int run_cases(struct checking *checking)
 {
     for (unsigned route = SLUICE_ROUTE_AUTO + 1; route < SLUICE_ROUTE_COUNT; route++)
         for (unsigned source = 0; source < SIDE_COUNT; source++)
-            for (unsigned sink = SIDE_FILE; sink < SIDE_COUNT; sink++) {
+            for (unsigned sink = SIDE_MEMORY; sink < SIDE_COUNT; sink++) {
+                if (source == SIDE_MEMORY && sink == SIDE_MEMORY)
+                    continue; /* a memcpy: nothing of it passes the kernel */
                 int error = run_case(checking, (enum sluice_route)route, (enum side)source, (enum side)sink);
                 if (error < 0)
                     return error;

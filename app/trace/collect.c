@@ -33,8 +33,9 @@ struct collect {
     struct trace_bpf *programs;
     bool paused;
     struct ring_buffer *events;
-    struct account *account; /* during a drain, for on_event */
-    int error;               /* of on_event */
+    struct account *account; /* these two during a drain, for on_event */
+    struct procfs *procfs;
+    int error; /* of on_event */
     unsigned processors;
     void *values; /* of one entry, one per possible CPU */
     struct seen flows, copies, transitions;
@@ -264,9 +265,11 @@ static int on_event(void *context, void *data, size_t size)
     if (size < sizeof *event)
         return 0;
     int error = 0;
-    if (event->kind == TRACE_EVENT_EXIT)
+    if (event->kind == TRACE_EVENT_EXIT) {
+        if (collect->procfs != NULL)
+            error = procfs_enter_last_cpu(collect->procfs, collect->account, event->pid, event->cpu_ns);
         account_enter_exit(collect->account, event->pid);
-    else
+    } else
         error = account_enter_process(collect->account, event->pid, event->parent, event->comm);
     if (error < 0)
         collect->error = error;
@@ -529,10 +532,11 @@ static int enter_ends(struct collect *collect)
     return 0;
 }
 
-int collect_drain(struct collect *collect, struct account *account)
+int collect_drain(struct collect *collect, struct account *account, struct procfs *procfs)
 {
     struct trace_bpf *programs = collect->programs;
     collect->account = account;
+    collect->procfs = procfs;
     collect->error = 0;
     ring_buffer__consume(collect->events);
     int error = collect->error;

@@ -8,6 +8,7 @@
 
 #include "account.h"
 #include "base/failure.h"
+#include "procfs.h"
 
 struct collect_options {
     enum trace_scope scope;
@@ -28,9 +29,9 @@ int collect_open(const struct collect_options *options, struct collect **ret_col
 /* TRACE_SCOPE_PROCESSES: trace this process, its threads and what it forks from now on. */
 int collect_add(struct collect *collect, uint32_t pid);
 
-/* Move what was counted since the last call into the account, and processes that came and went. Returns 0 or a negative
- * errno. */
-int collect_drain(struct collect *collect, struct account *account);
+/* Move what was counted since the last call into the account, and processes that came and went. procfs: to be told the
+ * CPU time of those that went; may be NULL. Returns 0 or a negative errno. */
+int collect_drain(struct collect *collect, struct account *account, struct procfs *procfs);
 
 /* Stop counting calls and faults, or go on. What happens meanwhile is not seen, and costs the traced nothing. */
 void collect_pause(struct collect *collect, bool pause);

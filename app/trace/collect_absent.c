@@ -11,9 +11,10 @@ int collect_open(const struct collect_options *options, struct collect **ret_col
     (void)options;
     (void)ret_collect;
     (void)ret_tier;
-    return failure_set(failure, -ENOSYS,
-                       "this sluice was built without clang, bpftool or libbpf, and cannot count in the kernel. Install "
-                       "them (tools/bootstrap trace), and build again");
+    return failure_set(
+        failure, -ENOSYS,
+        "this sluice was built without clang, bpftool or libbpf, and cannot count in the kernel. Install "
+        "them (tools/bootstrap trace), and build again");
 }
 
 int collect_add(struct collect *collect, uint32_t pid)
@@ -23,10 +24,11 @@ int collect_add(struct collect *collect, uint32_t pid)
     return -ENOSYS;
 }
 
-int collect_drain(struct collect *collect, struct account *account)
+int collect_drain(struct collect *collect, struct account *account, struct procfs *procfs)
 {
     (void)collect;
     (void)account;
+    (void)procfs;
     return -ENOSYS;
 }
 

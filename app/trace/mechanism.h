@@ -20,6 +20,21 @@ struct mechanism_cost {
 struct mechanism_cost mechanism_cost(enum trace_mechanism mechanism, const struct account_end *source,
                                      const struct account_end *sink);
 
+/* Tier (a): would its functions have seen every copy of this mechanism between these ends? Then copies that nobody
+ * entered did not happen. Not so where copies can happen later, in a softirq or in the receiver's context. */
+bool mechanism_is_watched(enum trace_mechanism mechanism, const struct account_end *source,
+                          const struct account_end *sink);
+
+/* What the device that a socket's packets leave by does with pages that are lent to it. */
+enum mechanism_egress {
+    MECHANISM_EGRESS_UNKNOWN,
+    MECHANISM_EGRESS_LOOPBACK,
+    MECHANISM_EGRESS_CAPABLE, /* scatter-gather, and checksums of the socket's family */
+    MECHANISM_EGRESS_NO_SCATTER_GATHER,
+    MECHANISM_EGRESS_NO_CHECKSUM,
+};
+enum mechanism_egress mechanism_egress(const struct account_end *sink);
+
 const char *mechanism_name(enum trace_mechanism mechanism);  /* "copy_file_range" */
 const char *mechanism_calls(enum trace_mechanism mechanism); /* the system calls meant: "read, readv, pread64, ..." */
 const char *mechanism_function_name(enum trace_function function); /* the kernel's name for it */

@@ -610,6 +610,16 @@ static int enter_cpu(struct procfs *procfs, struct account *account, uint32_t pi
     return increment.cpu_ns > 0 ? account_enter_process_figures(account, &increment) : 0;
 }
 
+int procfs_enter_last_cpu(struct procfs *procfs, struct account *account, uint32_t pid, uint64_t cpu_ns)
+{
+    struct seen *seen = seen_of(procfs, pid);
+    uint64_t before = seen != NULL && seen->cpu_known ? seen->cpu_ns : 0;
+    struct account_process increment = {.pid = pid, .cpu_ns = cpu_ns > before ? cpu_ns - before : 0};
+    if (seen != NULL)
+        seen->cpu_ns = cpu_ns;
+    return account_enter_process_figures(account, &increment);
+}
+
 void procfs_enter_cpu(struct procfs *procfs, struct account *account)
 {
     size_t count;

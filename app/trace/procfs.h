@@ -27,6 +27,9 @@ int procfs_new(struct procfs **ret_procfs);
 /* Enter the CPU time used since the last call by all processes of the account that still live, and the names and
  * parents of those that have none. */
 void procfs_enter_cpu(struct procfs *procfs, struct account *account);
+/* A process of the account has ended, and this was the CPU time of all its life: enter what is new of it. One that was
+ * never looked at is taken to have been born later. Returns 0 or -ENOMEM. */
+int procfs_enter_last_cpu(struct procfs *procfs, struct account *account, uint32_t pid, uint64_t cpu_ns);
 /* Tier (c): enter a process's (and its children's, when follow) increments of /proc/PID/io as flows of unknown ends.
  * The first call for a process that was there before is its start, and enters nothing. A process that is gone enters
  * nothing any more: that is no failure. Returns 0; -EACCES (/proc/PID/io needs the same user, or CAP_SYS_PTRACE);

@@ -301,6 +301,8 @@ static void open_samples(struct session *session)
     };
     if (samples_open(&options, &session->samples, &failure) < 0)
         add_notice(session, "No samples of the CPU, so no share of time and no callers: %s", failure.text);
+    else if (samples_limits(session->samples) != NULL)
+        add_notice(session, "%s", samples_limits(session->samples));
 }
 
 /* ---- The session --------------------------------------------------------------------------------------------------
@@ -311,7 +313,7 @@ static void drain(struct session *session)
     struct account *account = session->account;
     account_enter_time(account, now_ns() - session->start_ns);
     if (session->collect != NULL)
-        collect_drain(session->collect, account);
+        collect_drain(session->collect, account, session->procfs);
     else
         for (size_t i = 0; i < session->pid_count; i++)
             procfs_enter_io(session->procfs, account, session->pids[i], session->options.follow);
@@ -343,6 +345,19 @@ static void report(struct session *session, bool last)
         report_lines(session->stream, session->account, &options);
     }
     fflush(session->stream);
+}
+
+/* What the samples missed; the account knows of the rest. */
+static void add_losses(struct session *session)
+{
+    if (session->samples == NULL)
+        return;
+    if (samples_lost(session->samples) > 0)
+        add_notice(session, "%llu CPU samples were lost: the rings were full.",
+                   (unsigned long long)samples_lost(session->samples));
+    if (samples_stray(session->samples) > 0)
+        add_notice(session, "%llu CPU samples of copying in softirqs belong to no process.",
+                   (unsigned long long)samples_stray(session->samples));
 }
 
 static bool alive(struct session *session)
@@ -512,6 +527,9 @@ int trace_main(int argc, char **argv)
         goto done;
     }
     code = EXIT_CODE_FAILED;
+    error = procfs_new(&session.procfs); /* before the command: it counts processes born later from their birth */
+    if (error < 0)
+        goto done;
     if (words.count > 0) {
         /* The words lie at the front of argv, and argv[words.count] may be another word: end the list. */
         char **arguments = calloc(words.count + 1, sizeof *arguments);
@@ -525,7 +543,8 @@ int trace_main(int argc, char **argv)
     }
     if (open_output(&session) < 0 || open_tier(&session) < 0)
         goto done;
-    if (account_new(session.tier, &session.account) < 0 || procfs_new(&session.procfs) < 0)
+    error = account_new(session.tier, &session.account);
+    if (error < 0)
         goto done;
     if (session.child > 0) {
         session.pids = malloc(sizeof *session.pids);
@@ -544,7 +563,8 @@ int trace_main(int argc, char **argv)
     bool live = session.stream == stdout && isatty(STDOUT_FILENO) && isatty(STDIN_FILENO) && !session.options.json &&
                 words.count == 0;
     if (live)
-        screen_open(STDOUT_FILENO, &session.screen); /* without it: plain lines */
+        screen_open(STDOUT_FILENO, &session.screen);   /* without it: plain lines */
+    procfs_enter_cpu(session.procfs, session.account); /* from here on */
     session.start_ns = now_ns();
     if (go >= 0 && write(go, "g", 1) != 1)
         goto done;
@@ -552,6 +572,7 @@ int trace_main(int argc, char **argv)
     screen_close(session.screen);
     session.screen = NULL;
     if (error == 0) {
+        add_losses(&session);
         report(&session, true);
         code = ferror(session.stream) ? EXIT_CODE_FAILED : EXIT_CODE_DONE;
         if (WIFSIGNALED(exit_status))

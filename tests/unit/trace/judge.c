@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Is the judge of our receipts awake? Built against a library whose receipts can be made to lie, one rule at a time
+ * (RECEIPT_MUTANTS in lib/core/receipt.c).
+ */
+#include "check.h"
+#include "trace/check.h"
+#include <errno.h>
+#include <unistd.h>
+
+/* In lib/core/receipt.c, in this order. */
+enum rule {
+    RULE_NONE,
+    RULE_COPY_TWICE,
+    RULE_COPY_FROM_MEMORY,
+    RULE_COPY_INTO_MEMORY,
+    RULE_MMAP,
+    RULE_REFERENCE_INTO_FILE,
+    RULE_REFERENCE_INTO_PIPE,
+    RULE_REFERENCE_TO_SCATTER_GATHER,
+    RULE_REFERENCE_TO_LINEAR,
+};
+enum rule receipt_mutant;
+
+static struct check_result check_with(enum rule mutant)
+{
+    struct check_options options = {.stream = NULL};
+    struct check_result result;
+    receipt_mutant = mutant;
+    int error = check_receipts(&options, &result);
+    receipt_mutant = RULE_NONE;
+    if (error == -EPERM || error == -ENOSYS)
+        SKIP("needs CAP_BPF and CAP_PERFMON, and a build with clang, bpftool and libbpf; run as root");
+    CHECK_EQ(error, 0);
+    return result;
+}
+
+TEST("receipts as they are agree with the trace")
+{
+    struct check_result result = check_with(RULE_NONE);
+    CHECK_EQ(result.disagreed, 0);
+    CHECK(result.agreed > 40);
+}
+
+#define NOTICED(sentence, rule)                                                                                        \
+    TEST(sentence)                                                                                                     \
+    {                                                                                                                  \
+        struct check_result result = check_with(rule);                                                                 \
+        CHECK(result.disagreed > 0);                                                                                   \
+        CHECK(result.agreed > 0); /* what the rule is not about */                                                     \
+    }
+
+NOTICED("a receipt that says read and write copy nothing is caught", RULE_COPY_TWICE)
+NOTICED("a receipt that says memory is sent without a copy is caught", RULE_COPY_FROM_MEMORY)
+NOTICED("a receipt that says reading into memory copies nothing is caught", RULE_COPY_INTO_MEMORY)
+NOTICED("a receipt that says writing from a mapping copies nothing is caught", RULE_MMAP)
+NOTICED("a receipt that says splicing into a file copies nothing is caught", RULE_REFERENCE_INTO_FILE)
+NOTICED("a receipt that says splicing into a pipe copies is caught", RULE_REFERENCE_INTO_PIPE)
+NOTICED("a receipt that says sendfile to a device with scatter-gather copies is caught",
+        RULE_REFERENCE_TO_SCATTER_GATHER)
+
+CHECK_MAIN()
