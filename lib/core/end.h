@@ -26,7 +26,8 @@ struct file_facts {
     uint64_t checked_size;
     uint64_t resident_from, resident_to; /* seen in memory at resident_at (loop time) */
     uint64_t resident_at;
-    bool page_cache; /* splice takes references to this file system's page cache */
+    uint8_t planned[SLUICE_END_KIND_COUNT]; /* enum sluice_route by kind of sink; AUTO: the plan was not asked yet */
+    bool page_cache;                        /* splice takes references to this file system's page cache */
     bool page_cache_asked;
 };
 

@@ -24,7 +24,6 @@ struct pair plan_pair(const struct sluice_segment *segment, const struct sluice_
         .source = SLUICE_END_MEMORY,
         .sink = sluice_end_kind(sink),
         .append_sink = sink->append,
-        .length = segment->length,
     };
     if (segment->kind != SLUICE_SEGMENT_MEMORY) {
         pair.source = sluice_end_kind(segment->end);

@@ -11,7 +11,8 @@
 
 struct lane;
 
-/* A source and a sink by class: all that the question "could this route carry it?" depends on. */
+/* A source and a sink by class: all that the question "could this route carry it?" depends on. The length of a segment
+ * is not in it, so that the plan for a file and a kind of sink can be remembered. */
 struct pair {
     enum sluice_segment_kind segment;
     enum sluice_end_kind source; /* of a memory segment: SLUICE_END_MEMORY */
@@ -21,7 +22,6 @@ struct pair {
     bool append_sink;   /* O_APPEND */
     bool fan_out;       /* one stream into several sinks */
     bool transform;
-    uint64_t length;    /* of the segment, or SLUICE_UNTIL_END */
     uint64_t file_size; /* of a file source */
 };
 

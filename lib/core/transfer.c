@@ -144,21 +144,34 @@ static const struct route *choose_in_order(const enum sluice_route *order, unsig
     return NULL;
 }
 
-static const struct route *choose(const struct lane *lane, uint32_t segment, unsigned tried)
+static const struct route *choose_for_end(const struct lane *lane, uint32_t segment, unsigned tried)
 {
     const struct sluice_transfer *transfer = lane->transfer;
     const struct sluice_segment *source = &transfer->segments[segment];
-    if (source->kind == SLUICE_SEGMENT_MEMORY)
-        return route_registry[SLUICE_ROUTE_COPY];
+    const struct sluice_end *sink = lane->sink;
     if (transfer->order != NULL)
         return choose_in_order(transfer->order, tried);
     if (transfer->forced != SLUICE_ROUTE_AUTO)
         return tried & (1u << transfer->forced) ? NULL : route_registry[transfer->forced];
     for (int i = 0; i < END_REFUSALS; i++)
-        if (lane->sink->refusals[i].peer == source->end->serial)
-            tried |= lane->sink->refusals[i].routes;
+        if (sink->refusals[i].peer == source->end->serial)
+            tried |= sink->refusals[i].routes;
+    /* What else struct pair says of a file does not change while its end is open. */
+    bool usual = source->kind == SLUICE_SEGMENT_FILE && tried == 0 && transfer->transform == NULL && !sink->append;
+    if (usual && source->end->file.planned[sink->kind] != SLUICE_ROUTE_AUTO)
+        return route_registry[source->end->file.planned[sink->kind]];
     struct pair pair = pair_of(lane, segment);
-    return plan_choose(&pair, tried);
+    const struct route *route = plan_choose(&pair, tried);
+    if (usual && route != NULL)
+        source->end->file.planned[sink->kind] = (uint8_t)route->id;
+    return route;
+}
+
+static inline const struct route *choose(const struct lane *lane, uint32_t segment, unsigned tried)
+{
+    if (lane_segment(lane, segment)->kind == SLUICE_SEGMENT_MEMORY)
+        return route_registry[SLUICE_ROUTE_COPY];
+    return choose_for_end(lane, segment, tried);
 }
 
 /* The route turned out not to serve this pair: the next one goes on at this very byte. error: positive errno. */
