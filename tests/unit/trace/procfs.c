@@ -304,6 +304,7 @@ static void serve(const char *name, int orders, int answers)
         if (order == 'f' || order == 'k') { /* a child that stays until 'k' */
             static pid_t child;
             if (order == 'f' && (child = fork()) == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
                 read_piece();
                 if (write(answers, "!", 1) != 1)
                     _exit(2);
@@ -389,9 +390,11 @@ static bool listed(const uint32_t *pids, int count, pid_t pid)
 
 TEST("processes are found by names with spaces and parentheses, among all, and as children")
 {
-    WORKER(worker, "a) S 1 (b");
+    char comm[TRACE_COMM_SIZE]; /* of this run alone: others may run beside it */
+    snprintf(comm, sizeof comm, "a) S (%u", (unsigned)getpid() % 10000000);
+    WORKER(worker, comm);
     CLEANUP_FREE uint32_t *pids = NULL, *all = NULL, *children = NULL;
-    int count = procfs_find_by_comm("a) S 1 (b", &pids);
+    int count = procfs_find_by_comm(comm, &pids);
     CHECK_EQ(count, 1);
     CHECK(listed(pids, count, worker.pid));
     count = procfs_find_all(&all);

@@ -26,8 +26,8 @@ TEST("names are made printable: controls, broken UTF-8 and turned writing become
     const struct format_symbols *symbols = symbols_of("C.UTF-8");
     char text[FORMAT_NAME_MAX];
     CHECK_STR(format_printable("a\033[2J\n\x7f z", symbols, text, sizeof text), "a\\x1b[2J\\x0a\\x7f z");
-    CHECK_STR(format_printable("日\xe6\x97 \xc0\xaf \xed\xa0\x80", symbols, text, sizeof text),
-              "日\\xe6\\x97 \\xc0\\xaf \\xed\\xa0\\x80");
+    CHECK_STR(format_printable("日\xe6\x97 \xc0\xaf \xe0\x80\xaf \xed\xa0\x80", symbols, text, sizeof text),
+              "日\\xe6\\x97 \\xc0\\xaf \\xe0\\x80\\xaf \\xed\\xa0\\x80");
     CHECK_STR(format_printable("a\u202eb", symbols, text, sizeof text), "a\\xe2\\x80\\xaeb");
     CHECK_STR(format_printable("é", symbols_of("C"), text, sizeof text), "\\xc3\\xa9");
     CHECK_STR(format_printable("a\xff", symbols, text, 4), "a");
