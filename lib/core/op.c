@@ -93,22 +93,37 @@ static ssize_t execute_write(const struct op *op)
     }
 }
 
+/* The kernel moves the positions of its copies on. */
+static off_t *position(off_t *offset)
+{
+    return *offset == OP_NO_OFFSET ? NULL : offset;
+}
+
+static ssize_t execute_sendfile(const struct op *op)
+{
+    off_t in = op->in_offset;
+    return sys.sendfile(op->out, op->in, position(&in), op->length);
+}
+
+static ssize_t execute_splice(const struct op *op)
+{
+    off_t in = op->in_offset, out = op->out_offset;
+    return sys.splice(op->in, position(&in), op->out, position(&out), op->length, (unsigned)op->flags);
+}
+
 static ssize_t execute_once(const struct op *op)
 {
-    off_t in_offset = op->in_offset, out_offset = op->out_offset;
-    off_t *in_position = in_offset == OP_NO_OFFSET ? NULL : &in_offset;
-    off_t *out_position = out_offset == OP_NO_OFFSET ? NULL : &out_offset;
     switch (op->kind) {
     case OP_READ:
         return execute_read(op);
     case OP_WRITE:
         return execute_write(op);
     case OP_SENDFILE:
-        return sys.sendfile(op->out, op->in, in_position, op->length);
+        return execute_sendfile(op);
     case OP_FILL:
     case OP_DRAIN:
     case OP_PASS:
-        return sys.splice(op->in, in_position, op->out, out_position, op->length, (unsigned)op->flags);
+        return execute_splice(op);
     case OP_CORK: {
         int on = op->length != 0;
         return sys.setsockopt(op->out, IPPROTO_TCP, TCP_CORK, &on, sizeof on);

@@ -329,18 +329,12 @@ static int admit_file(struct lane *lane, uint32_t index, uint64_t at)
 
 /* ---- Gathering: what lies in memory leaves in one write ----------------------------------------------------- */
 
-/* Bytes at (index, at) that lie in memory. Returns how many, 0 for none at hand, or a negative errno. */
-static ssize_t expose(struct lane *lane, uint32_t index, uint64_t at, struct iovec *piece, enum sluice_route *ret_route)
+/* As expose, for what is no memory segment. */
+static ssize_t expose_of_end(struct lane *lane, uint32_t index, uint64_t at, struct iovec *piece,
+                             enum sluice_route *ret_route)
 {
-    struct sluice_transfer *transfer = lane->transfer;
-    const struct sluice_segment *segment = &transfer->segments[index];
     const struct stage *stage = lane->stage;
-
     *ret_route = SLUICE_ROUTE_COPY;
-    if (segment->kind == SLUICE_SEGMENT_MEMORY) {
-        *piece = (struct iovec){.iov_base = (char *)segment->data + at, .iov_len = segment->length - at};
-        return (ssize_t)piece->iov_len;
-    }
     if (stage->segment == index && at >= stage->begin && at < stage->end) {
         *piece = (struct iovec){.iov_base = stage->data + (at - stage->begin), .iov_len = stage->end - at};
         return (ssize_t)piece->iov_len;
@@ -358,6 +352,18 @@ static ssize_t expose(struct lane *lane, uint32_t index, uint64_t at, struct iov
         return (ssize_t)lane->limit;
     }
     return length;
+}
+
+/* Bytes at (index, at) that lie in memory. Returns how many, 0 for none at hand, or a negative errno. */
+static inline ssize_t expose(struct lane *lane, uint32_t index, uint64_t at, struct iovec *piece,
+                             enum sluice_route *ret_route)
+{
+    const struct sluice_segment *segment = lane_segment(lane, index);
+    if (segment->kind != SLUICE_SEGMENT_MEMORY)
+        return expose_of_end(lane, index, at, piece, ret_route);
+    *ret_route = SLUICE_ROUTE_COPY;
+    *piece = (struct iovec){.iov_base = (char *)segment->data + at, .iov_len = segment->length - at};
+    return (ssize_t)piece->iov_len;
 }
 
 struct gathered {
@@ -820,7 +826,8 @@ static int check_routes(const struct sluice_transfer *transfer, struct sluice_er
     return 0;
 }
 
-static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, struct sluice_end *sink, uint64_t offset)
+static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, struct sluice_end *sink, uint64_t offset,
+                       struct stage *stage)
 {
     /* Not the iovecs: they are filled before use, and clearing them would cost more than the rest. */
     lane->transfer = transfer;
@@ -831,7 +838,7 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->route = NULL;
     lane->started = lane->cork = false;
     lane->own_stage = (struct stage){.data = NULL};
-    lane->stage = transfer->lane_count > 1 ? &transfer->shared_stage : &lane->own_stage;
+    lane->stage = stage;
     lane->pipe = (struct pipe){.read = -1, .write = -1};
     lane->in_pipe = 0;
     lane->pieces_max = 0;
@@ -844,9 +851,11 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
 /* Files are read by position, so each of several sinks stages for itself; a stream is staged once for all. */
 static bool shares_a_stream(const struct sluice_transfer_options *options)
 {
+    if (options->sink_count == 1)
+        return false;
     for (size_t i = 0; i < options->segment_count; i++)
         if (options->segments[i].kind == SLUICE_SEGMENT_STREAM)
-            return options->sink_count > 1;
+            return true;
     return false;
 }
 
@@ -908,9 +917,9 @@ int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfe
         memcpy(transfer->segments, options->segments, options->segment_count * sizeof *transfer->segments);
     bool shared = shares_a_stream(options);
     for (uint32_t i = 0; i < transfer->lane_count; i++) {
-        lane_begin(&transfer->lanes[i], transfer, options->sinks[i], options->sink_offset);
-        if (!shared)
-            transfer->lanes[i].stage = &transfer->lanes[i].own_stage;
+        struct lane *lane = &transfer->lanes[i];
+        lane_begin(lane, transfer, options->sinks[i], options->sink_offset,
+                   shared ? &transfer->shared_stage : &lane->own_stage);
     }
     result = check_routes(transfer, ret_error);
     if (result < 0)
