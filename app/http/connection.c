@@ -135,6 +135,12 @@ static void stash_consume(struct connection *connection, size_t length)
         stash_drop(connection);
 }
 
+/* Its bytes; NULL when it has none. */
+static const char *stash_data(const struct connection *connection)
+{
+    return connection->stash_length > 0 ? connection->stash + connection->stash_start : NULL;
+}
+
 /* ---- The end of a connection ------------------------------------------------------------------------------------- */
 
 static void print_receipt(const struct connection *connection)
@@ -291,7 +297,7 @@ static enum progress conclude(struct connection *connection, struct exchange *ex
 static bool held_request(struct connection *connection, struct http_request *ret_request)
 {
     return connection->held > 0 &&
-           http_request_parse(connection->stash + connection->stash_start, connection->held, &limits, ret_request) > 0;
+           http_request_parse(stash_data(connection), connection->held, &limits, ret_request) > 0;
 }
 
 /* Back to READING with what has come meanwhile. */
@@ -301,7 +307,7 @@ static void go_on(struct connection *connection)
     connection->held = 0;
     stash_consume(connection, held);
     sluice_loop_receive_resume(connection->server->loop, connection->end); /* calls back later */
-    take_requests(connection, connection->stash + connection->stash_start, connection->stash_length, true);
+    take_requests(connection, stash_data(connection), connection->stash_length, true);
 }
 
 static void on_sent(void *context, struct sluice_transfer *transfer, int result)
@@ -766,7 +772,7 @@ static void on_received(void *context, const char *data, ssize_t length)
     }
     /* A head ends with a line: drop by drop, it need not be parsed again for every byte. */
     if (connection->stash_length > limits.line || memchr(data, '\n', (size_t)length) != NULL)
-        take_requests(connection, connection->stash + connection->stash_start, connection->stash_length, true);
+        take_requests(connection, stash_data(connection), connection->stash_length, true);
 }
 
 /* Has the client taken anything since the last look? What the kernel has accepted but not delivered does not count: the
