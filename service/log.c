@@ -173,6 +173,8 @@ static bool tell_losses(struct log *log)
 
 void log_flush(struct log *log)
 {
+    if (log->used == 0)
+        return; /* as at the end of most turns */
     size_t at = 0;
     while (at < log->used && (log->cut || tell_losses(log))) {
         size_t length = log->used - at;
