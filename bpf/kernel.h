@@ -212,6 +212,10 @@ struct io_rw {
     __u64 addr;
 };
 
+struct io_sr_msg {
+    void *buf;
+};
+
 struct io_notif_data {
     bool zc_report;
 };

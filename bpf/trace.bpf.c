@@ -555,7 +555,7 @@ static __always_inline void remember(struct thread_state *state, struct task_str
     range->mechanism = flow->mechanism;
     range->way = flow->way;
     range->first = flow->first;
-    if (task->signal->nr_threads > 1) {
+    if (task->signal->nr_threads > 1 || flow->way == TRACE_BY_RING) { /* a ring has workers when it needs some */
         struct memory_key key = {.start = start, .pid = flow->pid};
         struct range own = *range; /* on this function's stack: see end_of_file */
         bpf_map_update_elem(&memory, &key, &own, BPF_ANY);
@@ -1109,24 +1109,29 @@ int BPF_PROG(on_delivery, const struct sk_buff *buffer, int length)
  * A copy belongs to the call in which it was made. What softirq, interrupts and kernel threads copy is nobody's, and
  * listed so: whom a softirq interrupts is chance. */
 
-extern const int __preempt_count __ksym __weak; /* per CPU; 6.2 to 6.14 keep it in pcpu_hot */
-
-struct pcpu_hot {
-    int preempt_count;
-} __attribute__((preserve_access_index));
-extern const struct pcpu_hot pcpu_hot __ksym __weak;
-
 #define SERVING_SOFTIRQ                                                                                                \
     0x100 /* 0x200 and above in this byte: bottom halves are off, which is still the caller's work */
 #define IN_INTERRUPT 0xff0000 /* hard interrupt, NMI */
 
+#if defined(__TARGET_ARCH_x86)
+/* Per CPU. Linux 6.2 to 6.14 keep the count in pcpu_hot instead, and user space says where that is: a symbol that a
+ * kernel lacks is one that libbpf 1.1 looks for in modules, which takes more than CAP_BPF and CAP_PERFMON. */
+extern const int __preempt_count __ksym __weak;
+extern const unsigned long this_cpu_off __ksym __weak;
+const volatile __u64 trace_preempt_count = 0; /* from this_cpu_off; 0: __preempt_count is there */
+#endif
+
 static __always_inline bool in_foreign_context(void)
 {
     int count = 0;
-    if (&__preempt_count)
+#if defined(__TARGET_ARCH_x86)
+    if (&__preempt_count) {
         count = *(const int *)bpf_this_cpu_ptr(&__preempt_count);
-    else if (&pcpu_hot)
-        count = ((const struct pcpu_hot *)bpf_this_cpu_ptr(&pcpu_hot))->preempt_count;
+    } else if (trace_preempt_count && &this_cpu_off) {
+        unsigned long here = *(const unsigned long *)bpf_this_cpu_ptr(&this_cpu_off);
+        bpf_probe_read_kernel(&count, sizeof count, (const void *)(here + trace_preempt_count));
+    }
+#endif
     return count & (SERVING_SOFTIRQ | IN_INTERRUPT);
 }
 
@@ -1449,6 +1454,23 @@ int BPF_PROG(on_page_fault, unsigned long address, struct pt_regs *regs, unsigne
 
 /* ---- io_uring ---- */
 
+/* Where an operation's one buffer is; 0: it has several, or none. */
+static __always_inline __u64 memory_of(struct io_kiocb *request, __u8 opcode)
+{
+    switch (opcode) {
+    case 4:  /* READ_FIXED */
+    case 5:  /* WRITE_FIXED */
+    case 22: /* READ */
+    case 23: /* WRITE */
+        return BPF_CORE_READ((struct io_rw *)request, addr);
+    case 26: /* SEND */
+    case 27: /* RECV */
+    case 47: /* SEND_ZC */
+        return (__u64)BPF_CORE_READ((struct io_sr_msg *)request, buf);
+    }
+    return 0;
+}
+
 static __always_inline void on_ring_operation(struct io_kiocb *request, long result, __u32 flags)
 {
     struct task_struct *task = bpf_get_current_task_btf();
@@ -1493,13 +1515,17 @@ static __always_inline void on_ring_operation(struct io_kiocb *request, long res
             drain_pipe(&flow, other, result);
     }
     flow.way = TRACE_BY_RING;
-    enter(state, &flow, result);
+    __u64 memory = memory_of(request, opcode);
+    if (memory && !in && result > 0)
+        enter_from_memory(state, &flow, memory, result);
+    else
+        enter(state, &flow, result);
     if (end.kind == TRACE_END_PIPE && result > 0 && !in)
         fill_pipe(&flow, end);
     if (mechanism == TRACE_SEND_ZEROCOPY)
         state->lent = flow;
-    if (in && result > 0 && bpf_core_type_exists(struct io_rw) && mechanism == TRACE_READ)
-        remember(state, task, &flow, BPF_CORE_READ((struct io_rw *)request, addr), (__u64)result);
+    if (memory && in && result > 0)
+        remember(state, task, &flow, memory, (__u64)result);
 }
 
 /* Linux 6.0 to 6.10: the completion in pieces. */

@@ -161,6 +161,48 @@ static bool completion_in_pieces(void)
     return pieces;
 }
 
+#if defined(__x86_64__)
+static bool member_offset(const struct btf *types, const struct btf_type *type, const char *name, uint32_t *ret_bits)
+{
+    const struct btf_member *member = btf_members(type);
+    for (unsigned i = 0; i < btf_vlen(type); i++) {
+        const char *own = btf__name_by_offset(types, member[i].name_off);
+        uint32_t bits = btf_member_bit_offset(type, i), inner = 0;
+        const struct btf_type *anonymous = own[0] == '\0' ? btf__type_by_id(types, member[i].type) : NULL;
+        if (strcmp(own, name) == 0 ||
+            (anonymous != NULL && btf_is_composite(anonymous) && member_offset(types, anonymous, name, &inner))) {
+            *ret_bits = bits + inner;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Where Linux 6.2 to 6.14 keep the count of preemption: an offset into each CPU's own memory, which begins with the
+ * variables in this section of the kernel. 0: elsewhere. */
+static uint64_t preempt_count_offset(void)
+{
+    struct btf *types = btf__load_vmlinux_btf();
+    uint64_t offset = 0;
+    if (types == NULL)
+        return 0;
+    int variable = btf__find_by_name_kind(types, "pcpu_hot", BTF_KIND_VAR);
+    int structure = btf__find_by_name_kind(types, "pcpu_hot", BTF_KIND_STRUCT);
+    int section = btf__find_by_name_kind(types, ".data..percpu", BTF_KIND_DATASEC);
+    uint32_t bits;
+    if (variable > 0 && structure > 0 && section > 0 &&
+        member_offset(types, btf__type_by_id(types, (unsigned)structure), "preempt_count", &bits)) {
+        const struct btf_type *variables = btf__type_by_id(types, (unsigned)section);
+        const struct btf_var_secinfo *info = btf_var_secinfos(variables);
+        for (unsigned i = 0; i < btf_vlen(variables); i++)
+            if (info[i].type == (unsigned)variable)
+                offset = info[i].offset + bits / 8;
+    }
+    btf__free(types);
+    return offset;
+}
+#endif
+
 static int cgroup_of(const char *path, uint64_t *ret_id, uint32_t *ret_level, struct failure *failure)
 {
     struct stat status;
@@ -214,6 +256,10 @@ static int prepare(struct trace_bpf *programs, const struct collect_options *opt
     settings->trace_self = (uint32_t)getpid();
     settings->trace_page_size = (uint32_t)sysconf(_SC_PAGESIZE);
     settings->trace_functions = functions;
+#if defined(__x86_64__)
+    if (functions)
+        settings->trace_preempt_count = preempt_count_offset();
+#endif
     if (options->comm != NULL)
         strncpy((char *)settings->trace_comm, options->comm, TRACE_COMM_SIZE - 1);
     if (options->scope == TRACE_SCOPE_CGROUP) {
