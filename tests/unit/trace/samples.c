@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "trace/samples.c" /* for the rings, which are fed by hand here */
+#include "app/trace/samples.c" /* for the rings, which are fed by hand here */
 #include "check.h"
 
 #include <fcntl.h>
