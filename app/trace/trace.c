@@ -23,7 +23,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -123,7 +125,7 @@ struct session {
     struct screen *screen; /* NULL unless live */
     uint32_t *pids;        /* named or found at the start */
     size_t pid_count;
-    pid_t child; /* the command; 0 none, or ended */
+    pid_t child; /* the command; 0 none */
     FILE *stream;
     uint64_t start_ns, window_ns;
     char notice[1024];
@@ -173,7 +175,10 @@ static int parse_pids(struct session *session, const char *text)
         }
         at += length + (at[length] != '\0');
     }
-    return session->pid_count > 0 ? 0 : -EINVAL;
+    if (session->pid_count > 0)
+        return 0;
+    fprintf(stderr, "sluice trace: --pid takes process numbers, not \"%s\"\n", text);
+    return -EINVAL;
 }
 
 /* The processes there are at the start. Those that come later are the kernel's programs' to find. */
@@ -201,31 +206,31 @@ static int find_processes(struct session *session)
 /* Start the command, stopped before its exec until the programs are in place. */
 static int start_command(char **argv, pid_t *ret_child, int *ret_go)
 {
-    int go[2];
-    if (pipe2(go, O_CLOEXEC) != 0)
+    /* An eventfd is no end of data: the command's report does not begin with our word to it. */
+    int go = eventfd(0, EFD_CLOEXEC);
+    if (go < 0)
         return -errno;
-    pid_t child = fork();
+    pid_t tracer = getpid(), child = fork();
     if (child < 0) {
         int error = -errno;
-        close_fd(go[0]);
-        close_fd(go[1]);
+        close_fd(go);
         return error;
     }
     if (child == 0) {
-        char token;
+        uint64_t token;
         sigset_t none;
-        close(go[1]);
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* should the tracer die first */
+        if (getppid() != tracer || read(go, &token, sizeof token) != sizeof token)
+            _exit(127);
+        prctl(PR_SET_PDEATHSIG, 0);
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
-        if (read(go[0], &token, 1) != 1)
-            _exit(127); /* the tracer died first */
         execvp(argv[0], argv);
         fprintf(stderr, "sluice trace: %s: %s (%s)\n", argv[0], text_errno_meaning(errno), text_errno_name(errno));
         _exit(127);
     }
-    close_fd(go[0]);
     *ret_child = child;
-    *ret_go = go[1];
+    *ret_go = go;
     return 0;
 }
 
@@ -369,18 +374,17 @@ static bool alive(struct session *session)
 }
 
 /* Returns true when the session is to end. */
-static bool on_signal(struct session *session, int signals, int *exit_status)
+static bool on_signal(struct session *session, int signals)
 {
     struct signalfd_siginfo info;
     while (read(signals, &info, sizeof info) == sizeof info) {
+        siginfo_t child = {.si_pid = 0};
         if (info.ssi_signo != SIGCHLD)
             return true;
-        int status;
-        if (session->child > 0 && waitpid(session->child, &status, WNOHANG) == session->child) {
-            session->child = 0;
-            *exit_status = status;
+        /* Waited for only after the last look: until then /proc knows what it did. */
+        if (session->child > 0 && waitid(P_PID, (id_t)session->child, &child, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+            child.si_pid != 0)
             return true;
-        }
     }
     return false;
 }
@@ -404,7 +408,7 @@ static uint64_t turn_window(struct session *session, uint64_t now)
     return now - into + (on ? on_ns : WINDOW_MS * 1000000u);
 }
 
-static int run(struct session *session, int signals, int *exit_status)
+static int run(struct session *session, int signals)
 {
     const struct trace_options *options = &session->options;
     uint64_t interval = options->interval * 1000000;
@@ -429,7 +433,7 @@ static int run(struct session *session, int signals, int *exit_status)
             return -errno;
         bool over = false;
         if (wait[0].revents != 0)
-            over = on_signal(session, signals, exit_status);
+            over = on_signal(session, signals);
         if (wait[2].revents != 0 && screen_key(session->screen))
             over = true;
         now = now_ns();
@@ -566,9 +570,11 @@ int trace_main(int argc, char **argv)
         screen_open(STDOUT_FILENO, &session.screen);   /* without it: plain lines */
     procfs_enter_cpu(session.procfs, session.account); /* from here on */
     session.start_ns = now_ns();
-    if (go >= 0 && write(go, "g", 1) != 1)
+    if (go >= 0 && eventfd_write(go, 1) != 0)
         goto done;
-    error = run(&session, signals, &exit_status);
+    error = run(&session, signals);
+    if (session.child > 0 && waitpid(session.child, &exit_status, WNOHANG) != session.child)
+        exit_status = 0; /* interrupted: it goes on */
     screen_close(session.screen);
     session.screen = NULL;
     if (error == 0) {
