@@ -160,9 +160,9 @@ static bool lent_but_copied(const struct context *context, const struct class *c
     if (class->key.mechanism != TRACE_SEND_ZEROCOPY || value->notified == 0 ||
         value->notified_copied * 2 < value->notified)
         return false;
-    WHAT(finding, "%s asked for MSG_ZEROCOPY for %s, %u %% of %" PRIu64 " notifications say copied (measured)",
-         context->who, text_format_size(value->bytes, size, sizeof size),
-         percent(value->notified_copied, value->notified), value->notified);
+    WHAT(finding, "%s asked for MSG_ZEROCOPY for %s, %u %% of %llu notifications say copied (measured)", context->who,
+         text_format_size(value->bytes, size, sizeof size), percent(value->notified_copied, value->notified),
+         value->notified);
     say_ceiling(finding, context);
     ADVISE(finding, "The kernel copied after all: a peer in another network namespace of this machine (veth), a packet "
                     "capture, or a device without scatter-gather (ethtool -k). Plain send is cheaper then.");
@@ -193,8 +193,8 @@ static bool lent_without_answer(const struct context *context, const struct clas
     const struct trace_flow_value *value = &class->value;
     if (class->key.mechanism != TRACE_SEND_ZEROCOPY || class->unknown_bytes == 0)
         return false;
-    WHAT(finding, "%s asked for MSG_ZEROCOPY for %s, and read notifications of %" PRIu64 " of %" PRIu64 " calls",
-         context->who, text_format_size(value->bytes, size, sizeof size), value->notified, value->calls);
+    WHAT(finding, "%s asked for MSG_ZEROCOPY for %s, and read notifications of %llu of %llu calls", context->who,
+         text_format_size(value->bytes, size, sizeof size), value->notified, value->calls);
     say_ceiling(finding, context);
     ADVISE(finding, "Whether the others were copied is unknown. Notifications come with recvmsg(MSG_ERRQUEUE), or with "
                     "IORING_SEND_ZC_REPORT_USAGE; memory stays pinned until they are read.");
@@ -214,7 +214,6 @@ static const struct {
                "http.server read and write."},
     {"node", "Streams of Node read and write, whatever they are piped to: there is no sendfile behind them. Let a "
              "server in front send files (X-Accel-Redirect)."},
-    {"haproxy", "It serves no files from disk by sendfile: let a file server do that."},
 };
 
 static bool file_to_socket(const struct context *context, const struct class *class, struct finding *finding)
