@@ -74,7 +74,8 @@ const volatile bool trace_functions = false;              /* tier (a) programs a
 /* ---- Maps ---- */
 
 #define RANGES 8
-#define DESCRIPTORS 16
+#define DESCRIPTORS 256
+#define SHARED_RANGE_MIN 4096 /* bytes: telling other threads of a range costs as much as copying this many */
 
 /* Where a call put bytes into memory, so that a later call that takes them from there can name their source. */
 struct range {
@@ -555,7 +556,8 @@ static __always_inline void remember(struct thread_state *state, struct task_str
     range->mechanism = flow->mechanism;
     range->way = flow->way;
     range->first = flow->first;
-    if (task->signal->nr_threads > 1 || flow->way == TRACE_BY_RING) { /* a ring has workers when it needs some */
+    if (size >= SHARED_RANGE_MIN &&
+        (task->signal->nr_threads > 1 || flow->way == TRACE_BY_RING)) { /* a ring has workers when it needs some */
         struct memory_key key = {.start = start, .pid = flow->pid};
         struct range own = *range; /* on this function's stack: see end_of_file */
         bpf_map_update_elem(&memory, &key, &own, BPF_ANY);
