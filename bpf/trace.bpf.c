@@ -397,6 +397,7 @@ static __always_inline void describe(struct thread_state *state, struct file *fi
         break;
     case S_IFCHR:
         key->kind = TRACE_END_CHAR;
+        value->character = BPF_CORE_READ(inode, i_rdev);
         break;
     case S_IFREG:
         if (magic == PROC_MAGIC || magic == SYSFS_MAGIC || magic == CGROUP_MAGIC || magic == CGROUP2_MAGIC)

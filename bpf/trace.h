@@ -84,6 +84,8 @@ struct trace_end_value {
     __u32 egress_known;    /* egress_features is set */
     __u64 egress_features; /* the low 64 netdev features as the kernel numbers them; 0 unless egress_known */
     __u32 file_flags;      /* f_flags */
+    __u32 character;       /* TRACE_END_CHAR: which device it is (st_rdev), numbered as in the key */
+    __u32 unused;
     __u32 name_size;
     char name[TRACE_NAME_SIZE]; /* names from the innermost outwards, each ended by a zero byte: "file\0dir\0" */
 };

@@ -13,7 +13,10 @@
 
 #define WORTH_SAYING (UINT64_C(1) << 20) /* bytes */
 #define ENOUGH_SAMPLES 100               /* below, a share of them says little */
-#define SMALL_CALL 4096                  /* a system call costs about what copying this much does */
+#define START_UP                                                                                                       \
+    (UINT64_C(4) << 20) /* bytes that a program's start may copy: relocations of its libraries, and the                \
+                           like that nobody can change */
+#define SMALL_CALL 4096 /* a system call costs about what copying this much does */
 #define MANY_CALLS 1000
 
 struct class_key {
@@ -98,6 +101,12 @@ static void say_ceiling(struct finding *finding, const struct context *context)
         WHAT(finding, "; copying is %u %% of its CPU (sampled, %" PRIu64 " samples)",
              percent(copying_samples(process), process->samples), process->samples);
     WHAT(finding, ".");
+}
+
+static bool is_start_up(const struct class *class)
+{
+    return class->value.bytes < START_UP &&
+           (class->key.mechanism == TRACE_COPY_ON_WRITE || class->key.mechanism == TRACE_MAP_FAULT);
 }
 
 static bool is_called(const struct context *context, const char *name)
@@ -315,12 +324,16 @@ static bool copied_on_write(const struct context *context, const struct class *c
     char size[TEXT_SIZE_MAX];
     if (class->key.mechanism != TRACE_COPY_ON_WRITE)
         return false;
-    WHAT(finding, "%s wrote to private pages: %s of them were copied%s (%s)", context->who,
-         text_format_size(class->value.bytes, size, sizeof size),
-         class->unknown_bytes > 0 ? ", unless nobody shared them any more" : "",
-         account_evidence_name(class->evidence));
+    bool mapped = is_file(class->key.from);
+    WHAT(
+        finding, "%s wrote to %s: %s copied on write%s (%s)", context->who,
+        mapped ? "private mappings of files" : "private pages", text_format_size(class->value.bytes, size, sizeof size),
+        class->unknown_bytes > 0 ? ", unless nobody shared them any more" : "", account_evidence_name(class->evidence));
     say_ceiling(finding, context);
-    ADVISE(finding, "After fork both sides pay for the pages that either writes to: fork before filling memory, use "
+    ADVISE(finding, "%s",
+           mapped ? "Each page of a file mapped MAP_PRIVATE is copied when it is first written to. Read what is to be "
+                    "changed into memory of its own in large pieces, or map it MAP_SHARED if the file may change."
+                  : "After fork both sides pay for the pages that either writes to: fork before filling memory, use "
                     "vfork or posix_spawn to run programs, or share the memory (MAP_SHARED).");
     return true;
 }
@@ -517,7 +530,7 @@ size_t findings_find(struct account *account, struct finding findings[FINDINGS_M
     size_t count = classify(account, classes), process_count;
     for (size_t i = 0; i < count; i++) {
         const struct class *class = &classes[i];
-        if (class->value.bytes < WORTH_SAYING)
+        if (class->value.bytes < WORTH_SAYING || is_start_up(class))
             continue;
         struct context context = context_of(account, class->key.pid);
         struct finding finding = {.pid = class->key.pid, .bytes = class->value.bytes};

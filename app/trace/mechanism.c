@@ -5,7 +5,7 @@
  * leave by), it is "probed"; all else is unknown, never a guess.
  *
  * Reads from and writes to the kernel's own files (proc, sysfs, eventfd) are one copy: what they say is made in the
- * kernel's memory and copied out. What a character device does is its driver's business: unknown.
+ * kernel's memory and copied out. What a character device does is its driver's business: unknown, but for the simplest.
  */
 #include "mechanism.h"
 #include <linux/magic.h>
@@ -178,6 +178,19 @@ static struct mechanism_cost cost_of_direct(const struct account_end *end)
     return unknown("O_DIRECT on a file system that may copy through the page cache after all (checksums, compression)");
 }
 
+/* Documentation/admin-guide/devices.txt: /dev/null and /dev/zero */
+#define CHARACTER_NULL (1u << 20 | 3)
+#define CHARACTER_ZERO (1u << 20 | 5)
+
+static struct mechanism_cost cost_of_character(const struct account_end *end, bool written)
+{
+    if (written && (end->value.character == CHARACTER_NULL || end->value.character == CHARACTER_ZERO))
+        return by_definition(0, NULL, "this device throws the bytes away without a look at them");
+    if (!written && end->value.character == CHARACTER_ZERO)
+        return by_definition(0, NULL, "memory is cleared, nothing is copied");
+    return unknown("what a character device does with the bytes is its driver's business");
+}
+
 static const char *reader_of(const struct account_end *end)
 {
     return end->value.file_system == TMPFS_MAGIC ? "shmem_file_read_iter" : "filemap_read";
@@ -203,7 +216,7 @@ static struct mechanism_cost cost_of_read(const struct account_end *source)
     case TRACE_END_KERNEL:
         return by_definition(1, NULL, "made in the kernel's memory and copied out");
     case TRACE_END_CHAR:
-        return unknown("what a character device does with the bytes is its driver's business");
+        return cost_of_character(source, false);
     default:
         return unknown("it is not known what was read");
     }
@@ -222,7 +235,7 @@ static struct mechanism_cost cost_of_write(const struct account_end *sink)
     case TRACE_END_KERNEL:
         return by_definition(1, NULL, "copied into the kernel's memory, and read there");
     case TRACE_END_CHAR:
-        return unknown("what a character device does with the bytes is its driver's business");
+        return cost_of_character(sink, true);
     default:
         return unknown("it is not known what was written to");
     }
@@ -289,6 +302,8 @@ static struct mechanism_cost cost_of_reference(const struct account_end *source,
         return by_definition(0, NULL, "the pipe holds references to the source's pages");
     case TRACE_END_TCP:
         return cost_of_egress(sink);
+    case TRACE_END_CHAR:
+        return cost_of_character(sink, true);
     case TRACE_END_UNIX:
         return unknown("Unix sockets take pages by reference or copy them, depending on the kernel");
     default:
