@@ -13,10 +13,8 @@
 
 #define WORTH_SAYING (UINT64_C(1) << 20) /* bytes */
 #define ENOUGH_SAMPLES 100               /* below, a share of them says little */
-#define START_UP                                                                                                       \
-    (UINT64_C(4) << 20) /* bytes that a program's start may copy: relocations of its libraries, and the                \
-                           like that nobody can change */
-#define SMALL_CALL 4096 /* a system call costs about what copying this much does */
+#define START_UP (UINT64_C(4) << 20)     /* bytes of pages: what a program's start may copy, relocations mostly */
+#define SMALL_CALL 4096                  /* a system call costs about what copying this much does */
 #define MANY_CALLS 1000
 
 struct class_key {
