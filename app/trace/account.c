@@ -137,7 +137,7 @@ struct account {
     size_t unattributed_count;
     struct trace_lost lost;    /* with no_room */
     struct trace_lost no_room; /* what this account itself had no room for */
-    uint64_t elapsed_ns;
+    uint64_t elapsed_ns, counted_ns;
     size_t folded_flows, folded_processes; /* that were left when ended processes were last folded */
 
     bool dirty, callers_dirty;
@@ -492,9 +492,10 @@ void account_enter_lost(struct account *account, const struct trace_lost *lost)
     account->lost.copies += account->no_room.copies;
 }
 
-void account_enter_time(struct account *account, uint64_t elapsed_ns)
+void account_enter_time(struct account *account, uint64_t elapsed_ns, uint64_t counted_ns)
 {
     account->elapsed_ns = elapsed_ns;
+    account->counted_ns = counted_ns;
 }
 
 /* ---- What one flow copied --------------------------------------------------------------------------------------- */
@@ -1008,6 +1009,11 @@ const struct trace_lost *account_lost(const struct account *account)
 enum account_tier account_tier(const struct account *account)
 {
     return account->tier;
+}
+
+uint64_t account_counted_ns(const struct account *account)
+{
+    return account->counted_ns;
 }
 
 uint64_t account_elapsed_ns(const struct account *account)

@@ -111,7 +111,8 @@ void account_enter_exit(struct account *account, uint32_t pid);
 int account_enter_process_figures(struct account *account, const struct account_process *increment);
 int account_enter_caller(struct account *account, const struct account_caller *increment);
 void account_enter_lost(struct account *account, const struct trace_lost *lost); /* totals, not increments */
-void account_enter_time(struct account *account, uint64_t elapsed_ns);           /* since the start */
+/* Since the start; and of it, the time during which calls were counted (--sample), 0 where they are not (tier c). */
+void account_enter_time(struct account *account, uint64_t elapsed_ns, uint64_t counted_ns);
 
 /* ---- Reading. Arrays stay valid until the next account_enter_*. ---- */
 
@@ -126,6 +127,7 @@ const struct account_unattributed *account_unattributed(const struct account *ac
 const struct trace_lost *account_lost(const struct account *account);
 enum account_tier account_tier(const struct account *account);
 uint64_t account_elapsed_ns(const struct account *account);
+uint64_t account_counted_ns(const struct account *account);
 const char *account_evidence_name(enum account_evidence evidence); /* "by definition" */
 
 #endif

@@ -345,3 +345,13 @@ char *format_lost(const struct trace_lost *lost, char *buffer, size_t size)
                    counts[i].what);
     return buffer;
 }
+
+const char *format_counted(const struct account *account, char *buffer, size_t size)
+{
+    uint64_t elapsed = account_elapsed_ns(account), counted = account_counted_ns(account);
+    buffer[0] = '\0';
+    if (counted != 0 && elapsed != 0 && counted < elapsed - elapsed / 50)
+        snprintf(buffer, size, "counted %.2g %% of the time: sums are of that",
+                 100.0 * (double)counted / (double)elapsed);
+    return buffer;
+}

@@ -60,4 +60,7 @@ const char *format_tier(enum account_tier tier);
 /* What was lost and is not zero, in words ("3 ends, 1.5 MiB in 12 calls of flows"); empty when nothing was. */
 char *format_lost(const struct trace_lost *lost, char *buffer, size_t size);
 
+/* "counted 8 % of the time: sums are of that", or "" when calls were counted nearly all the time, or not at all. */
+const char *format_counted(const struct account *account, char *buffer, size_t size);
+
 #endif

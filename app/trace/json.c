@@ -140,8 +140,9 @@ int report_json(FILE *stream, struct account *account, const struct report_optio
                   integer(lost->flow_calls), "copy_bytes", integer(lost->copies), "ends", integer(lost->ends), "events",
                   integer(lost->events), "threads", integer(lost->threads), "foreign_calls", integer(lost->foreign),
                   "messages", integer(lost->messages));
-    json_t *root = json_pack("{s:s, s:f, s:o, s:[], s:[], s:[], s:[], s:[], s:o}", "tier", tier, "elapsed_seconds",
-                             (double)account_elapsed_ns(account) / 1e9, "notice",
+    json_t *root = json_pack("{s:s, s:f, s:f, s:o, s:[], s:[], s:[], s:[], s:[], s:o}", "tier", tier, "elapsed_seconds",
+                             (double)account_elapsed_ns(account) / 1e9, "counted_seconds",
+                             (double)account_counted_ns(account) / 1e9, "notice",
                              options->notice != NULL ? text(options->notice) : json_null(), "processes", "flows",
                              "callers", "findings", "unattributed", "lost", lost_object);
     int result = -ENOMEM;

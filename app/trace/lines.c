@@ -89,10 +89,12 @@ static void print_process(const struct lines *lines, const struct section *secti
     snprintf(facts, sizeof facts, "%s (%" PRIu32 ")%s", name, section->pid, process->exited ? ", exited" : "");
     title(lines, facts);
 
-    FACT("moved %s, copied %s", text_format_size(section->bytes, size, sizeof size),
-         section->unknown > 0 && section->copied == 0 ? "unknown"
-                                                      : text_format_size(section->copied, copied, sizeof copied));
-    if (section->unknown > 0)
+    FACT("moved %s, ", text_format_size(section->bytes, size, sizeof size));
+    if (section->unknown > 0 && section->copied == 0)
+        FACT("copies of %s unknown", text_format_size(section->unknown, copied, sizeof copied));
+    else
+        FACT("copied %s", text_format_size(section->copied, copied, sizeof copied));
+    if (section->unknown > 0 && section->copied > 0)
         FACT(" (not known of %s)", text_format_size(section->unknown, size, sizeof size));
     if (process->cpu_ns > 0) {
         FACT(" %s CPU %s", dot, text_format_duration(process->cpu_ns / 1000000, size, sizeof size));
@@ -118,6 +120,11 @@ static void print_process(const struct lines *lines, const struct section *secti
     format_wrap(lines->stream, "  ", facts, lines->options->width);
 }
 
+/* Unless --rows 0 asks for all: what is less than a thousandth of its whole is summed up, but for the first few. */
+#define SMALL_PART 1000
+#define PROCESSES_SHOWN 3
+#define ROWS_SHOWN 3
+
 static void print_rows(const struct lines *lines, const struct section *section, const struct account_row *rows,
                        size_t count, struct table_row *scratch)
 {
@@ -126,7 +133,8 @@ static void print_rows(const struct lines *lines, const struct section *section,
     for (size_t i = 0; i < count; i++) {
         if (rows[i].key.pid != section->pid)
             continue;
-        if (shown < limit) {
+        if (shown < limit &&
+            (lines->options->rows == 0 || shown < ROWS_SHOWN || rows[i].value.bytes >= section->bytes / SMALL_PART)) {
             scratch[shown++] = (struct table_row){.row = &rows[i]};
         } else {
             left++;
@@ -214,11 +222,13 @@ void report_lines(FILE *stream, struct account *account, const struct report_opt
     const struct account_row *rows = account_rows(account, options->threads, &row_count);
     CLEANUP_FREE struct section *sections = calloc(row_count + process_count + 1, sizeof *sections);
     CLEANUP_FREE struct table_row *scratch = calloc(row_count + 1, sizeof *scratch);
-    char time[TEXT_SIZE_MAX], lost[512];
+    char time[TEXT_SIZE_MAX], lost[512], counted[96];
 
     text_format_duration(account_elapsed_ns(account) / 1000000, time, sizeof time);
-    say(&lines, "", "sluice trace %s %s %s tier %s", lines.symbols->dot, time, lines.symbols->dot,
-        format_tier(account_tier(account)));
+    format_counted(account, counted, sizeof counted);
+    say(&lines, "", "sluice trace %s %s %s tier %s%s%s%s%s", lines.symbols->dot, time, lines.symbols->dot,
+        format_tier(account_tier(account)), counted[0] != '\0' ? " " : "", counted[0] != '\0' ? lines.symbols->dot : "",
+        counted[0] != '\0' ? " " : "", counted);
     if (options->notice != NULL && options->notice[0] != '\0')
         say(&lines, "", "%s", options->notice);
     if (sections == NULL || scratch == NULL) {
@@ -244,9 +254,24 @@ void report_lines(FILE *stream, struct account *account, const struct report_opt
         }
     }
     qsort(sections, section_count, sizeof *sections, by_bytes);
+    size_t small = 0;
+    uint64_t small_bytes = 0, all_bytes = 0;
+    for (size_t i = 0; i < section_count; i++)
+        all_bytes += sections[i].bytes;
     for (size_t i = 0; i < section_count; i++) {
+        if (options->rows > 0 && i >= PROCESSES_SHOWN && sections[i].bytes < all_bytes / SMALL_PART) {
+            small++;
+            small_bytes += sections[i].bytes;
+            continue;
+        }
         print_process(&lines, &sections[i]);
         print_rows(&lines, &sections[i], rows, row_count, scratch);
+    }
+    if (small > 0) {
+        char size[TEXT_SIZE_MAX];
+        fputc('\n', stream);
+        say(&lines, "", "%zu more process%s moved %s.", small, small == 1 ? "" : "es",
+            text_format_size(small_bytes, size, sizeof size));
     }
     if (idle > 0) {
         fputc('\n', stream);

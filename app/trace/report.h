@@ -20,11 +20,12 @@ struct report_options {
 /* The whole account as text: for a file, a pipe, or the end of a live session. */
 void report_lines(FILE *stream, struct account *account, const struct report_options *options);
 
-/* One line of JSON, an object. Figures are integers but for elapsed_seconds, copying_share and copies_per_byte; what is
+/* One line of JSON, an object. Figures are integers but for the seconds, copying_share and copies_per_byte; what is
  * not known is null, never 0. Names that are not UTF-8 have \xHH for each byte that is none.
  *
  *   tier             "a", "b" or "c"
  *   elapsed_seconds
+ *   counted_seconds  of these, the time during which calls were counted (--sample): sums are of that time
  *   notice           of the options, or null
  *   processes        pid, parent, comm, exited, system_calls, cpu_ns, samples, samples_copying_kernel,
  *                    samples_copying_user, samples_transforming, copying_share (0 to 1, of the CPU: Amdahl's ceiling)

@@ -314,6 +314,8 @@ void screen_draw(struct screen *screen, struct account *account, const struct re
         fprintf(stream, "  %sLOST: %s%s", options->colour ? "\033[33m" : "", lost, plain);
     else
         fputs("  nothing lost", stream);
+    if (format_counted(account, lost, sizeof lost)[0] != '\0')
+        fprintf(stream, "  %s%s%s", options->colour ? "\033[33m" : "", lost, plain);
     fputc('\n', stream);
     draw_bar(stream, kernel, user, samples, columns >= 100 ? 40 : columns >= 70 ? 20 : 8, options->colour, symbols);
     unsigned used = 2;

@@ -163,11 +163,14 @@ static void print_line(FILE *stream, const struct layout *layout, const struct c
 static void add_detail(char *line, size_t size, const char *before, const char *text, const char *after,
                        const struct format_symbols *symbols)
 {
+    const char *const pieces[] = {" ", symbols->dot, " ", before, text, after};
     size_t used = strlen(line);
-    if (used > 0)
-        used += (size_t)snprintf(line + used, size - used, " %s ", symbols->dot);
-    if (used < size)
-        snprintf(line + used, size - used, "%s%s%s", before, text, after);
+    for (size_t i = used > 0 ? 0 : 3; i < sizeof pieces / sizeof pieces[0]; i++) {
+        size_t length = strlen(pieces[i]), room = size - used - 1;
+        memcpy(line + used, pieces[i], length < room ? length : room);
+        used += length < room ? length : room;
+    }
+    line[used] = '\0';
 }
 
 /* What found no column, in words; the calls alone are not worth a line: bytes and calls per GiB tell them. */

@@ -88,7 +88,7 @@ static inline void invent_second(struct account *account)
     invent_flow(account, 77, INVENTED_CHAR, 0, TRACE_NONE, TRACE_READ, 50 << 20);
     if (account_enter_process_figures(account, &figures) < 0)
         abort();
-    account_enter_time(account, account_elapsed_ns(account) + 1000000000);
+    account_enter_time(account, account_elapsed_ns(account) + 1000000000, account_elapsed_ns(account) + 1000000000);
 }
 
 static inline struct account *invented(void)

@@ -62,8 +62,8 @@ TEST("the report is one line")
 
 TEST("it has the members that report.h names")
 {
-    static const char *const names[] = {"tier",    "elapsed_seconds", "notice",       "processes", "flows",
-                                        "callers", "findings",        "unattributed", "lost"};
+    static const char *const names[] = {"tier",  "elapsed_seconds", "counted_seconds", "notice",       "processes",
+                                        "flows", "callers",         "findings",        "unattributed", "lost"};
     static const char *const flow_names[] = {
         "pid",   "thread", "comm",  "source",  "sink",   "first",    "mechanism",       "way",
         "bytes", "copied", "calls", "unknown", "copier", "evidence", "copies_per_byte", "transitions_per_gib"};
