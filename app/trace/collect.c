@@ -139,7 +139,7 @@ static int explain(int error, struct failure *failure)
             "this kernel does not describe its types (/sys/kernel/btf/vmlinux: %s): it was built without "
             "CONFIG_DEBUG_INFO_BTF",
             text_errno_meaning(errno));
-    return failure_set(failure, error, "the kernel refused the tracing programs: %s (%s)", text_errno_meaning(error),
+    return failure_set(failure, error, "the kernel refused the programs: %s (%s)", text_errno_meaning(error),
                        text_errno_name(error));
 }
 

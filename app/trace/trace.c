@@ -289,10 +289,10 @@ static int open_tier(struct session *session)
             fprintf(stderr, "sluice trace: tier (a) is not to be had: %s\n", failure.text);
             return -ENOTSUP;
         } else if (session->tier == ACCOUNT_TIER_TRACEPOINTS && options->tier == TIER_AUTO)
-            add_notice(session,
-                       "Tier (b), tracepoints: this kernel does not let programs see its functions (%s). Bytes and "
-                       "calls are exact; copies follow from the mechanism.",
-                       failure.text);
+            add_notice(
+                session,
+                "Bytes and calls are exact, copies follow from the mechanism. For tier (a), which counts them: %s.",
+                failure.text);
     }
     if (session->tier == ACCOUNT_TIER_PROC && options->cgroup == NULL && options->comm == NULL && !options->all &&
         options->pids == NULL && session->child == 0)
