@@ -599,6 +599,11 @@ __noinline int enter_from_memory(struct thread_state *state, struct trace_flow_k
         if (!held)
             break;
         __u64 taken = held < (__u64)bytes ? held : (__u64)bytes;
+        if (range.thread != flow->thread && held > taken) { /* the map `memory` finds no rest that begins elsewhere */
+            struct range *rest = &state->ranges[++state->newest % RANGES];
+            *rest = range;
+            rest->start = start + taken;
+        }
         struct trace_flow_key brought = {.pid = flow->pid,
                                          .thread = range.thread,
                                          .source = range.source,
