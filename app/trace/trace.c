@@ -644,7 +644,7 @@ int trace_main(int argc, char **argv)
     if (live)
         screen_open(STDOUT_FILENO, &session.screen);   /* without it: plain lines */
     procfs_enter_cpu(session.procfs, session.account); /* from here on */
-    session.start_ns = now_ns();
+    session.start_ns = session.counting_since_ns = now_ns();
     if (go >= 0 && eventfd_write(go, 1) != 0)
         goto done;
     error = run(&session, signals);
