@@ -377,6 +377,14 @@ TEST("copies that are known only in part are told as the least there are")
     CHECK_SAYS(only()->what, "at least 1.0 copies per byte (the rest is unknown)");
 }
 
+TEST("reading a file into memory and no further is no finding, nor is it called healthy")
+{
+    begin("wc");
+    directly(TRACE_READ, ISO, 0, GIB);
+    find();
+    CHECK_EQ(count, 0);
+}
+
 TEST("what goes to a terminal is not worth a finding")
 {
     begin("cat");
