@@ -68,8 +68,8 @@ def shown(value, digits=3):
     return f"{value:,.{min(places, 6)}f}"
 
 
-def shown_ratio(r):
-    return "–" if r is None else f"{r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+def shown_ratio(r, places=2):
+    return "–" if r is None else f"{r['ratio']:.{places}f} [{r['low']:.{places}f}, {r['high']:.{places}f}]"
 
 
 def ns(value):
@@ -154,8 +154,8 @@ def matrix_table(results, congestion):
 
 def noise(results):
     """How much of the run was disturbed from outside."""
-    rounds = [r for cell in results.get("cells", []) for by in cell["rounds"].values() for rs in by.values()
-              for r in rs if r]
+    lists = [by for cell in results.get("cells", []) for by in cell["rounds"].values()]
+    rounds = [r for by in lists for rs in (by.values() if isinstance(by, dict) else [by]) for r in rs if r]
     if not rounds:
         return None
     disturbed = sum(r["foreign"] > 0.05 for r in rounds)
@@ -164,24 +164,33 @@ def noise(results):
             f"in {stolen} the host withheld more than 2 % of the CPU.")
 
 
+def heading(title, results):
+    """Title, machine and versions."""
+    m = results["machine"]
+    return (f"# {title}, {results['date']}, {m['class']}\n\n"
+            f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, kernel {m['kernel']}, {m['distribution']}; "
+            f"host's congestion control {m['congestion_host']}, queue {m['qdisc']}, governor {m['governor']}, "
+            f"huge pages {m['thp']}. Revision {results['revision']}. "
+            + ", ".join(f"{k} {v}" for k, v in sorted(results["versions"].items())) + ".\n")
+
+
+def remarks(results):
+    """What makes the figures doubtful."""
+    lines = [f"- warning: {w}" for w in results["machine"]["warnings"]]
+    lines += [f"- **problem: {p}**" for p in results["problems"]]
+    if noise(results):
+        lines.append(f"- {noise(results)}")
+    return "\n".join([*lines, ""])
+
+
 def markdown(results):
-    m, out = results["machine"], []
-    out.append(f"# sluice bench, {results['date']}, {m['class']}\n")
-    out.append(f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, kernel {m['kernel']}, {m['distribution']}; "
-               f"host's congestion control {m['congestion_host']}, queue {m['qdisc']}, governor {m['governor']}, "
-               f"huge pages {m['thp']}. Revision {results['revision']}. "
-               + ", ".join(f"{k} {v}" for k, v in sorted(results["versions"].items())) + ".\n")
+    out = []
+    out.append(heading("sluice bench", results))
     out.append(f"{results['rounds']} interleaved rounds, {results['seconds']} s windows"
                f"{' (quick: for a first look, not for claims)' if results['quick'] else ''}. "
                "Server on core 0, client on core 1. How it is measured, and what the figures do not show: "
                "[bench/README.md](../../README.md).\n")
-    for w in m["warnings"]:
-        out.append(f"- warning: {w}")
-    for problem in results["problems"]:
-        out.append(f"- **problem: {problem}**")
-    if noise(results):
-        out.append(f"- {noise(results)}")
-    out.append("")
+    out.append(remarks(results))
 
     rows = targets(results)
     if rows:
