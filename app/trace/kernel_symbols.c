@@ -65,16 +65,18 @@ static int read_whole(const char *path, char **ret_text, size_t *ret_size)
  * where the last one ended. All addresses are zero where kernel.kptr_restrict hides them. */
 static int read_kernel_symbols(struct kernel_symbols *kernel, const char *path)
 {
-    size_t size;
+    size_t size = 0;
     int r = read_whole(path, &kernel->names, &size);
     if (r == -ENOMEM)
         return r;
     if (r < 0)
         return 0; /* no /proc/kallsyms: not known */
-    char *line = kernel->names, *store = kernel->names;
-    while (*line != '\0') {
-        char *end = strchrnul(line, '\n');
-        char *next = *end == '\0' ? end : end + 1;
+    char *line = kernel->names, *store = kernel->names, *all = kernel->names + size;
+    while (line < all) {
+        char *end = memchr(line, '\n', (size_t)(all - line)); /* strchr under a sanitizer looks at all the rest */
+        if (end == NULL)
+            end = all;
+        char *next = end + 1;
         *end = '\0';
         char *after;
         uint64_t address = strtoull(line, &after, 16);
