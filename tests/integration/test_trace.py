@@ -435,6 +435,7 @@ for name, where in (("the disk's", root), ("tmpfs's", SHARED_MEMORY)):
     @case("copy_file_range within %s file system", name)
     def ranges(name, where=where):
         del name
+        needs_tracing()
         kind = subprocess.run(["stat", "-fc", "%T", where], capture_output=True, text=True, check=True).stdout.strip()
         source, sink = write(where, "sluice-range-source", data=DATA), fresh("sluice-range-sink", where)
         try:
@@ -1103,7 +1104,8 @@ COPY_AND_REST = ["sh", "-c", '"$@"; sleep 0.6', "sh", *COPY_TO_NULL]
 
 @case("--tier c counts what /proc tells: bytes of the read and write calls, of no particular end, copies unknown")
 def proc_only():
-    done = run([*PYTHON, CALLS + COPY, data, fresh("proc")], "--tier", "c", "--json", "-F0")
+    done = run([*PYTHON, CALLS + COPY + "import time; time.sleep(0.6)", data, fresh("proc")], "--tier", "c", "--json",
+               "-F0")
     report = Report(done.stdout, done.returncode, done.stderr)
     equal(report.tier, "c")
     read = sum(row["bytes"] for row in report.rows(mechanism="read"))

@@ -44,16 +44,22 @@ def connect(port):
 TEE, VMSPLICE, PROCESS_VM_READV = {"x86_64": (276, 278, 310), "aarch64": (77, 75, 270)}[os.uname().machine]
 
 
-@functools.lru_cache(maxsize=1)
 def needs_tracing():
     """Raises Skip where processes cannot be traced, else returns the best tier that this machine allows."""
+    tier, notice = best_tier()
+    if tier == "c":
+        raise Skip("only tier (c) is possible here: run as root, with a kernel that lets root load BPF (%s)" %
+                   notice[:120])
+    return tier
+
+
+@functools.lru_cache(maxsize=1)
+def best_tier():
     done = subprocess.run([SLUICE, "trace", "--json", "-F0", "--", "true"], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise AssertionError("sluice trace -- true: exit code %d: %s" % (done.returncode, done.stderr))
     report = json.loads(done.stdout)
-    if report["tier"] == "c":
-        raise Skip("counting in the kernel is not possible here: %s" % report["notice"])
-    return report["tier"]
+    return report["tier"], report["notice"]
 
 
 class Report:
