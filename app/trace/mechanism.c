@@ -297,6 +297,9 @@ static struct mechanism_cost cost_of_reference(const struct account_end *source,
         return unknown("the source may be read into fresh pages instead of lending its own (copy_splice_read)");
     if (from == TRACE_END_NONE || from == TRACE_END_CHAR || from == TRACE_END_KERNEL)
         return unknown("the source has no pages that could be referred to, or is not known");
+    if (from == TRACE_END_UNIX)
+        return unknown(
+            "the first kilobytes of each message lie in a buffer's head, which splice copies (linear_to_page)");
     switch (to) {
     case TRACE_END_PIPE:
         return by_definition(0, NULL, "the pipe holds references to the source's pages");

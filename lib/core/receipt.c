@@ -6,7 +6,8 @@
  *               memory -> anything         1 copy, by definition
  *   mmap        1 copy, by definition: from the page cache, by the kernel, in the write
  *   sendfile    file -> file               1 copy, by definition: page cache to page cache
- *   splice      anything -> file           1 copy, by definition (SPLICE_F_MOVE does nothing since 2.6.21, splice(2))
+ *   splice      Unix socket -> anything    unknown
+ *               else -> file               1 copy, by definition (SPLICE_F_MOVE does nothing since 2.6.21, splice(2))
  *               -> pipe                    by reference, by definition, if the source's pages can be referred to
  *               -> TCP                     by reference if moreover the egress device has scatter-gather and checksum
  *                                          offload (probed); copied once if it is known to lack them: the kernel then
@@ -57,6 +58,10 @@ static struct fate fate_of_reference(struct sluice_end *source, struct sluice_en
     struct fate unknown = {.evidence = SLUICE_EVIDENCE_UNKNOWN}, by_reference;
     struct sluice_egress egress;
 
+    /* What lies in the head of a Unix socket's buffer, the first kilobytes of each message, splice copies into pages of
+     * its own (net/core/skbuff.c, linear_to_page); nobody says how much that was. */
+    if (sluice_end_kind(source) == SLUICE_END_UNIX_STREAM)
+        return unknown;
     if (end_is_file(sink))
         return ruled(RULE_REFERENCE_INTO_FILE, 1, SLUICE_EVIDENCE_BY_DEFINITION);
     if (end_is_file(source) && !end_has_page_cache(source, calls))
