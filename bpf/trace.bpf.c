@@ -1567,7 +1567,7 @@ static __always_inline void tell(__u32 kind, struct task_struct *task, __u32 par
     event->exit_code = (__u32)task->exit_code;
     /* Of threads that are gone, and of this one, the last. */
     event->cpu_ns = task->signal->sum_sched_runtime + task->se.sum_exec_runtime;
-    BPF_CORE_READ_STR_INTO(&event->comm, task, comm);
+    BPF_CORE_READ_STR_INTO(&event->comm, task, group_leader, comm); /* threads have names of their own */
     bpf_ringbuf_submit(event, 0);
 }
 

@@ -312,7 +312,10 @@ static int on_event(void *context, void *data, size_t size)
         return 0;
     int error = 0;
     if (event->kind == TRACE_EVENT_EXIT) {
-        if (collect->procfs != NULL)
+        const struct account_process *process = account_process(collect->account, event->pid);
+        if (process == NULL || process->comm[0] == '\0') /* it was gone before /proc was asked */
+            error = account_enter_process(collect->account, event->pid, 0, event->comm);
+        if (error == 0 && collect->procfs != NULL)
             error = procfs_enter_last_cpu(collect->procfs, collect->account, event->pid, event->cpu_ns);
         account_enter_exit(collect->account, event->pid);
     } else
