@@ -83,7 +83,7 @@ struct range {
     __u32 source;
     __u32 thread;
     __u8 mechanism, way, first, unused;
-    __u32 from; /* flow.source of a flow that had a first leg itself: unused else */
+    __u32 window; /* trace_window of then */
 };
 
 struct descriptor {
@@ -171,7 +171,7 @@ struct {
 
 /* What was put into a pipe last by splice or tee, and by whom. */
 struct pipe_fill {
-    __u32 pid, source, thread;
+    __u32 pid, source, thread, window;
     __u8 mechanism, way, first, unused;
 };
 
@@ -202,6 +202,10 @@ struct {
 } transitions SEC(".maps");
 
 __u32 end_count = 0;
+
+/* Counts the times that counting began anew (--sample). What memory and pipes held before is not what they hold now:
+ * they may have been filled again unseen. */
+volatile __u32 trace_window = 0;
 
 /* What a counter begins with; not on the stack, of which all functions together have 512 bytes. */
 const volatile struct trace_flow_value no_flow = {};
@@ -557,6 +561,7 @@ static __always_inline void remember(struct thread_state *state, struct task_str
     range->mechanism = flow->mechanism;
     range->way = flow->way;
     range->first = flow->first;
+    range->window = trace_window;
     if (size >= SHARED_RANGE_MIN &&
         (task->signal->nr_threads > 1 || flow->way == TRACE_BY_RING)) { /* a ring has workers when it needs some */
         struct memory_key key = {.start = start, .pid = flow->pid};
@@ -573,14 +578,14 @@ __noinline __u64 taken_from(struct thread_state *state, __u64 start, __u32 pid, 
     __u32 newest = state->newest;
     for (__u32 i = 0; i < RANGES; i++) {
         struct range *range = &state->ranges[(newest - i) % RANGES];
-        if (range->start <= start && start < range->end) {
+        if (range->start <= start && start < range->end && range->window == trace_window) {
             *ret_range = *range;
             return range->end - start;
         }
     }
     struct memory_key key = {.start = start, .pid = pid};
     struct range *range = bpf_map_lookup_elem(&memory, &key);
-    if (!range)
+    if (!range || range->window != trace_window)
         return 0;
     *ret_range = *range;
     return range->end - range->start;
@@ -729,6 +734,7 @@ static __always_inline void fill_pipe(struct trace_flow_key *flow, struct end pi
     struct pipe_fill fill = {.pid = flow->pid,
                              .source = flow->source,
                              .thread = flow->thread,
+                             .window = trace_window,
                              .mechanism = flow->mechanism,
                              .way = flow->way,
                              .first = flow->first};
@@ -741,7 +747,7 @@ static __always_inline void drain_pipe(struct trace_flow_key *flow, struct end p
     if (bytes <= 0)
         return;
     struct pipe_fill *fill = bpf_map_lookup_elem(&pipes, &pipe.id);
-    if (!fill || fill->pid != flow->pid)
+    if (!fill || fill->pid != flow->pid || fill->window != trace_window)
         return;
     struct trace_flow_key brought = {.pid = fill->pid,
                                      .thread = fill->thread,

@@ -379,6 +379,8 @@ void collect_pause(struct collect *collect, bool pause)
     if (pause == collect->paused)
         return;
     collect->paused = pause;
+    if (!pause)
+        programs->bss->trace_window++;
     struct {
         struct bpf_program *program;
         struct bpf_link **link;

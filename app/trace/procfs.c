@@ -330,6 +330,7 @@ static void name_file(struct account_end *end, uint32_t pid, const char *before)
         return;
     }
     /* The process may be gone, or have left our view of the file systems. */
+    other[0] = '\0';
     if (whole && found != 1 && resolve((uint32_t)getpid(), &meant, inner, other, sizeof other) >= found) {
         found = 0;
         if (other[0] != '\0')
