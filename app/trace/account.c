@@ -221,7 +221,7 @@ static int make_room_for_rows(struct account *account, size_t count)
     if (legs == NULL)
         return -ENOMEM;
     account->legs = legs;
-    struct leg **order = realloc(account->order, capacity * sizeof *order);
+    struct leg **order = realloc(account->order, capacity * sizeof(struct leg *));
     if (order == NULL)
         return -ENOMEM;
     account->order = order;
@@ -793,7 +793,7 @@ static void join_legs(struct account *account, size_t count)
     for (size_t i = 0; i < count; i++)
         account->order[i] = &account->legs[i];
     if (count > 1)
-        qsort(account->order, count, sizeof *account->order, order_takers);
+        qsort(account->order, count, sizeof(struct leg *), order_takers);
     for (int later = 0; later <= 1; later++) {
         /* First the legs that nothing came before, then those in the middle (splice, tee, splice). */
         for (size_t i = 0; i < count; i++) {
@@ -831,7 +831,7 @@ static void spread_notifications(struct account *account, size_t count)
         if (account->legs[i].row.key.mechanism == TRACE_SEND_ZEROCOPY)
             account->order[lenders++] = &account->legs[i];
     if (lenders > 1)
-        qsort(account->order, lenders, sizeof *account->order, order_lenders);
+        qsort(account->order, lenders, sizeof(struct leg *), order_lenders);
     for (size_t from = 0, end; from < lenders; from = end) {
         uint64_t spare = 0, spare_copied = 0;
         for (end = from;
@@ -915,7 +915,7 @@ static size_t make_rows(struct account *account, size_t count)
     for (size_t i = 0; i < count; i++)
         account->order[i] = &account->legs[i];
     if (count > 1)
-        qsort(account->order, count, sizeof *account->order, order_keys);
+        qsort(account->order, count, sizeof(struct leg *), order_keys);
     for (size_t from = 0, end; from < count; from = end) {
         const struct trace_flow_key *key = &account->order[from]->row.key;
         uint64_t copier_bytes = 0;

@@ -121,12 +121,9 @@ static bool capable(unsigned capability)
 static int explain(int error, struct failure *failure)
 {
     char missing[64] = "";
-    if (!capable(CAP_SYS_ADMIN)) {
-        if (!capable(CAP_BPF))
-            strcat(missing, " CAP_BPF");
-        if (!capable(CAP_PERFMON))
-            strcat(missing, " CAP_PERFMON");
-    }
+    if (!capable(CAP_SYS_ADMIN))
+        snprintf(missing, sizeof missing, "%s%s", capable(CAP_BPF) ? "" : " CAP_BPF",
+                 capable(CAP_PERFMON) ? "" : " CAP_PERFMON");
     if (missing[0] != '\0')
         return failure_set(failure, -EPERM,
                            "counting in the kernel needs what this process does not have:%s (CAP_SYS_PTRACE, too, for "
@@ -263,8 +260,8 @@ static int prepare(struct trace_bpf *programs, const struct collect_options *opt
     if (options->comm != NULL)
         strncpy((char *)settings->trace_comm, options->comm, TRACE_COMM_SIZE - 1);
     if (options->scope == TRACE_SCOPE_CGROUP) {
-        uint64_t id;
-        uint32_t level;
+        uint64_t id = 0;
+        uint32_t level = 0;
         int error = cgroup_of(options->cgroup, &id, &level, failure);
         if (error < 0)
             return error;

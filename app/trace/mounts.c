@@ -65,7 +65,7 @@ int mounts_resolve(FILE *mountinfo, unsigned major, unsigned minor, const char *
         }
         bool sure = test != NULL && test(candidate, data);
         if (sure || result < 0)
-            strcpy(path, candidate);
+            memcpy(path, candidate, (size_t)length + 1);
         if (sure)
             return 1;
         if (result < 0)

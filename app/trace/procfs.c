@@ -334,7 +334,7 @@ static void name_file(struct account_end *end, uint32_t pid, const char *before)
     if (whole && found != 1 && resolve((uint32_t)getpid(), &meant, inner, other, sizeof other) >= found) {
         found = 0;
         if (other[0] != '\0')
-            strcpy(path, other);
+            memcpy(path, other, sizeof path);
     }
     if (found >= 0 && path[0] != '\0')
         set_name(end, before, path);

@@ -47,13 +47,14 @@ static void fill(struct cells *cells, const struct account *account, const struc
     format_how(row, cells->text[TABLE_HOW]);
     text_format_size(row->value.bytes, cells->text[TABLE_BYTES], sizeof cells->text[0]);
     if (table_row->rate_known) {
-        text_format_size(table_row->rate, cells->text[TABLE_RATE], sizeof cells->text[0]);
-        strcat(cells->text[TABLE_RATE], "/s");
+        char rate[TEXT_SIZE_MAX];
+        snprintf(cells->text[TABLE_RATE], sizeof cells->text[0], "%s/s",
+                 text_format_size(table_row->rate, rate, sizeof rate));
     } else {
-        strcpy(cells->text[TABLE_RATE], "unknown");
+        snprintf(cells->text[TABLE_RATE], sizeof cells->text[0], "unknown");
     }
     format_copies(row, symbols, cells->text[TABLE_COPIES]);
-    strcpy(cells->text[TABLE_EVIDENCE], account_evidence_name(row->evidence));
+    snprintf(cells->text[TABLE_EVIDENCE], sizeof cells->text[0], "%s", account_evidence_name(row->evidence));
     format_count(row->value.calls, cells->text[TABLE_CALLS]);
     format_transitions(row, cells->text[TABLE_TRANSITIONS]);
     format_printable(row->copier != NULL                             ? row->copier
