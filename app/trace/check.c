@@ -142,32 +142,40 @@ static void drain_to_nowhere(int fd)
 /* What the mover says at the end. */
 struct outcome {
     int result;
-    struct sluice_receipt receipt;
+    struct sluice_receipt receipt; /* of all sinks together */
     struct sluice_error error;
 };
+
+#define SINKS_MAX 2
 
 struct trial {
     enum sluice_route route;
     enum side source, sink;
-    struct channel in, out;
+    unsigned sinks; /* all of this kind */
+    struct channel in, out[SINKS_MAX];
+    uint64_t inodes[SINKS_MAX]; /* of the sinks */
     int go[2], said[2];
 };
 
 /* *ret_target: to be freed after the end. */
-static int open_sink(const struct trial *trial, char **ret_target, struct sluice_end **ret_sink)
+static int open_sink(const struct trial *trial, unsigned which, char **ret_target, struct sluice_end **ret_sink)
 {
     if (trial->sink != SIDE_MEMORY)
-        return sluice_end_open(trial->out.ours, 0, ret_sink);
+        return sluice_end_open(trial->out[which].ours, 0, ret_sink);
     *ret_target = malloc(CASE_BYTES);
     return *ret_target == NULL ? -ENOMEM : sluice_end_open_memory(*ret_target, CASE_BYTES, ret_sink);
 }
 
 static int move(struct trial *trial, struct outcome *outcome)
 {
-    struct sluice_end *source = NULL, *sink = NULL;
+    struct sluice_end *source = NULL, *sinks[SINKS_MAX] = {NULL};
+    struct sluice_receipt receipts[SINKS_MAX];
     void *memory = NULL;
-    char *target = NULL;
-    int error = open_sink(trial, &target, &sink);
+    char *targets[SINKS_MAX] = {NULL};
+    int error = 0;
+    memset(receipts, 0, sizeof receipts);
+    for (unsigned i = 0; i < trial->sinks && error == 0; i++)
+        error = open_sink(trial, i, &targets[i], &sinks[i]);
     struct sluice_segment segment = {
         .length = trial->source == SIDE_MEMORY || trial->source == SIDE_FILE ? CASE_BYTES : SLUICE_UNTIL_END};
     if (error == 0 && trial->source == SIDE_MEMORY) {
@@ -188,17 +196,28 @@ static int move(struct trial *trial, struct outcome *outcome)
             .size = sizeof options,
             .segments = &segment,
             .segment_count = 1,
-            .sinks = &sink,
-            .sink_count = 1,
+            .sinks = sinks,
+            .sink_count = trial->sinks,
             .route = trial->route,
         };
-        error = sluice_transfer_run(&options, &outcome->receipt, &outcome->error);
+        error = sluice_transfer_run(&options, receipts, &outcome->error);
+        for (unsigned i = 0; i < trial->sinks; i++)
+            sluice_receipt_add(&outcome->receipt, &receipts[i]);
     }
     sluice_end_close(source);
-    sluice_end_close(sink);
+    for (unsigned i = 0; i < trial->sinks; i++) {
+        sluice_end_close(sinks[i]);
+        free(targets[i]);
+    }
     free(memory);
-    free(target);
     return error;
+}
+
+static void close_channels(struct trial *trial)
+{
+    close_channel(&trial->in);
+    for (unsigned i = 0; i < trial->sinks; i++)
+        close_channel(&trial->out[i]);
 }
 
 static pid_t start(void (*life)(int), int fd, struct trial *trial)
@@ -207,8 +226,7 @@ static pid_t start(void (*life)(int), int fd, struct trial *trial)
     if (child == 0) {
         /* Only its own descriptor: the others must see the end of the stream when their peer is gone. */
         int kept = dup(fd);
-        close_channel(&trial->in);
-        close_channel(&trial->out);
+        close_channels(trial);
         close_fd(trial->go[0]);
         close_fd(trial->go[1]);
         close_fd(trial->said[0]);
@@ -226,7 +244,8 @@ static pid_t start_mover(struct trial *trial)
     struct outcome outcome;
     memset(&outcome, 0, sizeof outcome);
     trial->in.theirs = close_fd(trial->in.theirs);
-    trial->out.theirs = close_fd(trial->out.theirs);
+    for (unsigned i = 0; i < trial->sinks; i++)
+        trial->out[i].theirs = close_fd(trial->out[i].theirs);
     trial->go[1] = close_fd(trial->go[1]);
     outcome.result = move(trial, &outcome);
     /* At most PIPE_BUF bytes would be kept together; there is one writer. */
@@ -302,8 +321,19 @@ static uint64_t stray_bytes(const struct account *account)
     return bytes;
 }
 
-static void look(struct account *account, uint32_t pid, const struct trial *trial, uint64_t sink_inode,
-                 struct seen *ret_seen)
+static bool is_sink(const struct trial *trial, const struct trace_flow_key *flow, const struct account_end *sink)
+{
+    if (trial->sink == SIDE_MEMORY)
+        return flow->sink == 0;
+    if (!ends_in(sink, trial->sink))
+        return false;
+    for (unsigned i = 0; i < trial->sinks; i++)
+        if (sink->key.inode == trial->inodes[i])
+            return true;
+    return trial->sink != SIDE_PIPE; /* the only pipes that are not ours */
+}
+
+static void look(struct account *account, uint32_t pid, const struct trial *trial, struct seen *ret_seen)
 {
     size_t count;
     const struct account_row *rows = account_rows(account, false, &count);
@@ -320,9 +350,7 @@ static void look(struct account *account, uint32_t pid, const struct trial *tria
         ret_seen->calls += row->value.calls;
         ret_seen->copy_bytes += row->copy_bytes;
         ret_seen->unknown += row->unknown_bytes;
-        if (trial->sink == SIDE_MEMORY
-                ? row->key.sink == 0
-                : ends_in(sink, trial->sink) && (trial->sink != SIDE_PIPE || sink->key.inode == sink_inode))
+        if (is_sink(trial, &row->key, sink))
             ret_seen->bytes += row->value.bytes;
     }
 }
@@ -356,8 +384,8 @@ static void print_case(FILE *stream, const struct trial *trial, const struct out
     const struct sluice_receipt *receipt = &outcome->receipt;
     if (stream == NULL)
         return;
-    fprintf(stream, "%-9s %-8s %-6s -> %-6s", agreed ? "agrees" : "DISAGREES", sluice_route_name(trial->route),
-            side_names[trial->source], side_names[trial->sink]);
+    fprintf(stream, "%-9s %-8s %-6s -> %-6s%s", agreed ? "agrees" : "DISAGREES", sluice_route_name(trial->route),
+            side_names[trial->source], side_names[trial->sink], trial->sinks > 1 ? " (two of them)" : "");
     if (agreed) {
         fprintf(stream, "  %.2f copies per byte, %llu calls%s\n",
                 receipt->bytes != 0 ? (double)receipt->copy_bytes / (double)receipt->bytes : 0,
@@ -395,7 +423,7 @@ static bool serves(const struct trial *trial)
                                                                           : SLUICE_SEGMENT_STREAM,
                                      .data = "",
                                      .length = CASE_BYTES};
-    if (open_sink(trial, &target, &sink) == 0 &&
+    if (open_sink(trial, 0, &target, &sink) == 0 &&
         (trial->source == SIDE_MEMORY || sluice_end_open(trial->in.ours, 0, &source) == 0)) {
         segment.end = source;
         if (sluice_plan_make(&segment, sink, &plan) == 0)
@@ -408,18 +436,19 @@ static bool serves(const struct trial *trial)
     return yes;
 }
 
-static int run_processes(struct checking *checking, struct trial *trial, uint64_t sink_inode)
+static int run_processes(struct checking *checking, struct trial *trial)
 {
     struct outcome outcome;
     struct seen seen;
     uint64_t stray = stray_bytes(checking->account);
     pid_t feeder = trial->in.theirs >= 0 ? start(feed, trial->in.theirs, trial) : 0;
-    pid_t drainer = trial->out.theirs >= 0 ? start(drain_to_nowhere, trial->out.theirs, trial) : 0;
+    pid_t drainers[SINKS_MAX] = {0};
+    for (unsigned i = 0; i < trial->sinks; i++)
+        drainers[i] = trial->out[i].theirs >= 0 ? start(drain_to_nowhere, trial->out[i].theirs, trial) : 0;
     pid_t mover = start_mover(trial);
-    close_channel(&trial->in);
-    close_channel(&trial->out);
+    close_channels(trial);
     trial->said[1] = close_fd(trial->said[1]);
-    int error = mover < 0 || feeder < 0 || drainer < 0 ? -EAGAIN : 0;
+    int error = mover < 0 || feeder < 0 || drainers[0] < 0 || drainers[1] < 0 ? -EAGAIN : 0;
     if (error == 0)
         error = collect_add(checking->collect, (uint32_t)mover);
     if (error == 0)
@@ -430,8 +459,8 @@ static int run_processes(struct checking *checking, struct trial *trial, uint64_
         kill(mover, SIGKILL);
     if (error == 0)
         error = read_all(trial->said[0], &outcome, sizeof outcome);
-    pid_t all[] = {mover, feeder, drainer};
-    for (size_t i = 0; i < 3; i++)
+    pid_t all[] = {mover, feeder, drainers[0], drainers[1]};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         if (all[i] > 0)
             waitpid(all[i], NULL, 0);
     if (error == 0)
@@ -448,7 +477,7 @@ static int run_processes(struct checking *checking, struct trial *trial, uint64_
     uint64_t calls = 0;
     for (unsigned i = 0; i < SLUICE_ROUTE_COUNT; i++)
         calls += outcome.receipt.routes[i].calls;
-    look(checking->account, (uint32_t)mover, trial, sink_inode, &seen);
+    look(checking->account, (uint32_t)mover, trial, &seen);
     seen.stray = stray_bytes(checking->account) - stray;
     bool agreed = agrees(&outcome.receipt, &seen, calls, checking->result->tier);
     print_case(checking->options->stream, trial, &outcome, &seen, calls, agreed);
@@ -459,28 +488,31 @@ static int run_processes(struct checking *checking, struct trial *trial, uint64_
     return 0;
 }
 
-static int run_case(struct checking *checking, enum sluice_route route, enum side source, enum side sink)
+static int run_case(struct checking *checking, enum sluice_route route, enum side source, enum side sink,
+                    unsigned sinks)
 {
     struct trial trial = {.route = route,
                           .source = source,
                           .sink = sink,
+                          .sinks = sinks,
                           .in = {-1, -1},
-                          .out = {-1, -1},
+                          .out = {{-1, -1}, {-1, -1}},
                           .go = {-1, -1},
                           .said = {-1, -1}};
     int error = open_channel(source, true, checking->directory, &trial.in);
-    if (error == 0)
-        error = open_channel(sink, false, checking->directory, &trial.out);
+    for (unsigned i = 0; i < sinks && error == 0; i++) {
+        error = open_channel(sink, false, checking->directory, &trial.out[i]);
+        trial.inodes[i] = inode_of(trial.out[i].ours);
+    }
     if (error == 0 && !serves(&trial)) {
         checking->result->unserved++;
     } else if (error == 0) {
         if (pipe2(trial.go, O_CLOEXEC) != 0 || pipe2(trial.said, O_CLOEXEC) != 0)
             error = -errno;
         else
-            error = run_processes(checking, &trial, inode_of(trial.out.ours));
+            error = run_processes(checking, &trial);
     }
-    close_channel(&trial.in);
-    close_channel(&trial.out);
+    close_channels(&trial);
     close_fd(trial.go[0]);
     close_fd(trial.go[1]);
     close_fd(trial.said[0]);
@@ -495,10 +527,17 @@ static int run_cases(struct checking *checking)
             for (unsigned sink = SIDE_MEMORY; sink < SIDE_COUNT; sink++) {
                 if (source == SIDE_MEMORY && sink == SIDE_MEMORY)
                     continue; /* a memcpy: nothing of it passes the kernel */
-                int error = run_case(checking, (enum sluice_route)route, (enum side)source, (enum side)sink);
+                int error = run_case(checking, (enum sluice_route)route, (enum side)source, (enum side)sink, 1);
                 if (error < 0)
                     return error;
             }
+    /* One source into several sinks goes by copy: what is read once must not count twice. */
+    static const enum side kinds[] = {SIDE_FILE, SIDE_PIPE, SIDE_TCP};
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        int error = run_case(checking, SLUICE_ROUTE_COPY, kinds[i], SIDE_TCP, SINKS_MAX);
+        if (error < 0)
+            return error;
+    }
     return 0;
 }
 

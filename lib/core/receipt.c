@@ -4,6 +4,7 @@
  *
  *   copy        file, stream -> anything   2 copies, by definition (read + write); into memory 1 (read alone)
  *               memory -> anything         1 copy, by definition
+ *               stream -> several sinks    1 copy for each sink, and 1 for the one that read it for all
  *   mmap        1 copy, by definition: from the page cache, by the kernel, in the write
  *   sendfile    file -> file               1 copy, by definition: page cache to page cache
  *   splice      Unix socket -> anything    unknown
@@ -33,6 +34,8 @@ enum rule {
     RULE_COPY_TWICE,
     RULE_COPY_FROM_MEMORY,
     RULE_COPY_INTO_MEMORY,
+    RULE_COPY_FANNED_OUT,
+    RULE_COPY_SHARED_READ,
     RULE_MMAP,
     RULE_REFERENCE_INTO_FILE,
     RULE_REFERENCE_INTO_PIPE,
@@ -84,7 +87,8 @@ static struct fate fate_of_reference(struct sluice_end *source, struct sluice_en
     return by_reference;
 }
 
-static struct fate fate(enum sluice_route route, struct sluice_end *source, struct sluice_end *sink, uint64_t *calls)
+static struct fate fate(enum sluice_route route, struct sluice_end *source, struct sluice_end *sink, bool shared,
+                        uint64_t *calls)
 {
     switch (route) {
     case SLUICE_ROUTE_COPY:
@@ -92,6 +96,8 @@ static struct fate fate(enum sluice_route route, struct sluice_end *source, stru
             return ruled(RULE_COPY_FROM_MEMORY, 1, SLUICE_EVIDENCE_BY_DEFINITION);
         if (sink->kind == SLUICE_END_MEMORY)
             return ruled(RULE_COPY_INTO_MEMORY, 1, SLUICE_EVIDENCE_BY_DEFINITION);
+        if (shared)
+            return ruled(RULE_COPY_FANNED_OUT, 1, SLUICE_EVIDENCE_BY_DEFINITION);
         return ruled(RULE_COPY_TWICE, 2, SLUICE_EVIDENCE_BY_DEFINITION);
     case SLUICE_ROUTE_MMAP:
         return ruled(RULE_MMAP, 1, SLUICE_EVIDENCE_BY_DEFINITION);
@@ -113,9 +119,9 @@ static enum sluice_evidence weakest(enum sluice_evidence a, enum sluice_evidence
 }
 
 void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *source,
-                   struct sluice_end *sink, uint64_t bytes)
+                   struct sluice_end *sink, bool shared, uint64_t bytes)
 {
-    struct fate what = fate(route, source, sink, &receipt->system_calls);
+    struct fate what = fate(route, source, sink, shared, &receipt->system_calls);
     receipt->bytes += bytes;
     receipt->sent += bytes;
     receipt->released += bytes; /* none of today's routes lends memory to the kernel */
@@ -131,6 +137,11 @@ void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, stru
     struct sluice_route_count *count = &receipt->routes[route];
     count->bytes += bytes;
     count->evidence = weakest(count->evidence, what.evidence);
+}
+
+void receipt_enter_shared_read(struct sluice_receipt *receipt, uint64_t bytes)
+{
+    receipt->copy_bytes += MUTATED(RULE_COPY_SHARED_READ, 1u) * bytes;
 }
 
 void receipt_copy(struct sluice_receipt *to, const struct sluice_receipt *from)

@@ -5,9 +5,14 @@
 #include "end.h"
 
 /* Enter bytes that a route delivered from a segment to a sink: who copied them, and how we know. source: NULL for
- * memory. The one place where the rules about copying are written down. */
+ * memory. shared: they had been read once for several sinks (receipt_enter_shared_read), so that this is the writing
+ * alone. The one place where the rules about copying are written down. */
 void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *source,
-                   struct sluice_end *sink, uint64_t bytes);
+                   struct sluice_end *sink, bool shared, uint64_t bytes);
+
+/* Enter the reading of a stream for several sinks with the sink that did it, so that the sum over all sinks is what the
+ * CPU copied. */
+void receipt_enter_shared_read(struct sluice_receipt *receipt, uint64_t bytes);
 
 /* Copy a receipt, leaving out the room for fallbacks that none fills. */
 void receipt_copy(struct sluice_receipt *to, const struct sluice_receipt *from);

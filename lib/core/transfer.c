@@ -116,7 +116,7 @@ void lane_delivered(struct lane *lane, enum sluice_route route, uint64_t bytes)
     struct sluice_transfer *transfer = lane->transfer;
     struct sluice_segment *segment = &transfer->segments[lane->segment];
     receipt_enter(&lane->receipt, route, segment->kind == SLUICE_SEGMENT_MEMORY ? NULL : segment->end, lane->sink,
-                  bytes);
+                  lane_shares(lane, segment), bytes);
     lane->at += bytes;
     lane->moved_in_turn += bytes;
     if (lane->sink_offset != SLUICE_APPEND)
@@ -535,9 +535,7 @@ static bool all_passed(const struct lane *lane)
 static int step_segment(struct lane *lane, struct op *ops, int room)
 {
     const struct sluice_segment *segment = lane_segment(lane, lane->segment);
-    bool shared = lane->stage != &lane->own_stage && segment->kind == SLUICE_SEGMENT_STREAM;
-
-    if (shared && !all_passed(lane)) {
+    if (lane_shares(lane, segment) && !all_passed(lane)) {
         lane->wait = LANE_WAITS_OTHERS;
         return 0;
     }

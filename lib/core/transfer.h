@@ -89,6 +89,12 @@ static inline const struct sluice_segment *lane_segment(const struct lane *lane,
     return &lane->transfer->segments[segment];
 }
 
+/* Is this segment a stream that is read once for several sinks? */
+static inline bool lane_shares(const struct lane *lane, const struct sluice_segment *segment)
+{
+    return lane->stage != &lane->own_stage && segment->kind == SLUICE_SEGMENT_STREAM;
+}
+
 /* Bytes of the segment from position `at` on, at most limit. */
 static inline size_t lane_left(const struct lane *lane, uint32_t segment, uint64_t at, size_t limit)
 {

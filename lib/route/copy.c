@@ -4,6 +4,7 @@
  * every benchmark, and the oracle: every other route must deliver these bytes. Memory segments, which need no reading,
  * are its too: one send or write.
  */
+#include "../core/receipt.h"
 #include "../core/transfer.h"
 #include "routes.h"
 #include <errno.h>
@@ -91,6 +92,8 @@ static int complete(struct lane *lane, const struct op *op, ssize_t result)
     }
     if (op->buffer == lane->stage->data) {
         lane->stage->end += (uint64_t)result;
+        if (lane_shares(lane, lane_segment(lane, lane->segment)))
+            receipt_enter_shared_read(&lane->receipt, (uint64_t)result);
     } else {
         lane->sink->memory.used += (size_t)result;
         lane_delivered(lane, SLUICE_ROUTE_COPY, (uint64_t)result);

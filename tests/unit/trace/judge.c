@@ -14,6 +14,8 @@ enum rule {
     RULE_COPY_TWICE,
     RULE_COPY_FROM_MEMORY,
     RULE_COPY_INTO_MEMORY,
+    RULE_COPY_FANNED_OUT,
+    RULE_COPY_SHARED_READ,
     RULE_MMAP,
     RULE_REFERENCE_INTO_FILE,
     RULE_REFERENCE_INTO_PIPE,
@@ -53,6 +55,8 @@ TEST("receipts as they are agree with the trace")
 NOTICED("a receipt that says read and write copy nothing is caught", RULE_COPY_TWICE)
 NOTICED("a receipt that says memory is sent without a copy is caught", RULE_COPY_FROM_MEMORY)
 NOTICED("a receipt that says reading into memory copies nothing is caught", RULE_COPY_INTO_MEMORY)
+NOTICED("a receipt that says a stream is written to several sinks without copies is caught", RULE_COPY_FANNED_OUT)
+NOTICED("a receipt that says a stream is read for several sinks without a copy is caught", RULE_COPY_SHARED_READ)
 NOTICED("a receipt that says writing from a mapping copies nothing is caught", RULE_MMAP)
 NOTICED("a receipt that says splicing into a file copies nothing is caught", RULE_REFERENCE_INTO_FILE)
 NOTICED("a receipt that says splicing into a pipe copies is caught", RULE_REFERENCE_INTO_PIPE)
