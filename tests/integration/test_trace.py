@@ -1153,14 +1153,14 @@ def two_capabilities():
     report.expect("data", "/dev/null", "write", "read", moved=SIZE, copies=1)
 
 
-@case("the receipts of sluice's own routes agree with what is traced (--check)", limit=120)
-def receipts():
-    needs_tracing()
-    if SANITIZED:
-        raise Skip("copies are timed out here: run the release build")
-    done = run(None, "--check", code=None)
-    equal(done.returncode, 0, "exit code; it said\n%s%s" % (done.stdout, done.stderr))
-    assert re.search(r"agree", done.stdout), done.stdout
+if not SANITIZED:  # there copies are slow enough to be timed out; "trace judge" checks that build, too
+
+    @case("the receipts of sluice's own routes agree with what is traced (--check)", limit=120)
+    def receipts():
+        needs_tracing()
+        done = run(None, "--check", code=None)
+        equal(done.returncode, 0, "exit code; it said\n%s%s" % (done.stdout, done.stderr))
+        assert re.search(r"agree", done.stdout), done.stdout
 
 
 main()

@@ -351,6 +351,7 @@ static void watch_work(struct live *live, enum work work)
     CHECK_FAIL("only %llu samples in twenty seconds", (unsigned long long)live->figures.samples);
 }
 
+#ifndef __SANITIZE_THREAD__ /* what it adds to each call and access is most of these loops */
 /* The share of the samples of copying whose copier and caller are these. */
 static double share_of_caller(const struct live *live, const char *copier, const char *caller)
 {
@@ -365,7 +366,6 @@ static double share_of_caller(const struct live *live, const char *copier, const
     return all > 0 ? (double)these / (double)all : 0;
 }
 
-#ifndef __SANITIZE_THREAD__ /* what it adds to each call and access is most of these loops */
 TEST("a loop of write and read spends a good part of its time in the kernel's copies, on behalf of its own function")
 {
     CLEANUP_LIVE struct live live = {0};
