@@ -117,8 +117,8 @@ def _():
     report = receive(booted(linear), "sendfile")
     row = flow(report, "sendfile", guest.HOST)
     equal((row["bytes"], row["copied"], row["copier"]), (BYTES, BYTES, "skb_copy_and_csum_bits"))
-    # Part of it in softirq, which sends when the window opens, and belongs to nobody.
-    assert 0 < softirq(report) <= BYTES, report["unattributed"]
+    # As much of it as softirq sends, when the window opens, belongs to nobody; now and then that is nothing.
+    assert softirq(report) <= BYTES, report["unattributed"]
 
 
 main()
