@@ -27,30 +27,13 @@ struct fate {
     bool aliased;
 };
 
-/* The rules by name, so that the judge of our receipts can be judged: tests/unit/trace/judge.c builds the library with
- * RECEIPT_MUTANTS, turns one rule at a time into its opposite, and requires sluice trace --check to notice. */
-enum rule {
-    RULE_NONE,
-    RULE_COPY_TWICE,
-    RULE_COPY_FROM_MEMORY,
-    RULE_COPY_INTO_MEMORY,
-    RULE_COPY_FANNED_OUT,
-    RULE_COPY_SHARED_READ,
-    RULE_MMAP,
-    RULE_REFERENCE_INTO_FILE,
-    RULE_REFERENCE_INTO_PIPE,
-    RULE_REFERENCE_TO_SCATTER_GATHER,
-    RULE_REFERENCE_TO_LINEAR,
-};
-
 #ifdef RECEIPT_MUTANTS
-extern enum rule receipt_mutant;
 #define MUTATED(rule, copies) ((rule) == receipt_mutant ? !(copies) : (copies))
 #else
 #define MUTATED(rule, copies) (copies)
 #endif
 
-static struct fate ruled(enum rule rule, unsigned copies, enum sluice_evidence evidence)
+static struct fate ruled(enum receipt_rule rule, unsigned copies, enum sluice_evidence evidence)
 {
     (void)rule;
     return (struct fate){.copies = MUTATED(rule, copies), .evidence = evidence};

@@ -4,6 +4,26 @@
 
 #include "end.h"
 
+/* The rules by name, so that the judge of our receipts can be judged: tests/unit/trace/judge.c builds the library with
+ * RECEIPT_MUTANTS, turns one rule at a time into its opposite, and requires sluice trace --check to notice. */
+enum receipt_rule {
+    RULE_NONE,
+    RULE_COPY_TWICE,
+    RULE_COPY_FROM_MEMORY,
+    RULE_COPY_INTO_MEMORY,
+    RULE_COPY_FANNED_OUT,
+    RULE_COPY_SHARED_READ,
+    RULE_MMAP,
+    RULE_REFERENCE_INTO_FILE,
+    RULE_REFERENCE_INTO_PIPE,
+    RULE_REFERENCE_TO_SCATTER_GATHER,
+    RULE_REFERENCE_TO_LINEAR,
+};
+
+#ifdef RECEIPT_MUTANTS
+extern enum receipt_rule receipt_mutant;
+#endif
+
 /* Enter bytes that a route delivered from a segment to a sink: who copied them, and how we know. source: NULL for
  * memory. shared: they had been read once for several sinks (receipt_enter_shared_read), so that this is the writing
  * alone. The one place where the rules about copying are written down. */

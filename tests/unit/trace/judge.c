@@ -4,27 +4,14 @@
  * (RECEIPT_MUTANTS in lib/core/receipt.c).
  */
 #include "check.h"
+#include "lib/core/receipt.h"
 #include "trace/check.h"
 #include <errno.h>
 #include <unistd.h>
 
-/* In lib/core/receipt.c, in this order. */
-enum rule {
-    RULE_NONE,
-    RULE_COPY_TWICE,
-    RULE_COPY_FROM_MEMORY,
-    RULE_COPY_INTO_MEMORY,
-    RULE_COPY_FANNED_OUT,
-    RULE_COPY_SHARED_READ,
-    RULE_MMAP,
-    RULE_REFERENCE_INTO_FILE,
-    RULE_REFERENCE_INTO_PIPE,
-    RULE_REFERENCE_TO_SCATTER_GATHER,
-    RULE_REFERENCE_TO_LINEAR,
-};
-enum rule receipt_mutant;
+enum receipt_rule receipt_mutant;
 
-static struct check_result check_with(enum rule mutant)
+static struct check_result check_with(enum receipt_rule mutant)
 {
     struct check_options options = {.stream = NULL};
     struct check_result result;
