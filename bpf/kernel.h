@@ -78,6 +78,18 @@ struct thread_info {
     __u32 status;
 };
 
+struct pid_namespace;
+
+struct upid {
+    int nr;
+    struct pid_namespace *ns;
+};
+
+struct pid {
+    unsigned int level;
+    struct upid numbers[1]; /* one for each namespace from the first (0) to its own (level) */
+};
+
 struct signal_struct {
     int nr_threads;
     __u64 sum_sched_runtime;
@@ -94,6 +106,7 @@ struct task_struct {
     struct sched_entity se;
     unsigned int flags;
     struct task_struct *group_leader;
+    struct pid *thread_pid;
     struct files_struct *files;
     struct signal_struct *signal;
     char comm[16];

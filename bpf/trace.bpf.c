@@ -65,7 +65,7 @@ const volatile __u32 trace_scope = TRACE_SCOPE_PROCESSES;
 const volatile char trace_comm[TRACE_COMM_SIZE] = {};
 const volatile __u64 trace_cgroup = 0;
 const volatile __u32 trace_cgroup_level = 0;
-const volatile __u32 trace_self = 0; /* our own pid: never traced */
+const volatile __u32 trace_self = 0; /* our own pid, as we know it: never traced */
 const volatile __u32 trace_page_size = 4096;
 const volatile __u8 trace_calls[TRACE_CALL_NUMBERS] = {}; /* enum trace_call by system call number */
 const volatile __u8 trace_ring[TRACE_RING_OPCODES] = {};  /* enum trace_mechanism by io_uring opcode */
@@ -104,6 +104,7 @@ struct message {
 };
 
 struct thread_state {
+    __u32 pid, thread; /* in the tracer's pid namespace */
     __u64 transitions;
     __u64 delivered;
     __u32 pieces; /* whether this call was entered already */
@@ -231,10 +232,46 @@ static __always_inline bool comm_matches(const char comm[TRACE_COMM_SIZE])
     return true;
 }
 
-static __always_inline bool in_scope(struct task_struct *task)
+/* The tracer's pid namespace, whose numbers it and its user know: how deep it lies below the first one, and which it is
+ * (a pointer of the kernel's, compared only). */
+__u32 trace_namespace_level = 0;
+__u64 trace_namespace = 0;
+
+/* Run once by the tracer itself, before the others are attached. */
+SEC("raw_tp")
+int find_namespace(void *context)
 {
-    __u32 pid = (__u32)task->tgid;
-    if (pid == trace_self)
+    struct pid *pid = BPF_CORE_READ(bpf_get_current_task_btf(), thread_pid);
+    __u32 level = BPF_CORE_READ(pid, level);
+    struct upid *number = (void *)&pid->numbers + level * bpf_core_type_size(struct upid);
+    trace_namespace = (__u64)BPF_CORE_READ(number, ns);
+    trace_namespace_level = level;
+    return 0;
+}
+
+/* 0: not to be seen from the tracer's namespace, so it cannot be meant. */
+static __always_inline __u32 number_of(struct pid *pid)
+{
+    __u32 level = trace_namespace_level;
+    if (BPF_CORE_READ(pid, level) < level)
+        return 0;
+    struct upid *number = (void *)&pid->numbers + level * bpf_core_type_size(struct upid);
+    return (__u64)BPF_CORE_READ(number, ns) == trace_namespace ? (__u32)BPF_CORE_READ(number, nr) : 0;
+}
+
+static __always_inline __u32 process_of(struct task_struct *task)
+{
+    return trace_namespace_level == 0 ? (__u32)task->tgid : number_of(BPF_CORE_READ(task, group_leader, thread_pid));
+}
+
+static __always_inline __u32 thread_of(struct task_struct *task)
+{
+    return trace_namespace_level == 0 ? (__u32)task->pid : number_of(BPF_CORE_READ(task, thread_pid));
+}
+
+static __always_inline bool in_scope(__u32 pid)
+{
+    if (pid == 0 || pid == trace_self)
         return false;
     if (trace_scope == TRACE_SCOPE_ALL)
         return true;
@@ -255,11 +292,18 @@ static __always_inline bool in_scope(struct task_struct *task)
 static __always_inline struct thread_state *state_of_current(struct task_struct *task)
 {
     struct thread_state *state = bpf_task_storage_get(&threads, task, 0, 0);
-    if (state || !in_scope(task))
+    if (state)
         return state;
+    __u32 pid = process_of(task);
+    if (!in_scope(pid))
+        return NULL;
     state = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-    if (!state)
+    if (!state) {
         LOST(threads, 1);
+        return NULL;
+    }
+    state->pid = pid;
+    state->thread = thread_of(task);
     return state;
 }
 
@@ -512,11 +556,11 @@ __noinline int enter_copies(struct thread_state *state, struct trace_flow_key *f
     return 0;
 }
 
-static __always_inline struct trace_flow_key flow_key(struct task_struct *task, __u8 mechanism, __u32 source,
+static __always_inline struct trace_flow_key flow_key(const struct thread_state *state, __u8 mechanism, __u32 source,
                                                       __u32 sink)
 {
     struct trace_flow_key key = {
-        .pid = (__u32)task->tgid, .thread = (__u32)task->pid, .source = source, .sink = sink, .mechanism = mechanism};
+        .pid = state->pid, .thread = state->thread, .source = source, .sink = sink, .mechanism = mechanism};
     return key;
 }
 
@@ -708,7 +752,7 @@ static __always_inline void enter_notifications(struct thread_state *state, stru
         if (about_errors && record.error.error == 0 && record.error.origin == 5 /* SO_EE_ORIGIN_ZEROCOPY */) {
             struct trace_flow_key key = state->lent;
             if (key.sink != end.id || key.mechanism != TRACE_SEND_ZEROCOPY)
-                key = flow_key(task, TRACE_SEND_ZEROCOPY, 0, end.id);
+                key = flow_key(state, TRACE_SEND_ZEROCOPY, 0, end.id);
             struct trace_flow_value *flow = flow_at(&key);
             __u64 calls = (__u64)(__u32)(record.error.data - record.error.info) + 1;
             if (flow) {
@@ -807,7 +851,7 @@ __noinline int on_input(struct thread_state *state, struct call *call, __u32 kin
     __u8 mechanism = TRACE_READ;
     if (is_socket(source.kind))
         mechanism = flags & MSG_TRUNC && source.kind == TRACE_END_TCP ? TRACE_RECV_DISCARD : TRACE_RECV;
-    struct trace_flow_key flow = flow_key(task, mechanism, source.id, 0);
+    struct trace_flow_key flow = flow_key(state, mechanism, source.id, 0);
     if (source.kind == TRACE_END_PIPE)
         drain_pipe(&flow, source, call->result);
     if (source.kind == TRACE_END_UDP && call->result > 0)
@@ -860,7 +904,7 @@ __noinline int on_output(struct thread_state *state, struct call *call, __u32 ki
         mechanism = lends(task, (__u32)call->a, flags) ? TRACE_SEND_ZEROCOPY : TRACE_SEND;
     else if (sink.kind == TRACE_END_PIPE && call->result > 0)
         forget_pipe(sink);
-    struct trace_flow_key flow = flow_key(task, mechanism, 0, sink.id);
+    struct trace_flow_key flow = flow_key(state, mechanism, 0, sink.id);
     if (call->result <= 0)
         enter(state, &flow, call->result);
     else if (kind_of_call == TRACE_CALL_WRITEV)
@@ -892,7 +936,7 @@ __noinline int on_messages(struct thread_state *state, struct call *call, __u32 
     if (end.kind == TRACE_END_NONE)
         return 0;
     __u8 mechanism = in ? TRACE_RECV : lends(task, (__u32)call->a, call->d) ? TRACE_SEND_ZEROCOPY : TRACE_SEND;
-    struct trace_flow_key flow = flow_key(task, mechanism, in ? end.id : 0, in ? 0 : end.id);
+    struct trace_flow_key flow = flow_key(state, mechanism, in ? end.id : 0, in ? 0 : end.id);
     long bytes = 0;
     for (__u32 i = 0; i < MESSAGES && (long)i < call->result; i++) {
         __u32 one = 0;
@@ -926,7 +970,7 @@ __noinline int on_transfer(struct thread_state *state, struct call *call, __u32 
     }
     struct end source = end_of(state, task, in);
     struct end sink = end_of(state, task, out);
-    struct trace_flow_key flow = flow_key(task, (__u8)mechanism, source.id, sink.id);
+    struct trace_flow_key flow = flow_key(state, (__u8)mechanism, source.id, sink.id);
     if (source.kind == TRACE_END_PIPE)
         drain_pipe(&flow, source, call->result);
     enter(state, &flow, call->result);
@@ -944,7 +988,7 @@ __noinline int on_vmsplice(struct thread_state *state, struct call *call)
     struct end pipe = end_of(state, task, (__u32)call->a);
     bool in = BPF_CORE_READ(file, f_mode) & FMODE_WRITE; /* which end of the pipe it is says which way */
     __u64 count_bytes = (__u64)(call->result > 0 ? call->result : 0) << 16 | (call->c & 0xffff);
-    struct trace_flow_key flow = flow_key(task, in ? TRACE_VMSPLICE : TRACE_READ, in ? 0 : pipe.id, in ? pipe.id : 0);
+    struct trace_flow_key flow = flow_key(state, in ? TRACE_VMSPLICE : TRACE_READ, in ? 0 : pipe.id, in ? pipe.id : 0);
     if (in) {
         if (call->result > 0) {
             enter_vectors(state, &flow, call->b, count_bytes);
@@ -986,7 +1030,7 @@ __noinline int on_ioctl(struct thread_state *state, struct call *call)
     }
     struct end source = end_of(state, task, (__u32)range.source);
     struct end sink = end_of(state, task, (__u32)call->a);
-    struct trace_flow_key flow = flow_key(task, TRACE_CLONE, source.id, sink.id);
+    struct trace_flow_key flow = flow_key(state, TRACE_CLONE, source.id, sink.id);
     enter(state, &flow, call->result == 0 ? (long)range.size : call->result);
     return 0;
 }
@@ -1006,7 +1050,7 @@ __noinline int on_getsockopt(struct thread_state *state, struct call *call)
     if (call->result == 0 && bpf_probe_read_user(&mapped, sizeof mapped, (void *)call->d) != 0)
         return 0;
     struct end source = end_of(state, task, (__u32)call->a);
-    struct trace_flow_key flow = flow_key(task, TRACE_RECV_ZEROCOPY, source.id, 0);
+    struct trace_flow_key flow = flow_key(state, TRACE_RECV_ZEROCOPY, source.id, 0);
     enter(state, &flow, call->result == 0 ? (long)mapped.length : call->result);
     remember(state, task, &flow, mapped.address, mapped.length);
     return 0;
@@ -1082,14 +1126,14 @@ int BPF_PROG(on_call, struct pt_regs *regs, long result)
         on_getsockopt(state, &call);
         break;
     case TRACE_CALL_PROCESS_VM: {
-        struct trace_flow_key flow = flow_key(task, TRACE_PROCESS_COPY, 0, 0);
+        struct trace_flow_key flow = flow_key(state, TRACE_PROCESS_COPY, 0, 0);
         enter(state, &flow, result);
         break;
     }
     }
     state->delivered = 0;  /* of a call that was not entered: it must not count for the next */
     if (trace_functions) { /* nor may what it copied: execve reads files, fstat copies nothing but could */
-        struct trace_flow_key none = flow_key(task, TRACE_NONE, 0, 0);
+        struct trace_flow_key none = flow_key(state, TRACE_NONE, 0, 0);
         enter_copies(state, &none);
     }
     return 0;
@@ -1190,7 +1234,7 @@ static __always_inline void count_fault_copy(void)
         return;
     struct trace_copy_key key = {.flow = state->fault, .function = TRACE_FN_COPY_ON_WRITE};
     if (key.flow.pid == 0) /* faults are not watched, or this is the kernel's own, on the thread's behalf */
-        key.flow = flow_key(bpf_get_current_task_btf(), TRACE_COPY_ON_WRITE, 0, 0);
+        key.flow = flow_key(state, TRACE_COPY_ON_WRITE, 0, 0);
     add_copy(&key, trace_page_size);
 }
 
@@ -1453,7 +1497,7 @@ int BPF_PROG(on_page_fault, unsigned long address, struct pt_regs *regs, unsigne
         return 0; /* fresh zeroed memory: no bytes of anybody's */
     if (present && !copies)
         return 0; /* a shared page becomes writable */
-    struct trace_flow_key flow = flow_key(task, copies ? TRACE_COPY_ON_WRITE : TRACE_MAP_FAULT, source.id, 0);
+    struct trace_flow_key flow = flow_key(state, copies ? TRACE_COPY_ON_WRITE : TRACE_MAP_FAULT, source.id, 0);
     /* A private page that was present is copied unless nobody else has it; a file's page surely is. */
     state->delivered = copies && !present ? trace_page_size : 0;
     __u64 transitions = state->transitions; /* of calls: theirs to enter */
@@ -1516,7 +1560,7 @@ static __always_inline void on_ring_operation(struct io_kiocb *request, long res
     if (mechanism == TRACE_WRITE && is_socket(end.kind))
         mechanism = TRACE_SEND;
     bool in = mechanism == TRACE_READ || mechanism == TRACE_RECV;
-    struct trace_flow_key flow = flow_key(task, mechanism, in ? end.id : 0, in ? 0 : end.id);
+    struct trace_flow_key flow = flow_key(state, mechanism, in ? end.id : 0, in ? 0 : end.id);
     if (mechanism == TRACE_SPLICE || mechanism == TRACE_TEE) {
         struct io_splice *splice = (struct io_splice *)request;
         /* With SPLICE_F_FD_IN_FIXED the number is one of the ring's own table: not resolved. */
@@ -1568,7 +1612,7 @@ static __always_inline void tell(__u32 kind, struct task_struct *task, __u32 par
         return;
     }
     event->kind = kind;
-    event->pid = (__u32)task->tgid;
+    event->pid = process_of(task);
     event->parent = parent;
     event->exit_code = (__u32)task->exit_code;
     /* Of threads that are gone, and of this one, the last. */
@@ -1580,21 +1624,24 @@ static __always_inline void tell(__u32 kind, struct task_struct *task, __u32 par
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
-    if (!bpf_task_storage_get(&threads, parent, 0, 0) && !in_scope(parent))
+    if (child->tgid == parent->tgid) /* a thread */
         return 0;
-    __u32 pid = (__u32)child->tgid;
-    if (pid != (__u32)parent->tgid) {
-        bpf_map_update_elem(&targets, &pid, &pid, BPF_ANY);
-        tell(TRACE_EVENT_FORK, child, (__u32)parent->tgid);
-    }
+    __u32 pid = process_of(child), parent_pid = process_of(parent);
+    if (!bpf_task_storage_get(&threads, parent, 0, 0) && !in_scope(parent_pid))
+        return 0;
+    bpf_map_update_elem(&targets, &pid, &pid, BPF_ANY);
+    tell(TRACE_EVENT_FORK, child, parent_pid);
     return 0;
 }
 
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *program)
 {
-    if (state_of_current(task))
-        tell(TRACE_EVENT_EXEC, task, 0);
+    struct thread_state *state = state_of_current(task);
+    if (!state)
+        return 0;
+    state->thread = thread_of(task); /* whichever thread calls exec becomes the first one */
+    tell(TRACE_EVENT_EXEC, task, 0);
     return 0;
 }
 
@@ -1604,7 +1651,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
     struct thread_state *state = bpf_task_storage_get(&threads, task, 0, 0);
     if (!state)
         return 0;
-    __u32 pid = (__u32)task->tgid;
+    __u32 pid = state->pid;
     if (state->transitions) {
         __u64 *sum = bpf_map_lookup_elem(&transitions, &pid);
         if (sum)

@@ -93,7 +93,7 @@ struct trace_end_value {
 #define TRACE_END_LOST 0xffffffffu /* an end that found no room in the table */
 
 struct trace_flow_key {
-    __u32 pid; /* the process (tgid), in the first pid namespace */
+    __u32 pid; /* the process (tgid), as numbered in the tracer's pid namespace */
     __u32 thread;
     __u32 source, sink; /* ids of ends; 0: memory of the process */
     __u8 mechanism;     /* enum trace_mechanism */

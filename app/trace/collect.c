@@ -279,6 +279,13 @@ static int prepare(struct trace_bpf *programs, const struct collect_options *opt
     return choose_functions(programs, functions);
 }
 
+/* Processes are named by their numbers in our own pid namespace, which programs in the kernel have to be shown. */
+static int find_namespace(struct trace_bpf *programs)
+{
+    struct bpf_test_run_opts run = {.sz = sizeof run};
+    return bpf_prog_test_run_opts(bpf_program__fd(programs->progs.find_namespace), &run);
+}
+
 static int load(const struct collect_options *options, bool functions, struct trace_bpf **ret_programs,
                 struct failure *failure)
 {
@@ -288,6 +295,8 @@ static int load(const struct collect_options *options, bool functions, struct tr
     int error = prepare(programs, options, functions, failure);
     if (error == 0) {
         error = trace_bpf__load(programs);
+        if (error == 0)
+            error = find_namespace(programs);
         if (error == 0)
             error = trace_bpf__attach(programs);
         if (error < 0)

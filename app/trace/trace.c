@@ -189,6 +189,21 @@ static int parse_pids(struct session *session, const char *text)
     return -EINVAL;
 }
 
+/* Process numbers mean our pid namespace's, to the kernel's programs and to us; so those in /proc must be its, too. */
+static int check_proc(void)
+{
+    char text[24] = "";
+    uint64_t pid = 0;
+    ssize_t length = readlink("/proc/self", text, sizeof text - 1);
+    if (length > 0 && text_parse_unsigned(text, &pid) == 0 && pid == (uint64_t)getpid())
+        return 0;
+    fprintf(stderr,
+            "sluice trace: /proc is %s: it says nothing about the processes that are seen from here. Mount this pid "
+            "namespace's own: mount -t proc proc /proc (or unshare --mount-proc)\n",
+            length > 0 ? "another pid namespace's" : "not mounted");
+    return -EINVAL;
+}
+
 /* The processes there are at the start. Those that come later are the kernel's programs' to find. */
 static int find_processes(struct session *session)
 {
@@ -594,6 +609,8 @@ int trace_main(int argc, char **argv)
         return check_receipts(&check, &result) == 0 && result.disagreed == 0 ? EXIT_CODE_DONE : EXIT_CODE_FAILED;
     }
 
+    if (check_proc() < 0)
+        return EXIT_CODE_FAILED;
     int exit_status = 0, go = -1;
     sigset_t handled;
     sigemptyset(&handled);

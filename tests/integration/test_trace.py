@@ -263,6 +263,62 @@ def two_attached():
         tracer.report.expect("/data", "/attached-%d" % number, "write", "read", moved=SIZE, copies=2)
 
 
+def contained(script, *arguments):
+    """Run a shell script in a pid namespace of its own, as containers have; with /proc."""
+    needs_tracing()
+    if os.geteuid() != 0:
+        raise Skip("needs root to make a pid namespace")
+    return subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", script, *map(str, arguments)],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
+@case("in a container -p takes the process numbers of the container, and reports them, also from a deeper one")
+def in_a_container():
+    go_file, report = fresh("go"), fresh("report")
+    os.mkfifo(go_file)
+    done = contained("""
+unshare --pid --fork "$2" -I -S -c "$1" "$3" "$4" <"$6" &
+"$0" trace --json --interval 50ms -F0 --sample 100 -p $! >"$5" &
+until [ -s "$5" ]; do sleep 0.02; done
+echo >"$6"
+wait""", SLUICE, CALLS + "sys.stdin.readline()\n" + COPY, PYTHON[0], data, fresh("contained"), report, go_file)
+    equal((done.returncode, done.stderr), (0, ""))
+    with open(report, encoding="utf-8") as file:
+        seen = Report(file.read(), 0, "")
+    row = seen.expect("/data", "/contained", "write", "read", moved=SIZE, copies=2)
+    assert row["pid"] < 100, row
+    equal({process["pid"]: process["exited"] for process in seen["processes"]}[row["pid"]], True)
+
+
+@case("in a container --all watches the processes of the container, and nobody outside")
+def all_of_a_container():
+    process = worker(text="""
+import select
+while not select.select([0], [], [], 0.01)[0]:
+    with open("/dev/null", "wb") as sink: sink.write(b"o")
+""")
+    go(process)
+    done = contained("""
+"$0" trace --json --interval 50ms -F0 --sample 100 --all --duration 1500ms >"$2" &
+until [ -s "$2" ]; do sleep 0.02; done
+cat "$1" >/dev/null
+wait""", SLUICE, data, fresh("report"))
+    process.communicate("\n")
+    with open(os.path.join(root, "report"), encoding="utf-8") as file:
+        seen = Report(file.read(), done.returncode, done.stderr)
+    seen.expect("/data", "/dev/null", "write", "read", moved=SIZE, copies=1)
+    assert all(0 < row["pid"] < 100 for row in seen["flows"]), seen.summary()
+
+
+@case("with the /proc of another pid namespace there is nothing to go by: exit code 1, and what to mount")
+def foreign_proc():
+    needs_tracing()
+    done = subprocess.run(["unshare", "--pid", "--fork", SLUICE, "trace", "-F0", "--", "true"], capture_output=True,
+                          text=True, check=False)
+    equal(done.returncode, 1)
+    assert "mount -t proc" in done.stderr, done.stderr
+
+
 @case("-p watches the children that are there already, unless --no-follow, and those that are born later in any case")
 def children_there():
     program = """
