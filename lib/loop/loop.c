@@ -1,0 +1,788 @@
+/* SPDX-License-Identifier: MIT */
+#include "loop.h"
+#include "../core/receipt.h"
+#include "../core/sys.h"
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+/* A turn for a file that comes from disk: what is sent of it costs several times what a hot one does, and others wait.
+ */
+#define COLD_TURN (256u << 10)
+/* So many queued transfers are stepped before the kernel is asked again. */
+#define STEPS_PER_TURN 64
+/* So many ready transfers each have a whole turn. Of more, each has a shorter one: else a small request behind
+ * thousands of downloads that begin together waited until each had sent its first MiB. Not of fewer: turns of 128 KiB
+ * make bodies of 1 MiB a quarter dearer. Not below SHORTEST_TURN, where bytes become dear. */
+#define WHOLE_TURNS 512
+#define SHORTEST_TURN (64u << 10)
+#define DEFAULT_HELPERS 2
+#define RESUME_RETRY_MS 100
+#define IDLE_TRANSFERS 64 /* kept for reuse; more are freed */
+
+/* ---- Life and death ----------------------------------------------------------------------------------------- */
+
+void loop_bury(struct sluice_loop *loop, struct source *source)
+{
+    if (source->dead)
+        return;
+    source->dead = true;
+    source->next_dead = loop->dead;
+    loop->dead = source;
+}
+
+static void clear_graveyard(struct sluice_loop *loop)
+{
+    struct source **place = &loop->dead;
+    while (*place != NULL) {
+        struct source *source = *place;
+        if (source->holds > 0) {
+            place = &source->next_dead;
+            continue;
+        }
+        *place = source->next_dead;
+        free(source);
+    }
+}
+
+static uint64_t read_clock(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+void loop_begin_turn(struct sluice_loop *loop)
+{
+    loop->now = read_clock();
+    loop->turn++;
+    loop->heavy_before = loop->heavy;
+    loop->heavy = 0;
+}
+
+/* ---- Ends --------------------------------------------------------------------------------------------------- */
+
+void loop_mark_ready(struct loop_end *state)
+{
+    struct sluice_loop *loop = state->loop;
+    if (state->ready)
+        return;
+    state->ready = true;
+    state->next_ready = loop->ready;
+    state->previous_ready = &loop->ready;
+    if (state->next_ready != NULL)
+        state->next_ready->previous_ready = &state->next_ready;
+    loop->ready = state;
+}
+
+void loop_unmark_ready(struct loop_end *state)
+{
+    if (!state->ready)
+        return;
+    state->ready = false;
+    *state->previous_ready = state->next_ready;
+    if (state->next_ready != NULL)
+        state->next_ready->previous_ready = state->previous_ready;
+}
+
+void loop_end_receiving(struct loop_end *state, ssize_t how)
+{
+    state->receive_ended = true;
+    loop_unmark_ready(state);
+    state->receive(state->receive_context, NULL, how);
+}
+
+static int know_end(struct sluice_loop *loop, struct sluice_end *end)
+{
+    if (end->loop != NULL)
+        return end->loop->loop == loop ? 0 : -EBUSY;
+    struct loop_end *state = sys.allocate(1, loop->kind->end_size);
+    if (state == NULL)
+        return -ENOMEM;
+    state->source.kind = SOURCE_END;
+    state->loop = loop;
+    state->end = end;
+    int result = loop->kind->meet(state);
+    if (result < 0) {
+        free(state);
+        return result;
+    }
+    end->loop = state;
+    return 0;
+}
+
+void sluice_loop_forget(struct sluice_loop *loop, struct sluice_end *end)
+{
+    struct loop_end *state = end->loop;
+    if (state == NULL)
+        return;
+    loop_unmark_ready(state);
+    end->loop = NULL;
+    state->receive = NULL;
+    loop->kind->part(state);
+    loop_bury(loop, &state->source);
+}
+
+int sluice_loop_receive(struct sluice_loop *loop, struct sluice_end *end, size_t max, sluice_receive_fn *receive,
+                        void *context)
+{
+    int result = know_end(loop, end);
+    if (result < 0)
+        return result;
+    struct loop_end *state = end->loop;
+    state->receive = receive;
+    state->receive_context = context;
+    state->receive_max = max == 0 || max > RECEIVE_MAX ? RECEIVE_MAX : (uint32_t)max;
+    state->receive_ended = false;
+    sluice_loop_receive_resume(loop, end);
+    return 0;
+}
+
+void sluice_loop_receive_pause(struct sluice_loop *loop, struct sluice_end *end)
+{
+    (void)loop;
+    if (end->loop == NULL)
+        return;
+    end->loop->paused = true;
+    loop_unmark_ready(end->loop);
+}
+
+void sluice_loop_receive_resume(struct sluice_loop *loop, struct sluice_end *end)
+{
+    struct loop_end *state = end->loop;
+    if (state == NULL)
+        return;
+    state->paused = false;
+    if (!state->receive_ended)
+        loop->kind->receive(state);
+}
+
+static void receive_ready(struct sluice_loop *loop)
+{
+    struct loop_end *list = loop->ready; /* what becomes ready meanwhile has its turn next time */
+    loop->ready = NULL;
+    if (list != NULL)
+        list->previous_ready = &list;
+    while (list != NULL) {
+        struct loop_end *state = list;
+        loop_unmark_ready(state);
+        loop->kind->receive_some(state);
+    }
+}
+
+/* ---- Transfers ---------------------------------------------------------------------------------------------- */
+
+void loop_queue_transfer(struct sluice_loop *loop, struct sluice_transfer *transfer)
+{
+    if (transfer->queued)
+        return;
+    transfer->queued = true;
+    transfer->round = loop->round;
+    transfer->next = NULL;
+    transfer->previous = loop->queued_last;
+    *loop->queued_last = transfer;
+    loop->queued_last = &transfer->next;
+    loop->queued_count++;
+}
+
+static void unqueue_transfer(struct sluice_loop *loop, struct sluice_transfer *transfer)
+{
+    if (!transfer->queued)
+        return;
+    transfer->queued = false;
+    *transfer->previous = transfer->next;
+    if (transfer->next != NULL)
+        transfer->next->previous = transfer->previous;
+    else
+        loop->queued_last = transfer->previous;
+    loop->queued_count--;
+}
+
+/* A helper reads a window of a file. If the transfer is cancelled meanwhile, it may read by a descriptor that has been
+ * closed, or opened anew for something else: that costs a read for nothing, and touches no memory of ours. */
+struct pages_job {
+    struct helper_job job;
+    struct sluice_loop *loop;
+    struct sluice_transfer *transfer; /* NULL: cancelled meanwhile */
+    struct sluice_wait wait;
+};
+
+static void read_pages(void *context)
+{
+    struct pages_job *job = context;
+    sluice_wait_pages(&job->wait); /* an error shows when the transfer reads for itself */
+}
+
+static void read_ahead(struct sluice_loop *loop, struct sluice_transfer *transfer);
+
+static void pages_read(void *context)
+{
+    struct pages_job *job = context;
+    struct sluice_transfer *transfer = job->transfer;
+    if (transfer != NULL) {
+        transfer->loop_context = NULL;
+        end_note_resident(job->wait.end, job->wait.offset, job->wait.length, job->loop->now);
+        if (transfer->waits_pages)
+            loop_queue_transfer(job->loop, transfer);
+        else
+            read_ahead(job->loop, transfer);
+    }
+    free(job);
+}
+
+static int want_pages(struct sluice_loop *loop, struct sluice_transfer *transfer, const struct sluice_wait *wait)
+{
+    if (transfer->loop_context != NULL)
+        return 0; /* one read at a time */
+    struct pages_job *job = sys.allocate(1, sizeof *job);
+    if (job == NULL)
+        return -ENOMEM;
+    *job = (struct pages_job){.job = {.work = read_pages, .done = pages_read, .context = job},
+                              .loop = loop,
+                              .transfer = transfer,
+                              .wait = *wait};
+    transfer->loop_context = job;
+    transfer->ahead_to = wait->offset + wait->length;
+    helpers_submit(loop->helpers, &job->job);
+    return 0;
+}
+
+/* While one window of a cold file is sent, the next one is read: else disk and network would take turns. */
+static void read_ahead(struct sluice_loop *loop, struct sluice_transfer *transfer)
+{
+    const struct lane *lane = &transfer->lanes[0];
+    if (transfer->ahead_to == 0 || transfer->loop_context != NULL || lane->segment >= transfer->segment_count)
+        return;
+    const struct sluice_segment *segment = lane_segment(lane, lane->segment);
+    if (segment->kind != SLUICE_SEGMENT_FILE)
+        return;
+    uint64_t position = segment->offset + lane->at;
+    uint64_t size = segment->end->file.size;
+    uint64_t end = segment->length == SLUICE_UNTIL_END ? size : segment->offset + segment->length;
+    if (transfer->ahead_to >= end || transfer->ahead_to >= position + PAGES_WINDOW)
+        return;
+    uint64_t length = end - transfer->ahead_to < PAGES_WINDOW ? end - transfer->ahead_to : PAGES_WINDOW;
+    struct sluice_wait wait = {.kind = SLUICE_WAIT_PAGES,
+                               .fd = segment->end->fd,
+                               .end = segment->end,
+                               .offset = transfer->ahead_to,
+                               .length = length};
+    want_pages(loop, transfer, &wait); /* without memory for it the transfer will wait for its pages instead */
+}
+
+static void stop_waiting(struct sluice_transfer *transfer)
+{
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        struct loop_end *state = transfer->lanes[i].sink->loop;
+        if (state != NULL && state->writer == transfer)
+            state->writer = NULL;
+    }
+    for (uint32_t i = 0; i < transfer->segment_count; i++) {
+        struct sluice_end *source = transfer->segments[i].end;
+        if (transfer->segments[i].kind == SLUICE_SEGMENT_STREAM && source->loop != NULL &&
+            source->loop->reader == transfer)
+            source->loop->reader = NULL;
+    }
+}
+
+/* Returns 0 or a negative errno: then the transfer cannot go on. */
+static int start_waiting(struct sluice_loop *loop, struct sluice_transfer *transfer, const struct sluice_waits *waits)
+{
+    transfer->waited = true;
+    for (unsigned i = 0; i < waits->count; i++) {
+        const struct sluice_wait *wait = &waits->wait[i];
+        if (wait->kind == SLUICE_WAIT_PAGES) {
+            transfer->waits_pages = true;
+            int result = want_pages(loop, transfer, wait);
+            if (result < 0)
+                return result;
+            continue;
+        }
+        bool fresh = wait->end->loop == NULL;
+        int result = know_end(loop, wait->end);
+        if (result < 0)
+            return result;
+        struct loop_end *state = wait->end->loop;
+        *(wait->kind == SLUICE_WAIT_READABLE ? &state->reader : &state->writer) = transfer;
+        result = loop->kind->await(state, wait->kind, fresh);
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static struct sluice_transfer *take_transfer(struct sluice_loop *loop)
+{
+    struct sluice_transfer *transfer = loop->idle;
+    if (transfer == NULL)
+        return sys.allocate(1, sizeof *transfer);
+    loop->idle = transfer->next;
+    loop->idle_count--;
+    return transfer;
+}
+
+static void put_transfer(struct sluice_loop *loop, struct sluice_transfer *transfer)
+{
+    if (loop->idle_count >= IDLE_TRANSFERS) {
+        free(transfer);
+        return;
+    }
+    transfer->next = loop->idle;
+    loop->idle = transfer;
+    loop->idle_count++;
+}
+
+static void detach(struct sluice_loop *loop, struct sluice_transfer *transfer)
+{
+    if (transfer->waited) {
+        loop->kind->withdraw(transfer);
+        stop_waiting(transfer);
+    }
+    unqueue_transfer(loop, transfer);
+    if (transfer->loop_context != NULL) {
+        ((struct pages_job *)transfer->loop_context)->transfer = NULL;
+        transfer->loop_context = NULL;
+    }
+}
+
+/* The turn that a transfer may take, given how many others want one. */
+static uint64_t turn_among_others(const struct sluice_loop *loop, uint64_t turn)
+{
+    size_t others = loop->queued_count;
+    if (others < loop->heavy)
+        others = loop->heavy;
+    if (others < loop->heavy_before)
+        others = loop->heavy_before;
+    if (others <= WHOLE_TURNS || turn <= SHORTEST_TURN)
+        return turn;
+    uint64_t share = turn / others * WHOLE_TURNS;
+    return share > SHORTEST_TURN ? share : SHORTEST_TURN;
+}
+
+/* SLUICE_STEP_DONE; 1 when it goes on later; or a negative errno. */
+static int step_on_loop(struct sluice_loop *loop, struct sluice_transfer *transfer)
+{
+    struct sluice_waits waits;
+    transfer->loop_now = loop->now;
+    transfer->loop_turn = loop->turn;
+    transfer->waits_pages = false;
+    if (transfer->ahead_to != 0 && transfer->turn_size > COLD_TURN)
+        transfer->turn_size = COLD_TURN;
+    uint64_t turn = transfer->turn_size;
+    transfer->turn_size = turn_among_others(loop, turn);
+    int result = transfer_step(transfer, &waits);
+    transfer->turn_size = turn;
+    if (transfer->lanes[0].moved_in_turn >= SHORTEST_TURN)
+        loop->heavy++;
+    if (result > 0)
+        read_ahead(loop, transfer);
+    if (result == SLUICE_STEP_YIELD) {
+        loop_queue_transfer(loop, transfer);
+        return 1;
+    }
+    if (result == SLUICE_STEP_WAIT) {
+        result = start_waiting(loop, transfer, &waits);
+        return result < 0 ? transfer_fail(&transfer->lanes[0], result, "wait", NULL, NULL) : 1;
+    }
+    return result;
+}
+
+static void complete_transfer(struct sluice_loop *loop, struct sluice_transfer *transfer, int result)
+{
+    detach(loop, transfer);
+    transfer_settle(transfer); /* done may close the ends */
+    transfer->done(transfer->done_context, transfer, result);
+    transfer_end(transfer);
+    put_transfer(loop, transfer);
+}
+
+int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_options *options,
+                         sluice_transfer_done_fn *done, void *context, struct sluice_transfer **ret_transfer,
+                         struct sluice_receipt *ret_receipt, struct sluice_error *ret_error)
+{
+    struct sluice_transfer *transfer = take_transfer(loop);
+    if (transfer == NULL) {
+        transfer_refuse(options, ret_receipt, 1);
+        if (ret_error != NULL)
+            *ret_error = (struct sluice_error){.code = -ENOMEM, .operation = "plan"};
+        return -ENOMEM;
+    }
+    int result = transfer_begin(transfer, options, ret_error);
+    if (result < 0) {
+        transfer_refuse(options, ret_receipt, 1);
+        put_transfer(loop, transfer);
+        return result;
+    }
+    transfer->done = done;
+    transfer->done_context = context;
+    result = step_on_loop(loop, transfer);
+    if (result == 1) {
+        if (ret_transfer != NULL)
+            *ret_transfer = transfer;
+        return 0;
+    }
+    if (ret_receipt != NULL)
+        receipt_copy(ret_receipt, &transfer->lanes[0].receipt);
+    if (result < 0 && ret_error != NULL)
+        *ret_error = transfer->error;
+    detach(loop, transfer);
+    transfer_end(transfer);
+    put_transfer(loop, transfer);
+    return result < 0 ? result : 1;
+}
+
+void sluice_loop_transfer_cancel(struct sluice_loop *loop, struct sluice_transfer *transfer)
+{
+    transfer_fail(&transfer->lanes[0], -ECANCELED, "transfer", "it was cancelled", NULL);
+    complete_transfer(loop, transfer, -ECANCELED);
+}
+
+static void step_queued(struct sluice_loop *loop)
+{
+    uint64_t round = loop->round++; /* what is queued meanwhile has its turn next time */
+    for (unsigned steps = 0; loop->queued != NULL && loop->queued->round <= round && steps < STEPS_PER_TURN; steps++) {
+        struct sluice_transfer *transfer = loop->queued;
+        unqueue_transfer(loop, transfer);
+        int result = step_on_loop(loop, transfer);
+        if (result != 1)
+            complete_transfer(loop, transfer, result);
+    }
+}
+
+/* ---- Listeners ---------------------------------------------------------------------------------------------- */
+
+/* Out of descriptors: the waiting connection would wake the loop for ever. Accept it with the reserve and close it. */
+static void turn_away(struct sluice_listener *listener)
+{
+    struct sluice_loop *loop = listener->loop;
+    if (loop->reserve >= 0) {
+        sys.close(loop->reserve);
+        int fd = sys.accept4(listener->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd >= 0)
+            sys.close(fd);
+    }
+    loop->reserve = sys.eventfd(0, EFD_CLOEXEC);
+}
+
+bool loop_accept_failed(struct sluice_listener *listener, int error)
+{
+    switch (error) {
+    case EAGAIN:
+        return false;
+    case EINTR:
+    case ECONNABORTED: /* gone again before it was accepted; accept(2) names the rest as its network errors */
+    case EPROTO:
+    case ENETDOWN:
+    case ENOPROTOOPT:
+    case EHOSTDOWN:
+    case ENONET:
+    case EHOSTUNREACH:
+    case EOPNOTSUPP:
+    case ENETUNREACH:
+        return true;
+    case EMFILE:
+    case ENFILE:
+        turn_away(listener);
+        break;
+    }
+    listener->accept(listener->context, -error, NULL, 0);
+    return false;
+}
+
+int sluice_loop_listen(struct sluice_loop *loop, int fd, sluice_accept_fn *accept, void *context,
+                       struct sluice_listener **ret_listener)
+{
+    struct sluice_listener *listener = sys.allocate(1, loop->kind->listener_size);
+    if (listener == NULL)
+        return -ENOMEM;
+    listener->source.kind = SOURCE_LISTENER;
+    listener->loop = loop;
+    listener->fd = fd;
+    listener->accept = accept;
+    listener->context = context;
+    int result = loop->kind->listen(listener);
+    if (result < 0) {
+        free(listener);
+        return result;
+    }
+    *ret_listener = listener;
+    return 0;
+}
+
+void sluice_listener_pause(struct sluice_listener *listener)
+{
+    timers_stop(&listener->retry);
+    if (!listener->paused)
+        listener->loop->kind->unlisten(listener);
+    listener->paused = true;
+}
+
+static void resume_again(void *context)
+{
+    sluice_listener_resume(context);
+}
+
+void sluice_listener_resume(struct sluice_listener *listener)
+{
+    if (!listener->paused)
+        return;
+    /* It fails for want of memory or of what the user may watch, which pass; a listener must not stay deaf after it.
+     */
+    if (listener->loop->kind->listen(listener) < 0)
+        sluice_timer_start(listener->loop, &listener->retry, RESUME_RETRY_MS, resume_again, listener);
+    else
+        listener->paused = false;
+}
+
+void sluice_listener_free(struct sluice_listener *listener)
+{
+    if (listener == NULL)
+        return;
+    sluice_listener_pause(listener);
+    loop_bury(listener->loop, &listener->source);
+}
+
+/* ---- Watches, timers, helpers ------------------------------------------------------------------------------- */
+
+int sluice_loop_watch(struct sluice_loop *loop, int fd, void (*ready)(void *context), void *context,
+                      struct sluice_watch **ret_watch)
+{
+    struct sluice_watch *watch = sys.allocate(1, sizeof *watch);
+    if (watch == NULL)
+        return -ENOMEM;
+    *watch =
+        (struct sluice_watch){.source.kind = SOURCE_WATCH, .loop = loop, .fd = fd, .ready = ready, .context = context};
+    int result = loop->kind->watch(watch);
+    if (result < 0) {
+        free(watch);
+        return result;
+    }
+    *ret_watch = watch;
+    return 0;
+}
+
+void sluice_watch_free(struct sluice_watch *watch)
+{
+    if (watch == NULL || watch->source.dead)
+        return;
+    watch->loop->kind->unwatch(watch);
+    loop_bury(watch->loop, &watch->source);
+}
+
+void sluice_timer_start(struct sluice_loop *loop, struct sluice_timer *timer, unsigned milliseconds,
+                        void (*expired)(void *context), void *context)
+{
+    timer->expired = expired;
+    timer->context = context;
+    if (!loop->running)
+        loop->now = read_clock();
+    timers_start(&loop->timers, timer, loop->now, milliseconds);
+}
+
+void sluice_timer_stop(struct sluice_loop *loop, struct sluice_timer *timer)
+{
+    (void)loop;
+    timers_stop(timer);
+}
+
+struct offloaded {
+    struct helper_job job;
+    void (*work)(void *context);
+    void (*done)(void *context);
+    void *context;
+};
+
+static void offloaded_work(void *context)
+{
+    struct offloaded *offloaded = context;
+    offloaded->work(offloaded->context);
+}
+
+static void offloaded_done(void *context)
+{
+    struct offloaded *offloaded = context;
+    void (*done)(void *) = offloaded->done;
+    void *done_context = offloaded->context;
+    free(offloaded);
+    done(done_context);
+}
+
+int sluice_loop_offload(struct sluice_loop *loop, void (*work)(void *context), void (*done)(void *context),
+                        void *context)
+{
+    struct offloaded *offloaded = sys.allocate(1, sizeof *offloaded);
+    if (offloaded == NULL)
+        return -ENOMEM;
+    *offloaded = (struct offloaded){.job = {.work = offloaded_work, .done = offloaded_done, .context = offloaded},
+                                    .work = work,
+                                    .done = done,
+                                    .context = context};
+    helpers_submit(loop->helpers, &offloaded->job);
+    return 0;
+}
+
+static void helpers_ended(void *context)
+{
+    struct sluice_loop *loop = context;
+    uint64_t count;
+    ssize_t ignored = sys.read(loop->wake, &count, sizeof count);
+    (void)ignored;
+    struct helper_job *job = helpers_collect(loop->helpers);
+    while (job != NULL) {
+        struct helper_job *next = job->next;
+        job->done(job->context);
+        job = next;
+    }
+}
+
+/* The wheel's clock is the coarse one, which lags by up to a tick (10 ms at 100 Hz). */
+#define CLOCK_LAG_MS 10
+
+static void alarm_rang(void *context)
+{
+    struct sluice_loop *loop = context;
+    loop->alarm_slot = UINT64_MAX; /* not read: setting it anew clears it, and edges need no reading */
+}
+
+/* See to it that the loop wakes for its next timer. Returns the timeout for it: -1 when the alarm will do it.
+ */
+static int set_alarm(struct sluice_loop *loop)
+{
+    if (loop->timers.soonest >= loop->alarm_slot)
+        return -1;
+    uint64_t at = loop->timers.soonest * TIMER_SLOT_MS + CLOCK_LAG_MS;
+    struct itimerspec when = {.it_value = {.tv_sec = (time_t)(at / 1000), .tv_nsec = (long)(at % 1000) * 1000000}};
+    if (sys.timerfd_settime(loop->alarm, TFD_TIMER_ABSTIME, &when, NULL) < 0)
+        return timers_next(&loop->timers, loop->now);
+    loop->alarm_slot = loop->timers.soonest;
+    return -1;
+}
+
+/* ---- The loop ----------------------------------------------------------------------------------------------- */
+
+int sluice_loop_new(const struct sluice_loop_options *options, struct sluice_loop **ret_loop)
+{
+    struct sluice_loop_options given = {.size = sizeof given};
+    if (options != NULL) /* an older caller's are shorter */
+        memcpy(&given, options, options->size < sizeof given ? options->size : sizeof given);
+    const struct loop_kind *kind = &loop_epoll;
+    struct sluice_loop *loop = sys.allocate(1, kind->loop_size);
+    if (loop == NULL)
+        return -ENOMEM;
+    loop->kind = kind;
+    loop->now = read_clock();
+    loop->turn = 1;
+    loop->queued_last = &loop->queued;
+    loop->wake = loop->alarm = loop->reserve = -1;
+    loop->alarm_slot = UINT64_MAX;
+    timers_begin(&loop->timers, loop->now);
+    int result = kind->open(loop, &given);
+    if (result == 0) {
+        loop->wake = sys.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        result = loop->wake < 0 ? -errno : 0;
+    }
+    if (result == 0) {
+        loop->reserve = sys.eventfd(0, EFD_CLOEXEC);
+        result = loop->reserve < 0 ? -errno : 0;
+    }
+    if (result == 0)
+        result = helpers_new(given.helpers != 0 ? given.helpers : DEFAULT_HELPERS, given.helper_nice, loop->wake,
+                             &loop->helpers);
+    if (result == 0)
+        result = sluice_loop_watch(loop, loop->wake, helpers_ended, loop, &loop->helper_watch);
+    if (result == 0) {
+        loop->alarm = sys.timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+        result = loop->alarm < 0 ? -errno : 0;
+    }
+    if (result == 0)
+        result = sluice_loop_watch(loop, loop->alarm, alarm_rang, loop, &loop->alarm_watch);
+    /* For good, not around every step: see core/sigpipe.h. */
+    sigset_t sigpipe;
+    sigemptyset(&sigpipe);
+    sigaddset(&sigpipe, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &sigpipe, &loop->mask_before);
+    if (result < 0) {
+        sluice_loop_free(loop);
+        return result;
+    }
+    *ret_loop = loop;
+    return 0;
+}
+
+void sluice_loop_free(struct sluice_loop *loop)
+{
+    if (loop == NULL)
+        return;
+    helpers_free(loop->helpers);
+    sluice_watch_free(loop->helper_watch);
+    sluice_watch_free(loop->alarm_watch);
+    clear_graveyard(loop);
+    while (loop->idle != NULL) {
+        struct sluice_transfer *transfer = loop->idle;
+        loop->idle = transfer->next;
+        free(transfer);
+    }
+    loop->kind->close(loop);
+    const int fds[] = {loop->wake, loop->alarm, loop->reserve};
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            sys.close(fds[i]);
+    if (sigismember(&loop->mask_before, SIGPIPE) == 0) {
+        sigset_t sigpipe;
+        struct timespec at_once = {0};
+        sigemptyset(&sigpipe);
+        sigaddset(&sigpipe, SIGPIPE);
+        while (sigtimedwait(&sigpipe, NULL, &at_once) > 0)
+            ;
+        pthread_sigmask(SIG_UNBLOCK, &sigpipe, NULL);
+    }
+    pools_drain();
+    free(loop);
+}
+
+void sluice_loop_stop(struct sluice_loop *loop)
+{
+    loop->stop = 1;
+}
+
+uint64_t sluice_loop_now(const struct sluice_loop *loop)
+{
+    return loop->now;
+}
+
+uint64_t sluice_loop_turn(const struct sluice_loop *loop)
+{
+    return loop->turn;
+}
+
+void sluice_loop_each_turn(struct sluice_loop *loop, void (*run)(void *context), void *context)
+{
+    loop->each_turn = run;
+    loop->each_turn_context = context;
+}
+
+int sluice_loop_run(struct sluice_loop *loop)
+{
+    loop->running = true;
+    while (!loop->stop) {
+        int timeout = loop->ready != NULL || loop->queued != NULL ? 0 : set_alarm(loop);
+        int result = loop->kind->turn(loop, timeout);
+        if (result < 0) {
+            loop->running = false;
+            return result;
+        }
+        receive_ready(loop);
+        step_queued(loop);
+        timers_expire(&loop->timers, loop->now);
+        if (loop->each_turn != NULL)
+            loop->each_turn(loop->each_turn_context);
+        clear_graveyard(loop);
+    }
+    loop->stop = 0;
+    loop->running = false;
+    return 0;
+}

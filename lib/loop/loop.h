@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What every loop shares (loop.c), and what each does in its own way (struct loop_kind): a table chosen once, in
+ * sluice_loop_new. Nothing that a small response needs goes through it, except once per turn.
+ *
+ * Callbacks may do anything to any object of the loop, closing included. So nothing is freed while events of the same
+ * turn may still point to it: forgotten objects go to a graveyard that is cleared at the end of the turn.
+ */
+#ifndef SLUICE_LOOP_LOOP_H
+#define SLUICE_LOOP_LOOP_H
+
+#include "../core/transfer.h"
+#include "helpers.h"
+#include "timers.h"
+#include <signal.h>
+
+#define RECEIVE_MAX (16u << 10)
+
+/* Whatever the kernel can report on begins with this, in memory of its own from sys.allocate. */
+struct source {
+    enum { SOURCE_END, SOURCE_LISTENER, SOURCE_WATCH } kind;
+    struct source *next_dead;
+    unsigned holds; /* reports still to come, on a loop that is told when there will be no more */
+    bool dead;
+};
+
+/* What a loop keeps with an end. */
+struct loop_end {
+    struct source source;
+    struct sluice_loop *loop;
+    struct sluice_end *end;
+    sluice_receive_fn *receive;
+    void *receive_context;
+    uint32_t receive_max;
+    bool readable; /* there may be something to receive, or the end of it */
+    bool hangup;   /* the peer has closed its sending side, or the connection broke */
+    bool broken;
+    bool paused, receive_ended;
+    bool ready; /* in loop->ready */
+    struct loop_end *next_ready, **previous_ready;
+    struct sluice_transfer *reader, *writer; /* waiting for this end */
+};
+
+struct sluice_listener {
+    struct source source;
+    struct sluice_loop *loop;
+    int fd;
+    bool paused;
+    struct sluice_timer retry; /* of a resume that failed */
+    sluice_accept_fn *accept;
+    void *context;
+};
+
+struct sluice_watch {
+    struct source source;
+    struct sluice_loop *loop;
+    int fd;
+    void (*ready)(void *context);
+    void *context;
+};
+
+struct loop_kind {
+    /* Of its struct sluice_loop, loop_end and sluice_listener, which begin with those of this header. */
+    size_t loop_size, end_size, listener_size;
+
+    int (*open)(struct sluice_loop *loop, const struct sluice_loop_options *options);
+    void (*close)(struct sluice_loop *loop); /* also after open failed */
+
+    /* Sleep until something happens, at most timeout milliseconds (-1: without end), begin a turn (loop_begin_turn) and
+     * handle what happened. Returns 0 or a negative errno. */
+    int (*turn)(struct sluice_loop *loop, int timeout);
+
+    /* An end becomes known. Returns 0 or a negative errno: then its state is freed. */
+    int (*meet)(struct loop_end *state);
+    /* The end is forgotten and may be closed on return; its state goes to the graveyard after it. */
+    void (*part)(struct loop_end *state);
+    /* state->receive is to be called from now on: it was set, or resumed. */
+    int (*receive)(struct loop_end *state);
+    /* One call of the receiver; state was marked ready. */
+    void (*receive_some)(struct loop_end *state);
+    /* Queue state->reader or state->writer when the end can be read or written. fresh: the end has just become known.
+     * Returns 0 or a negative errno. */
+    int (*await)(struct loop_end *state, enum sluice_wait_kind kind, bool fresh);
+    /* A transfer no longer waits for anything: what the kernel has of it is taken back before this returns. */
+    void (*withdraw)(struct sluice_transfer *transfer);
+
+    int (*listen)(struct sluice_listener *listener);
+    void (*unlisten)(struct sluice_listener *listener);
+
+    /* Report edges of readability of fd. */
+    int (*watch)(struct sluice_watch *watch);
+    void (*unwatch)(struct sluice_watch *watch);
+};
+
+extern const struct loop_kind loop_epoll;
+
+struct sluice_loop {
+    const struct loop_kind *kind;
+    int wake;  /* an eventfd of the helpers' */
+    int alarm; /* a timerfd: a timeout of epoll_wait would start and stop a kernel timer in every turn, for 1 us */
+    uint64_t alarm_slot; /* of the timer wheel, for which it is set; UINT64_MAX: it is not */
+    int reserve;         /* given up for a moment to accept and close a connection when descriptors run out */
+    volatile sig_atomic_t stop;
+    uint64_t now, turn;
+    bool running; /* so that now is kept up to date */
+    struct timers timers;
+    struct helpers *helpers;
+    struct sluice_watch *helper_watch, *alarm_watch;
+    struct source *dead;
+    struct loop_end *ready;                        /* receivers with data left over from their last call */
+    struct sluice_transfer *queued, **queued_last; /* transfers to be stepped, the oldest first */
+    size_t queued_count;
+    size_t heavy, heavy_before; /* steps of at least SHORTEST_TURN: in this turn, in the one before */
+    uint64_t round;             /* counts how often the queue was gone through */
+    struct sluice_transfer *idle;
+    unsigned idle_count;
+    void (*each_turn)(void *context);
+    void *each_turn_context;
+    sigset_t mask_before;
+};
+
+/* The kernel has been asked what happened: look at the clock. */
+void loop_begin_turn(struct sluice_loop *loop);
+
+void loop_bury(struct sluice_loop *loop, struct source *source);
+
+/* There is, or is not, something to give to the end's receiver when this turn's events are handled. */
+void loop_mark_ready(struct loop_end *state);
+void loop_unmark_ready(struct loop_end *state);
+/* The receiver's last call: 0 or a negative errno. */
+void loop_end_receiving(struct loop_end *state, ssize_t how);
+
+/* Step it when this turn's events are handled. */
+void loop_queue_transfer(struct sluice_loop *loop, struct sluice_transfer *transfer);
+
+/* Accepting failed with this errno. Returns true when the next connection may be asked for at once. */
+bool loop_accept_failed(struct sluice_listener *listener, int error);
+
+#endif
