@@ -109,9 +109,11 @@ SLUICE_API const char *sluice_end_kind_name(enum sluice_end_kind kind);
 struct sluice_egress {
     unsigned ifindex;    /* 0: unknown */
     char name[16];       /* "lo", "eth0"; empty: unknown */
-    bool known;          /* the two flags below were read from the device */
+    char driver[16];     /* "virtio_net"; empty: the device does not say */
+    bool known;          /* the next two flags were read from the device */
     bool scatter_gather; /* without it sendfile and splice copy silently in the kernel */
     bool checksum;       /* without it the CPU reads every byte */
+    bool segmentation;   /* TSO: a large write passes through the stack in one piece */
     bool loopback;       /* local delivery: page references reach the receiver */
 };
 
@@ -241,15 +243,20 @@ struct sluice_plan_entry {
     enum sluice_route route;
     enum sluice_verdict verdict;
     const char *reason; /* static; NULL for a plain yes */
+    uint64_t from;      /* the route pays from so many bytes on; 0: always; SLUICE_NEVER_PAYS */
+    bool learned;       /* from was measured on this machine; else it is the default */
 };
+
+#define SLUICE_NEVER_PAYS UINT64_MAX
 
 struct sluice_plan {
     unsigned count;                                       /* entries, the one to be tried first first */
     struct sluice_plan_entry entries[SLUICE_ROUTE_COUNT]; /* every route appears once */
 };
 
-/* How would this segment go to this sink? Nothing is moved. Returns 0 or -EINVAL (a segment without its end). */
-SLUICE_API int sluice_plan_make(const struct sluice_segment *segment, const struct sluice_end *sink,
+/* How would this segment go to this sink? Nothing is moved; of a connected socket the egress device is asked. Returns 0
+ * or -EINVAL (a segment without its end). */
+SLUICE_API int sluice_plan_make(const struct sluice_segment *segment, struct sluice_end *sink,
                                 struct sluice_plan *ret_plan);
 
 /* ---- Transfers ---------------------------------------------------------------------------------------------- */

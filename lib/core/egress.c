@@ -163,6 +163,11 @@ static void ask_device(int fd, unsigned index, struct sluice_egress *egress)
     if (ask_feature(fd, &request, ETHTOOL_GSG, &egress->scatter_gather) == 0 &&
         ask_feature(fd, &request, ETHTOOL_GTXCSUM, &egress->checksum) == 0)
         egress->known = true;
+    ask_feature(fd, &request, ETHTOOL_GTSO, &egress->segmentation);
+    struct ethtool_drvinfo driver = {.cmd = ETHTOOL_GDRVINFO};
+    request.ifr_data = (void *)&driver;
+    if (sys.ioctl(fd, SIOCETHTOOL, &request) == 0)
+        memcpy(egress->driver, driver.driver, sizeof egress->driver - 1);
 }
 
 static struct cached_egress *cache_slot(const struct address_pair *pair)

@@ -5,6 +5,7 @@
  * and mapped body is as cheap as sendfile and saves a system call, so `mmap` says "not now" to all but those.
  */
 #include "plan.h"
+#include "crossover.h"
 #include "end.h"
 #include <errno.h>
 #include <string.h>
@@ -17,14 +18,21 @@ static const enum sluice_route preference[] = {
 };
 #define PREFERENCES (sizeof preference / sizeof *preference)
 
-struct pair plan_pair(const struct sluice_segment *segment, const struct sluice_end *sink)
+struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *sink)
 {
     struct pair pair = {
         .segment = segment->kind,
         .source = SLUICE_END_MEMORY,
         .sink = sluice_end_kind(sink),
         .append_sink = sink->append,
+        .length = SLUICE_UNTIL_END,
     };
+    if (segment->kind != SLUICE_SEGMENT_FILE) {
+        struct sluice_egress egress;
+        pair.length = segment->length;
+        if (sink->kind == SLUICE_END_TCP && pair.length >= CROSSOVER_FLOOR && sluice_end_egress(sink, &egress) == 0)
+            pair.egress = &sink->socket.egress;
+    }
     if (segment->kind != SLUICE_SEGMENT_MEMORY) {
         pair.source = sluice_end_kind(segment->end);
         pair.snapshot = segment->end->flags & SLUICE_END_SNAPSHOT;
@@ -35,15 +43,34 @@ struct pair plan_pair(const struct sluice_segment *segment, const struct sluice_
     return pair;
 }
 
+/* As the route says, and for the size as the crossover says. *ret_from, *ret_learned: NULL, or where it begins to pay.
+ */
+static enum sluice_verdict assess(const struct route *route, const struct pair *pair, const char **ret_reason,
+                                  uint64_t *ret_from, bool *ret_learned)
+{
+    enum sluice_verdict verdict = route->assess(pair, ret_reason);
+    *ret_from = 0;
+    *ret_learned = false;
+    if (verdict != SLUICE_YES || route->pays_from == NULL)
+        return verdict;
+    *ret_from = crossover_from(route, pair, ret_learned);
+    if (*ret_from != CROSSOVER_NEVER && pair->length >= *ret_from)
+        return verdict;
+    *ret_reason = crossover_reason(*ret_from, *ret_learned);
+    return SLUICE_NOT_NOW;
+}
+
 const struct route *plan_choose(const struct pair *pair, unsigned without)
 {
     const char *reason;
+    uint64_t from;
+    bool learned;
     const struct route *later = NULL;
     for (size_t i = 0; i < PREFERENCES; i++) {
         const struct route *route = route_registry[preference[i]];
         if (without & (1u << preference[i]))
             continue;
-        enum sluice_verdict verdict = route->assess(pair, &reason);
+        enum sluice_verdict verdict = assess(route, pair, &reason, &from, &learned);
         if (verdict == SLUICE_YES)
             return route;
         if (verdict == SLUICE_NOT_NOW && later == NULL)
@@ -52,12 +79,25 @@ const struct route *plan_choose(const struct pair *pair, unsigned without)
     return later;
 }
 
+const struct route *plan_question(const struct pair *pair, const struct route *chosen)
+{
+    const char *reason;
+    if (chosen->pays_from != NULL)
+        return chosen;
+    for (size_t i = 0; chosen->id == SLUICE_ROUTE_COPY && i < PREFERENCES; i++) {
+        const struct route *route = route_registry[preference[i]];
+        if (route->pays_from != NULL && route->assess(pair, &reason) == SLUICE_YES)
+            return route;
+    }
+    return NULL;
+}
+
 static void add_entries(struct sluice_plan *plan, const struct pair *pair, const struct sluice_end *source,
                         const struct sluice_end *sink, enum sluice_verdict wanted)
 {
     for (size_t i = 0; i < PREFERENCES; i++) {
         struct sluice_plan_entry entry = {.route = preference[i]};
-        entry.verdict = route_registry[preference[i]]->assess(pair, &entry.reason);
+        entry.verdict = assess(route_registry[preference[i]], pair, &entry.reason, &entry.from, &entry.learned);
         if (entry.verdict == SLUICE_YES && source != NULL && end_refused(sink, source, preference[i])) {
             entry.verdict = SLUICE_NOT_NOW;
             entry.reason = "this pair of ends refused it before";
@@ -67,7 +107,7 @@ static void add_entries(struct sluice_plan *plan, const struct pair *pair, const
     }
 }
 
-int sluice_plan_make(const struct sluice_segment *segment, const struct sluice_end *sink, struct sluice_plan *ret_plan)
+int sluice_plan_make(const struct sluice_segment *segment, struct sluice_end *sink, struct sluice_plan *ret_plan)
 {
     if (segment->kind != SLUICE_SEGMENT_MEMORY && segment->end == NULL)
         return -EINVAL;

@@ -7,7 +7,12 @@
 /* The best route for the pair that is not in the set `without` (bit per route), or NULL. Cheap: a table per class. */
 const struct route *plan_choose(const struct pair *pair, unsigned without);
 
-/* What a segment of this transfer and a sink make. */
-struct pair plan_pair(const struct sluice_segment *segment, const struct sluice_end *sink);
+/* What a segment of this transfer and a sink make. May ask for the sink's egress device, to which the pair then
+ * refers. */
+struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *sink);
+
+/* The route about which the size of the pair's segment decides: chosen itself, or, if copying was chosen, the first
+ * that would have been taken for a larger segment. NULL: there is none, the size decides nothing. */
+const struct route *plan_question(const struct pair *pair, const struct route *chosen);
 
 #endif

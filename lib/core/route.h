@@ -12,7 +12,7 @@
 struct lane;
 
 /* A source and a sink by class: all that the question "could this route carry it?" depends on. The length of a segment
- * is not in it, so that the plan for a file and a kind of sink can be remembered. */
+ * is in it for memory and streams only: the plan for a file and a kind of sink can be remembered. */
 struct pair {
     enum sluice_segment_kind segment;
     enum sluice_end_kind source; /* of a memory segment: SLUICE_END_MEMORY */
@@ -22,7 +22,10 @@ struct pair {
     bool append_sink;   /* O_APPEND */
     bool fan_out;       /* one stream into several sinks */
     bool transform;
-    uint64_t file_size; /* of a file source */
+    uint64_t file_size;                 /* of a file source */
+    uint64_t length;                    /* of a memory or stream segment, where it is known; else SLUICE_UNTIL_END */
+    const struct sluice_egress *egress; /* of a TCP sink, for memory and streams of CROSSOVER_FLOOR bytes and more;
+                                            NULL: none, or unknown */
 };
 
 /* From complete(): the source has no more bytes, though more were expected. */
@@ -34,6 +37,12 @@ struct route {
 
     /* Could it carry this pair? *ret_reason: why not, or why not now; a static string; NULL with a plain yes. */
     enum sluice_verdict (*assess)(const struct pair *pair, const char **ret_reason);
+
+    /* Optional. From how many bytes on is it cheaper than copying, as far as is known beforehand: 0, always;
+     * CROSSOVER_NEVER, do not even try. Asked for memory and streams it said yes to. What core/crossover.c measures
+     * takes its place, unless it is one of these two. */
+    uint64_t (*pays_from)(const struct pair *pair);
+    unsigned later_ns; /* CPU time for a segment that is spent after it was sent, as on its notification */
 
     /* Optional. Point *ret_piece at bytes of the segment from position `at` on that lie in memory already, so that they
      * can leave in one write with their neighbours. Returns how many (> 0); 0: none, step() must act first; or a

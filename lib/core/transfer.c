@@ -174,6 +174,25 @@ static inline const struct route *choose(const struct lane *lane, uint32_t segme
     return choose_for_end(lane, segment, tried);
 }
 
+/* The lane is about to take this route for its segment. Of the last segment, if its size is known and decides about the
+ * route, the cost may be measured, or the other way tried. */
+static void weigh(struct lane *lane)
+{
+    const struct sluice_transfer *transfer = lane->transfer;
+    const struct sluice_segment *segment = lane_segment(lane, lane->segment);
+    if (segment->length == SLUICE_UNTIL_END || lane->segment + 1 != transfer->segment_count || lane->tried != 0 ||
+        lane->at != 0 || transfer->forced != SLUICE_ROUTE_AUTO || transfer->order != NULL || transfer->lane_count > 1 ||
+        !crossover_is_due())
+        return;
+    struct pair pair = pair_of(lane, lane->segment);
+    const struct route *question = plan_question(&pair, lane->route);
+    if (question == NULL)
+        return;
+    bool copies = lane->route != question;
+    lane->sampled = crossover_weigh(question, &pair, &copies, &lane->sample);
+    lane->route = copies ? route_registry[SLUICE_ROUTE_COPY] : question;
+}
+
 /* The route turned out not to serve this pair: the next one goes on at this very byte. error: positive errno. */
 static int demote(struct lane *lane, int error, const char *operation, const char *reason)
 {
@@ -601,6 +620,9 @@ int lane_next(struct lane *lane, struct op *ops)
             lane->route = choose(lane, lane->segment, lane->tried);
             if (lane->route == NULL)
                 return transfer_fail(lane, -EOPNOTSUPP, "plan", "no route carries this pair of ends", NULL);
+            const struct sluice_segment *segment = lane_segment(lane, lane->segment);
+            if (segment->length >= CROSSOVER_FLOOR && segment->kind != SLUICE_SEGMENT_FILE)
+                weigh(lane);
         }
         struct gathered got = {0};
         int result = gather(lane, &got);
@@ -835,6 +857,7 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->sink_offset = end_is_file(sink) ? offset : SLUICE_APPEND;
     lane->route = NULL;
     lane->started = lane->cork = false;
+    lane->sampled = false;
     lane->own_stage = (struct stage){.data = NULL};
     lane->stage = stage;
     lane->pipe = (struct pipe){.read = -1, .write = -1};
@@ -972,6 +995,8 @@ static int run_lane(struct lane *lane)
     struct sluice_transfer *transfer = lane->transfer;
     struct op ops[OPS_MAX];
     uint64_t before = lane->receipt.sent;
+    if (lane->sampled)
+        crossover_resume(&lane->sample);
     while (transfer->blocking || lane->moved_in_turn < transfer->turn_size) {
         int count = lane_next(lane, ops);
         if (count < 0)
@@ -986,6 +1011,11 @@ static int run_lane(struct lane *lane)
             if (go_on == 0)
                 break;
         }
+    }
+    if (lane->sampled) {
+        crossover_pause(&lane->sample);
+        if (lane->wait == LANE_DONE && lane->tried == 0)
+            crossover_finish(&lane->sample);
     }
     return lane->receipt.sent != before;
 }

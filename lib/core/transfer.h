@@ -6,6 +6,7 @@
 #define SLUICE_CORE_TRANSFER_H
 
 #include "buffers.h"
+#include "crossover.h"
 #include "end.h"
 #include "op.h"
 #include "route.h"
@@ -36,6 +37,7 @@ struct lane {
     bool shrinking;            /* a fault showed that the segment's file is: ask its size before every op */
     uint8_t pieces_max;        /* of the next write, after one of several faulted; 0: as many as there are */
     bool started, cork;        /* cork: hold partial segments back while this transfer runs */
+    bool sampled;              /* what the last segment costs is being measured */
     uint64_t wait_offset, wait_length; /* LANE_WAITS_PAGES */
 
     struct stage *stage; /* own_stage, or the transfer's when several sinks share a stream */
@@ -48,6 +50,7 @@ struct lane {
 
     struct iovec iov[OP_IOV_MAX];
     uint8_t iov_route[OP_IOV_MAX];
+    struct crossover_sample sample;
     struct sluice_receipt receipt;
 };
 
