@@ -44,11 +44,24 @@
 
 #define DEFAULT_TURN (1u << 20)
 
-static size_t step_size(const struct sluice_transfer *transfer)
+/* A turn into a socket that paces: just under four of the largest packets (64 KiB less headers). What is written beyond
+ * what may leave at once waits for the pacing timer, which fires for every packet of it; what leaves at once does not,
+ * and lets bbr see how fast the path really is. bench/README.md has the figures: 1 MiB turns cost three times this, and
+ * 256 KiB, whose rest is a fifth, small packet, a third more. */
+#define PACED_TURN (254u << 10)
+
+static uint64_t turn_of(const struct lane *lane)
 {
-    if (transfer->blocking || transfer->turn_size >= FILE_STEP)
+    uint64_t turn = lane->transfer->turn_size;
+    return lane->paced && turn > PACED_TURN ? PACED_TURN : turn;
+}
+
+static size_t step_size(const struct lane *lane)
+{
+    uint64_t turn = turn_of(lane);
+    if (lane->transfer->blocking || turn >= FILE_STEP)
         return FILE_STEP;
-    return transfer->turn_size > FILE_STEP_MIN ? (size_t)transfer->turn_size : FILE_STEP_MIN;
+    return turn > FILE_STEP_MIN ? (size_t)turn : FILE_STEP_MIN;
 }
 
 static bool in_list(const int *errnos, int error)
@@ -304,7 +317,7 @@ static int admit_file(struct lane *lane, uint32_t index, uint64_t at)
     struct sluice_transfer *transfer = lane->transfer;
     const struct sluice_segment *segment = &transfer->segments[index];
     uint64_t *calls = &lane->receipt.system_calls;
-    size_t left = lane_left(lane, index, at, step_size(transfer));
+    size_t left = lane_left(lane, index, at, step_size(lane));
     bool last = segment->length == SLUICE_UNTIL_END ? segment->offset + at + left > segment->end->file.size
                                                     : at + left >= segment->length;
 
@@ -478,20 +491,21 @@ static int written(struct lane *lane, const struct op *op, size_t bytes)
 /* ---- Corking ------------------------------------------------------------------------------------------------ */
 
 /* Partial segments are held back while a transfer runs if it is large, or if something follows a body that sendfile or
- * splice carries: those push out their last bytes, and the tail would leave in a packet of its own. */
-static bool wants_cork(struct lane *lane)
+ * splice carries: those push out their last bytes, and the tail would leave in a packet of its own. What is large and
+ * paced is not corked, but leaves by short turns. */
+static void plan_packets(struct lane *lane)
 {
     const struct sluice_transfer *transfer = lane->transfer;
     uint64_t total = 0;
     uint32_t last_file = UINT32_MAX; /* that something follows */
     bool follows = transfer->flags & SLUICE_TRANSFER_MORE;
     if (lane->sink->kind != SLUICE_END_TCP)
-        return false;
+        return;
     for (uint32_t i = transfer->segment_count; i-- > 0;) {
         const struct sluice_segment *segment = &transfer->segments[i];
         uint64_t length = segment->length;
         if (segment->kind == SLUICE_SEGMENT_STREAM)
-            return false; /* it may fall silent, and what it brought must not wait */
+            return; /* it may fall silent, and what it brought must not wait */
         if (length == 0)
             continue;
         if (segment->kind == SLUICE_SEGMENT_FILE) {
@@ -504,12 +518,13 @@ static bool wants_cork(struct lane *lane)
         follows = true;
         total += length;
     }
-    if (total >= CORK_FROM)
-        return !end_paces(lane->sink, &lane->receipt.system_calls);
-    if (last_file == UINT32_MAX)
-        return false;
-    const struct route *route = choose(lane, last_file, 0);
-    return route != NULL && route->expose == NULL;
+    if (total >= CORK_FROM) {
+        lane->paced = end_paces(lane->sink, &lane->receipt.system_calls);
+        lane->cork = !lane->paced;
+    } else if (last_file != UINT32_MAX) {
+        const struct route *route = choose(lane, last_file, 0);
+        lane->cork = route != NULL && route->expose == NULL;
+    }
 }
 
 static struct op cork_op(struct lane *lane, bool on)
@@ -572,7 +587,7 @@ static int step_segment(struct lane *lane, struct op *ops, int room)
             return 0;
         }
     } else {
-        lane->limit = lane_left(lane, lane->segment, lane->at, step_size(lane->transfer));
+        lane->limit = lane_left(lane, lane->segment, lane->at, step_size(lane));
     }
     int count = lane->route->step(lane, lane->segment, lane->at, ops, room);
     return count >= 0 ? count : refused_or_failed(lane, count, lane->route->name);
@@ -603,8 +618,8 @@ int lane_next(struct lane *lane, struct op *ops)
         return transfer->error.code;
     if (!lane->started) {
         lane->started = true;
-        lane->cork = wants_cork(lane);
-        if (lane->sink->kind == SLUICE_END_TCP && lane->cork && !lane->sink->socket.corked)
+        plan_packets(lane);
+        if (lane->cork && !lane->sink->socket.corked)
             ops[count++] = cork_op(lane, true);
     }
     while (lane->wait == LANE_RUNS) {
@@ -856,7 +871,7 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->moved_in_turn = 0;
     lane->sink_offset = end_is_file(sink) ? offset : SLUICE_APPEND;
     lane->route = NULL;
-    lane->started = lane->cork = false;
+    lane->started = lane->cork = lane->paced = false;
     lane->sampled = false;
     lane->own_stage = (struct stage){.data = NULL};
     lane->stage = stage;
@@ -997,7 +1012,7 @@ static int run_lane(struct lane *lane)
     uint64_t before = lane->receipt.sent;
     if (lane->sampled)
         crossover_resume(&lane->sample);
-    while (transfer->blocking || lane->moved_in_turn < transfer->turn_size) {
+    while (transfer->blocking || lane->moved_in_turn < turn_of(lane)) {
         int count = lane_next(lane, ops);
         if (count < 0)
             return count;

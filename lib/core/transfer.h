@@ -36,8 +36,10 @@ struct lane {
     uint32_t tried;            /* bit per route that was left, for this segment */
     bool shrinking;            /* a fault showed that the segment's file is: ask its size before every op */
     uint8_t pieces_max;        /* of the next write, after one of several faulted; 0: as many as there are */
-    bool started, cork;        /* cork: hold partial segments back while this transfer runs */
-    bool sampled;              /* what the last segment costs is being measured */
+    bool started;
+    bool cork;                         /* hold partial segments back while this transfer runs */
+    bool paced;                        /* much goes into a socket that paces: by short turns */
+    bool sampled;                      /* what the last segment costs is being measured */
     uint64_t wait_offset, wait_length; /* LANE_WAITS_PAGES */
 
     struct stage *stage; /* own_stage, or the transfer's when several sinks share a stream */

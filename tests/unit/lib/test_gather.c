@@ -11,6 +11,7 @@
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -185,6 +186,40 @@ TEST("a large body leaves in full segments, and its last one at once")
     free(collector_finish(collector, &arrived));
     CHECK_EQ(arrived, size + sizeof head);
     close(fds[1]);
+}
+
+/* How much of a 1 MiB file the first step sends into a socket with this congestion control, which may be missing (0).
+ */
+static uint64_t sent_by_first_step(const char *congestion)
+{
+    connect_pair();
+    if (setsockopt(fds[0], IPPROTO_TCP, TCP_CONGESTION, congestion, (socklen_t)strlen(congestion)) < 0) {
+        disconnect();
+        return 0;
+    }
+    CHECK_EQ(setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &(int){1 << 20}, sizeof(int)), 0);
+    struct sluice_end *file = end_of(pattern_file(NULL, 1 << 20));
+    struct sluice_segment body = file_segment(file, 0, 1 << 20);
+    struct sluice_transfer_options options = {
+        .size = sizeof options, .segments = &body, .segment_count = 1, .sinks = &sink, .sink_count = 1};
+    struct sluice_transfer *transfer;
+    struct sluice_waits waits;
+    CHECK_EQ(sluice_transfer_new(&options, &transfer, NULL), 0);
+    CHECK(sluice_transfer_step(transfer, &waits) >= 0);
+    uint64_t sent = sluice_transfer_receipt(transfer, 0)->sent;
+    sluice_transfer_free(transfer);
+    sluice_end_close(file);
+    disconnect();
+    return sent;
+}
+
+TEST("a large body leaves by short turns into a socket that paces, and by whole ones into others")
+{
+    uint64_t paced = sent_by_first_step("bbr"), unpaced = sent_by_first_step("cubic");
+    if (paced == 0)
+        SKIP("this kernel has no bbr; modprobe tcp_bbr would make it run");
+    CHECK(paced > 200 << 10 && paced < 256 << 10);
+    CHECK(unpaced > 256 << 10);
 }
 
 TEST("no route and no size leaves the last packet waiting")
