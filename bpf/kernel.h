@@ -74,9 +74,20 @@ struct files_struct {
     struct fdtable *fdt;
 };
 
+#if defined(__TARGET_ARCH_x86)
 struct thread_info {
     __u32 status;
 };
+
+/* Linux 6.2 to 6.14 keep the count of preemption in here. */
+struct pcpu_hot {
+    int preempt_count;
+};
+#else
+struct thread_info {
+    __u64 preempt_count;
+};
+#endif
 
 struct pid_namespace;
 

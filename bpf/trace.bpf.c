@@ -69,7 +69,12 @@ const volatile __u32 trace_self = 0; /* our own pid, as we know it: never traced
 const volatile __u32 trace_page_size = 4096;
 const volatile __u8 trace_calls[TRACE_CALL_NUMBERS] = {}; /* enum trace_call by system call number */
 const volatile __u8 trace_ring[TRACE_RING_OPCODES] = {};  /* enum trace_mechanism by io_uring opcode */
-const volatile bool trace_functions = false;              /* tier (a) programs are attached */
+/* Which bit of struct net_device's features is which: an enumeration without a name, which CO-RE cannot find. */
+const volatile struct {
+    __u32 bit, feature; /* enum trace_egress_feature */
+} trace_features[TRACE_EGRESS_FEATURES] = {};
+const volatile bool trace_features_known = false;
+const volatile bool trace_functions = false; /* tier (a) programs are attached */
 
 /* ---- Maps ---- */
 
@@ -343,8 +348,11 @@ static __always_inline void describe_inet(struct trace_end_key *key, struct trac
     struct net_device *device = BPF_CORE_READ(sk, sk_dst_cache, dev);
     if (device) {
         value->egress = (__u32)BPF_CORE_READ(device, ifindex);
-        value->egress_features = BPF_CORE_READ(device, features);
-        value->egress_known = 1;
+        __u64 features = BPF_CORE_READ(device, features);
+        for (int i = 0; i < TRACE_EGRESS_FEATURES; i++)
+            if (features >> (trace_features[i].bit & 63) & 1)
+                value->egress_features |= trace_features[i].feature;
+        value->egress_known = trace_features_known;
     }
 }
 
@@ -1167,28 +1175,32 @@ int BPF_PROG(on_delivery, const struct sk_buff *buffer, int length)
  * A copy belongs to the call in which it was made. What softirq, interrupts and kernel threads copy is nobody's, and
  * listed so: whom a softirq interrupts is chance. */
 
-#define SERVING_SOFTIRQ                                                                                                \
-    0x100 /* 0x200 and above in this byte: bottom halves are off, which is still the caller's work */
+/* Of the count of preemption. 0x200 and above in its second byte: bottom halves are off, which is still the caller's
+ * work. */
+#define SERVING_SOFTIRQ 0x100
 #define IN_INTERRUPT 0xff0000 /* hard interrupt, NMI */
 
 #if defined(__TARGET_ARCH_x86)
-/* Per CPU. Linux 6.2 to 6.14 keep the count in pcpu_hot instead, and user space says where that is: a symbol that a
- * kernel lacks is one that libbpf 1.1 looks for in modules, which takes more than CAP_BPF and CAP_PERFMON. */
-extern const int __preempt_count __ksym __weak;
+/* The count is a variable of each CPU, or a member of one (struct pcpu_hot), and user space says how far it lies from
+ * another that every kernel has. A weak __ksym for each of the two would be simpler, but one that a kernel lacks is
+ * looked for in modules by libbpf 1.1, which takes more than CAP_BPF and CAP_PERFMON. */
 extern const unsigned long this_cpu_off __ksym __weak;
-const volatile __u64 trace_preempt_count = 0; /* from this_cpu_off; 0: __preempt_count is there */
+const volatile __s64 trace_preempt_distance = 0;  /* from this_cpu_off; 0: not known */
+const volatile bool trace_preempt_in_hot = false; /* to struct pcpu_hot, not to the count itself */
 #endif
 
-static __always_inline bool in_foreign_context(void)
+static __always_inline bool in_foreign_context(struct task_struct *task)
 {
     int count = 0;
 #if defined(__TARGET_ARCH_x86)
-    if (&__preempt_count) {
-        count = *(const int *)bpf_this_cpu_ptr(&__preempt_count);
-    } else if (trace_preempt_count && &this_cpu_off) {
-        unsigned long here = *(const unsigned long *)bpf_this_cpu_ptr(&this_cpu_off);
-        bpf_probe_read_kernel(&count, sizeof count, (const void *)(here + trace_preempt_count));
+    if (&this_cpu_off && trace_preempt_distance) {
+        const char *at = (const char *)bpf_this_cpu_ptr(&this_cpu_off) + trace_preempt_distance;
+        if (trace_preempt_in_hot)
+            at += bpf_core_field_offset(struct pcpu_hot, preempt_count);
+        bpf_probe_read_kernel(&count, sizeof count, at);
     }
+#else
+    count = (int)task->thread_info.preempt_count;
 #endif
     return count & (SERVING_SOFTIRQ | IN_INTERRUPT);
 }
@@ -1213,7 +1225,7 @@ static __always_inline void count_copy(__u32 function, long bytes)
     if (bytes <= 0)
         return;
     struct task_struct *task = bpf_get_current_task_btf();
-    bool foreign = in_foreign_context();
+    bool foreign = in_foreign_context(task);
     struct thread_state *state = foreign ? NULL : bpf_task_storage_get(&threads, task, 0, 0);
     if (state) {
         state->copied[function] += (__u64)bytes;
@@ -1326,9 +1338,8 @@ int BPF_PROG(copied_pipe_to_user, void *pipe, void *buffer, void *description, i
     return 0;
 }
 
-#define MSG_SPLICE_PAGES                                                                                               \
-    0x8000000 /* since Linux 6.5 sendfile and splice send by way of sendmsg: pages, by reference                       \
-               */
+/* Since Linux 6.5 sendfile and splice send by way of sendmsg: pages, by reference. */
+#define MSG_SPLICE_PAGES 0x8000000
 
 SEC("fexit/tcp_sendmsg_locked")
 int BPF_PROG(copied_tcp_sendmsg, struct sock *sk, struct msghdr *message, unsigned long size, int result)

@@ -77,12 +77,21 @@ struct trace_end_key {
     __u32 net;                  /* inode of the network namespace */
 };
 
+/* What a network device can do. The kernel numbers these as it likes. */
+enum trace_egress_feature {
+    TRACE_EGRESS_SCATTER_GATHER = 1,
+    TRACE_EGRESS_CHECKSUM_IPV4 = 2,
+    TRACE_EGRESS_CHECKSUM_ALL = 8,
+    TRACE_EGRESS_CHECKSUM_IPV6 = 16,
+};
+#define TRACE_EGRESS_FEATURES 4
+
 struct trace_end_value {
     __u32 id;              /* stands for this end in flows; from 1 up */
     __u32 file_system;     /* magic number (statfs(2)) */
     __u32 egress;          /* index of the device that packets leave by, in that namespace; 0: not known */
     __u32 egress_known;    /* egress_features is set */
-    __u64 egress_features; /* the low 64 netdev features as the kernel numbers them; 0 unless egress_known */
+    __u64 egress_features; /* TRACE_EGRESS_...; 0 unless egress_known */
     __u32 file_flags;      /* f_flags */
     __u32 character;       /* TRACE_END_CHAR: which device it is (st_rdev), numbered as in the key */
     __u32 unused;

@@ -7,106 +7,11 @@
  */
 #include "account.h"
 #include "base/checked.h"
-#include "mechanism.h"
+#include "copies.h"
+#include "items.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- A table of items that begin with their key: an array, and a hash of its indices ------------------------------
- */
-
-struct table {
-    size_t item_size, key_size; /* keys: a multiple of four bytes */
-    char *items;
-    size_t count, capacity;
-    uint32_t *slots; /* index + 1; 0: free. At least twice as many as items: a power of two */
-    size_t slot_count;
-};
-
-#define TABLE_MIN 16
-
-static size_t hash_of(const void *key, size_t size)
-{
-    const char *bytes = key;
-    uint64_t hash = size;
-    for (size_t at = 0; at < size; at += sizeof(uint32_t)) {
-        uint32_t word;
-        memcpy(&word, bytes + at, sizeof word);
-        hash = (hash ^ word) * UINT64_C(0x9e3779b97f4a7c15);
-        hash ^= hash >> 29;
-    }
-    return (size_t)hash;
-}
-
-static void *item_at(const struct table *table, size_t index)
-{
-    return table->items + index * table->item_size;
-}
-
-/* The slot that holds the key, or the free one where it would go. */
-static size_t slot_of(const struct table *table, const void *key)
-{
-    size_t mask = table->slot_count - 1, slot = hash_of(key, table->key_size) & mask;
-    while (table->slots[slot] != 0 && memcmp(item_at(table, table->slots[slot] - 1), key, table->key_size) != 0)
-        slot = (slot + 1) & mask;
-    return slot;
-}
-
-static void *table_find(const struct table *table, const void *key)
-{
-    if (table->count == 0)
-        return NULL;
-    uint32_t index = table->slots[slot_of(table, key)];
-    return index != 0 ? item_at(table, index - 1) : NULL;
-}
-
-static void table_rehash(struct table *table)
-{
-    memset(table->slots, 0, table->slot_count * sizeof *table->slots);
-    for (size_t i = 0; i < table->count; i++)
-        table->slots[slot_of(table, item_at(table, i))] = (uint32_t)i + 1;
-}
-
-static int table_grow(struct table *table)
-{
-    size_t capacity = table->capacity == 0 ? TABLE_MIN : table->capacity * 2;
-    uint32_t *slots = calloc(capacity * 2, sizeof *slots);
-    if (slots == NULL)
-        return -ENOMEM;
-    char *items = realloc(table->items, capacity * table->item_size);
-    if (items == NULL) {
-        free(slots);
-        return -ENOMEM;
-    }
-    free(table->slots);
-    table->items = items;
-    table->capacity = capacity;
-    table->slots = slots;
-    table->slot_count = capacity * 2;
-    table_rehash(table);
-    return 0;
-}
-
-/* The item with this key, made of zeros if there was none; NULL: no memory. */
-static void *table_enter(struct table *table, const void *key)
-{
-    void *item = table_find(table, key);
-    if (item != NULL)
-        return item;
-    if (table->count == table->capacity && table_grow(table) < 0)
-        return NULL;
-    item = item_at(table, table->count);
-    memset(item, 0, table->item_size);
-    memcpy(item, key, table->key_size);
-    table->slots[slot_of(table, key)] = (uint32_t)++table->count;
-    return item;
-}
-
-static void table_free(struct table *table)
-{
-    free(table->items);
-    free(table->slots);
-}
 
 /* ---- What is kept ----------------------------------------------------------------------------------------------- */
 
@@ -132,8 +37,10 @@ struct leg {
 
 struct account {
     enum account_tier tier;
-    struct table flows, ends, processes, callers;
-    struct account_unattributed unattributed[TRACE_FUNCTION_COUNT];
+    uint32_t functions; /* that are hooked */
+    struct items flows, ends, processes, callers;
+    struct trace_copy_value elsewhere[TRACE_FUNCTION_COUNT]; /* copies outside any flow */
+    struct account_unattributed unattributed[2 * TRACE_FUNCTION_COUNT];
     size_t unattributed_count;
     struct trace_lost lost;    /* with no_room */
     struct trace_lost no_room; /* what this account itself had no room for */
@@ -156,13 +63,19 @@ int account_new(enum account_tier tier, struct account **ret_account)
     if (account == NULL)
         return -ENOMEM;
     account->tier = tier;
-    account->flows = (struct table){.item_size = sizeof(struct flow), .key_size = sizeof(struct trace_flow_key)};
-    account->ends = (struct table){.item_size = sizeof(struct end), .key_size = sizeof(uint32_t)};
-    account->processes = (struct table){.item_size = sizeof(struct account_process), .key_size = sizeof(uint32_t)};
-    account->callers = (struct table){.item_size = sizeof(struct account_caller),
+    account->flows = (struct items){.item_size = sizeof(struct flow), .key_size = sizeof(struct trace_flow_key)};
+    account->ends = (struct items){.item_size = sizeof(struct end), .key_size = sizeof(uint32_t)};
+    account->processes = (struct items){.item_size = sizeof(struct account_process), .key_size = sizeof(uint32_t)};
+    account->callers = (struct items){.item_size = sizeof(struct account_caller),
                                       .key_size = offsetof(struct account_caller, samples)};
     *ret_account = account;
     return 0;
+}
+
+void account_watch(struct account *account, uint32_t functions)
+{
+    account->functions = functions;
+    account->dirty = true;
 }
 
 _Static_assert(offsetof(struct account_process, pid) == 0 && offsetof(struct account_caller, pid) == 0,
@@ -175,11 +88,11 @@ void account_free(struct account *account)
     if (account == NULL)
         return;
     for (size_t i = 0; i < account->flows.count; i++)
-        free(((struct flow *)item_at(&account->flows, i))->copies);
-    table_free(&account->flows);
-    table_free(&account->ends);
-    table_free(&account->processes);
-    table_free(&account->callers);
+        free(((struct flow *)items_at(&account->flows, i))->copies);
+    items_free(&account->flows);
+    items_free(&account->ends);
+    items_free(&account->processes);
+    items_free(&account->callers);
     free(account->legs);
     free(account->order);
     free(account->rows_of_threads);
@@ -216,7 +129,7 @@ static int make_room_for_rows(struct account *account, size_t count)
 {
     if (count <= account->capacity)
         return 0;
-    size_t capacity = max_size(account->capacity * 2, TABLE_MIN);
+    size_t capacity = max_size(account->capacity * 2, ITEMS_MIN);
     struct leg *legs = realloc(account->legs, capacity * sizeof *legs);
     if (legs == NULL)
         return -ENOMEM;
@@ -251,17 +164,17 @@ static bool can_fold(const struct account *account, const struct account_process
     return process != NULL && process->exited && process->exited_ns + SETTLED_NS <= account->elapsed_ns;
 }
 
-static void fold_flow(struct table *flows, size_t *kept, struct flow *flow)
+static void fold_flow(struct items *flows, size_t *kept, struct flow *flow)
 {
     struct flow *same = NULL;
     flows->count = *kept;
-    uint32_t index = flows->slots[slot_of(flows, &flow->key)];
+    uint32_t index = flows->slots[items_slot(flows, &flow->key)];
     if (index != 0)
-        same = item_at(flows, index - 1);
+        same = items_at(flows, index - 1);
     if (same == NULL) {
         struct flow copy = *flow;
-        size_t slot = slot_of(flows, &copy.key);
-        *(struct flow *)item_at(flows, *kept) = copy;
+        size_t slot = items_slot(flows, &copy.key);
+        *(struct flow *)items_at(flows, *kept) = copy;
         flows->slots[slot] = (uint32_t)++ * kept;
         return;
     }
@@ -280,21 +193,21 @@ static void fold_flow(struct table *flows, size_t *kept, struct flow *flow)
 /* Ten thousand short-lived processes of one name become one, and their threads with them. */
 static void fold_ended_processes(struct account *account)
 {
-    struct table *flows = &account->flows, *processes = &account->processes;
-    struct table names = {.item_size = sizeof(struct name), .key_size = TRACE_COMM_SIZE};
+    struct items *flows = &account->flows, *processes = &account->processes;
+    struct items names = {.item_size = sizeof(struct name), .key_size = TRACE_COMM_SIZE};
     size_t count = flows->count, kept = 0;
     for (size_t i = 0; i < processes->count; i++) {
-        const struct account_process *process = item_at(processes, i);
-        struct name *name = can_fold(account, process) ? table_enter(&names, process->comm) : NULL;
+        const struct account_process *process = items_at(processes, i);
+        struct name *name = can_fold(account, process) ? items_enter(&names, process->comm) : NULL;
         if (name != NULL && name->pid == 0)
             name->pid = process->pid;
     }
     if (flows->slots != NULL)
         memset(flows->slots, 0, flows->slot_count * sizeof *flows->slots);
     for (size_t i = 0; i < count; i++) {
-        struct flow *flow = item_at(flows, i);
+        struct flow *flow = items_at(flows, i);
         const struct account_process *process = account_process(account, flow->key.pid);
-        const struct name *name = can_fold(account, process) ? table_find(&names, process->comm) : NULL;
+        const struct name *name = can_fold(account, process) ? items_find(&names, process->comm) : NULL;
         if (name != NULL)
             flow->key.pid = flow->key.thread = name->pid;
         fold_flow(flows, &kept, flow);
@@ -303,20 +216,20 @@ static void fold_ended_processes(struct account *account)
     count = processes->count;
     kept = 0;
     for (size_t i = 0; i < count; i++) {
-        struct account_process *process = item_at(processes, i);
-        struct name *name = can_fold(account, process) ? table_find(&names, process->comm) : NULL;
+        struct account_process *process = items_at(processes, i);
+        struct name *name = can_fold(account, process) ? items_find(&names, process->comm) : NULL;
         if (name != NULL && name->pid != process->pid) {
-            add_process(item_at(processes, name->index), process); /* it came before this one */
+            add_process(items_at(processes, name->index), process); /* it came before this one */
             continue;
         }
         if (name != NULL)
             name->index = (uint32_t)kept;
-        *(struct account_process *)item_at(processes, kept++) = *process;
+        *(struct account_process *)items_at(processes, kept++) = *process;
     }
     processes->count = kept;
     if (processes->slots != NULL)
-        table_rehash(processes);
-    table_free(&names);
+        items_rehash(processes);
+    items_free(&names);
     account->dirty = true;
     account->folded_flows = flows->count;
     account->folded_processes = processes->count;
@@ -327,7 +240,7 @@ static struct flow *enter_flow(struct account *account, const struct trace_flow_
     struct trace_flow_key own = *key;
     own.unused = 0;
     *ret_full = false;
-    struct flow *flow = table_find(&account->flows, &own);
+    struct flow *flow = items_find(&account->flows, &own);
     if (flow != NULL)
         return flow;
     if (account->flows.count >= ACCOUNT_FLOWS_MAX) {
@@ -343,7 +256,7 @@ static struct flow *enter_flow(struct account *account, const struct trace_flow_
         return NULL;
     if (make_room_for_rows(account, account->flows.count + 1) < 0)
         return NULL;
-    return table_enter(&account->flows, &own);
+    return items_enter(&account->flows, &own);
 }
 
 int account_enter_flow(struct account *account, const struct trace_flow_key *key, const struct trace_flow_value *value)
@@ -364,23 +277,14 @@ int account_enter_flow(struct account *account, const struct trace_flow_key *key
     return 0;
 }
 
-static void enter_unattributed(struct account *account, uint32_t function, const struct trace_copy_value *value)
-{
-    size_t i = 0;
-    while (i < account->unattributed_count && account->unattributed[i].function != function)
-        i++;
-    if (i == account->unattributed_count)
-        account->unattributed[account->unattributed_count++] = (struct account_unattributed){.function = function};
-    account->unattributed[i].value.calls += value->calls;
-    account->unattributed[i].value.bytes += value->bytes;
-}
-
 int account_enter_copy(struct account *account, const struct trace_copy_key *key, const struct trace_copy_value *value)
 {
     if (key->function >= TRACE_FUNCTION_COUNT)
         return 0;
     if (key->flow.pid == 0) {
-        enter_unattributed(account, key->function, value);
+        account->elsewhere[key->function].calls += value->calls;
+        account->elsewhere[key->function].bytes += value->bytes;
+        account->dirty = true;
         return 0;
     }
     bool full;
@@ -408,7 +312,7 @@ int account_enter_end(struct account *account, const struct account_end *end)
     if (end->value.id == 0)
         return 0;
     account->dirty = true;
-    struct end *entered = table_enter(&account->ends, &end->value.id);
+    struct end *entered = items_enter(&account->ends, &end->value.id);
     if (entered == NULL)
         return -ENOMEM;
     entered->end = *end;
@@ -420,7 +324,7 @@ int account_enter_process(struct account *account, uint32_t pid, uint32_t parent
 {
     if (account->processes.count >= account->folded_processes + ACCOUNT_PROCESSES_MAX)
         fold_ended_processes(account);
-    struct account_process *process = table_enter(&account->processes, &pid);
+    struct account_process *process = items_enter(&account->processes, &pid);
     if (process == NULL)
         return -ENOMEM;
     process->exited = false;
@@ -435,7 +339,7 @@ int account_enter_process(struct account *account, uint32_t pid, uint32_t parent
 
 void account_enter_exit(struct account *account, uint32_t pid)
 {
-    struct account_process *process = table_find(&account->processes, &pid);
+    struct account_process *process = items_find(&account->processes, &pid);
     if (process != NULL) {
         process->exited = true;
         process->exited_ns = account->elapsed_ns;
@@ -444,7 +348,7 @@ void account_enter_exit(struct account *account, uint32_t pid)
 
 int account_enter_process_figures(struct account *account, const struct account_process *increment)
 {
-    struct account_process *process = table_enter(&account->processes, &increment->pid);
+    struct account_process *process = items_enter(&account->processes, &increment->pid);
     if (process == NULL)
         return -ENOMEM;
     add_process(process, increment);
@@ -458,7 +362,7 @@ int account_enter_caller(struct account *account, const struct account_caller *i
     key.pid = increment->pid;
     memcpy(key.copier, increment->copier, strnlen(increment->copier, sizeof key.copier - 1));
     memcpy(key.caller, increment->caller, strnlen(increment->caller, sizeof key.caller - 1));
-    struct account_caller *caller = table_find(&account->callers, &key);
+    struct account_caller *caller = items_find(&account->callers, &key);
     if (caller == NULL && account->callers.count + 1 >= ACCOUNT_CALLERS_MAX) {
         /* The rest together, so that samples still add up. */
         memset(key.copier, 0, sizeof key.copier);
@@ -468,7 +372,7 @@ int account_enter_caller(struct account *account, const struct account_caller *i
         strcpy(key.caller, "others");
     }
     if (account->sorted_callers_capacity <= account->callers.count) {
-        size_t capacity = max_size(account->sorted_callers_capacity * 2, TABLE_MIN);
+        size_t capacity = max_size(account->sorted_callers_capacity * 2, ITEMS_MIN);
         struct account_caller *sorted = realloc(account->sorted_callers, capacity * sizeof *sorted);
         if (sorted == NULL)
             return -ENOMEM;
@@ -476,7 +380,7 @@ int account_enter_caller(struct account *account, const struct account_caller *i
         account->sorted_callers_capacity = capacity;
     }
     if (caller == NULL)
-        caller = table_enter(&account->callers, &key);
+        caller = items_enter(&account->callers, &key);
     if (caller == NULL)
         return -ENOMEM;
     caller->samples += increment->samples;
@@ -499,32 +403,6 @@ void account_enter_time(struct account *account, uint64_t elapsed_ns, uint64_t c
 }
 
 /* ---- What one flow copied --------------------------------------------------------------------------------------- */
-
-static enum account_evidence weakest(enum account_evidence a, enum account_evidence b)
-{
-    return a < b ? a : b;
-}
-
-__extension__ typedef unsigned __int128 wide;
-
-/* amount * part / whole, rounded down; 0 of nothing. */
-static uint64_t share(uint64_t amount, uint64_t part, uint64_t whole)
-{
-    return whole == 0 ? 0 : (uint64_t)((wide)amount * part / whole);
-}
-
-static uint64_t sum_of_copies(const struct flow *flow, const char **ret_copier)
-{
-    uint64_t sum = 0, most = 0;
-    for (uint32_t i = 0; flow->copies != NULL && i < TRACE_FUNCTION_COUNT; i++) {
-        sum += flow->copies[i].bytes;
-        if (flow->copies[i].bytes > most) {
-            most = flow->copies[i].bytes;
-            *ret_copier = mechanism_function_name((enum trace_function)i);
-        }
-    }
-    return sum;
-}
 
 static const struct account_end unknown_end;
 static const struct account_end pipe_end = {.key = {.kind = TRACE_END_PIPE}};
@@ -555,113 +433,16 @@ static const struct account_end *own_sink(const struct account *account, const s
     return end != NULL ? end : &unknown_end;
 }
 
-/* The kernel tells of each piece that it copies to the receiver, in every tier that sees flows. */
-static void account_for_recv(struct leg *leg, const struct mechanism_cost *cost, uint64_t copied)
-{
-    struct account_row *row = &leg->row;
-    uint64_t bytes = row->value.bytes;
-    row->copy_bytes = copied != 0 ? copied : row->value.delivered;
-    row->evidence = ACCOUNT_MEASURED;
-    row->copier = "skb_copy_datagram_iter";
-    if (row->copy_bytes >= bytes)
-        return;
-    uint64_t missing = bytes - row->copy_bytes;
-    if (cost->evidence != ACCOUNT_UNKNOWN && missing <= bytes / 16) {
-        /* The call in which a thread was first seen was under way: its bytes are counted, its copies were not seen. */
-        row->copy_bytes += missing;
-        row->evidence = cost->evidence;
-        return;
-    }
-    /* Decrypted on the way, or copied with its checksum: other code does that. */
-    row->unknown_bytes = missing;
-    row->evidence = ACCOUNT_UNKNOWN;
-}
-
-/* Notifications count calls, not bytes: a call's bytes are taken to be the mean. */
-static void account_for_lending(struct leg *leg, const struct account_end *sink, const struct mechanism_cost *cost,
-                                uint64_t copied)
-{
-    struct account_row *row = &leg->row;
-    const struct trace_flow_value *value = &row->value;
-    uint64_t calls = value->calls != 0 ? value->calls : 1;
-    uint64_t notified = min_u64(value->notified, calls);
-    uint64_t notified_copied = min_u64(value->notified_copied, notified);
-    uint64_t pending = share(value->bytes, calls - notified, calls);
-    uint64_t said_copied = share(value->bytes, notified_copied, calls);
-    uint64_t said_lent = value->bytes - pending - said_copied;
-    row->copier = cost->copier != NULL ? cost->copier : "skb_copy_ubufs";
-    row->evidence = ACCOUNT_MEASURED;
-    row->copy_bytes = said_copied;
-    if (cost->evidence == ACCOUNT_UNKNOWN) {
-        row->unknown_bytes = pending + said_lent;
-    } else if (mechanism_egress(sink) != MECHANISM_EGRESS_CAPABLE) {
-        /* The kernel's word is asymmetric: "copied" is true, "not copied" may be copied later (no scatter-gather). */
-        row->copy_bytes += cost->copies * (pending + said_lent);
-        if (pending + said_lent > 0)
-            row->evidence = cost->evidence;
-    } else {
-        row->unknown_bytes = pending; /* a peer that turns out to be local makes the kernel copy after all */
-        if (said_lent > 0)
-            row->evidence = cost->evidence;
-    }
-    if (row->unknown_bytes > 0)
-        row->evidence = ACCOUNT_UNKNOWN;
-    row->copy_bytes = max_u64(row->copy_bytes, copied);
-    if (row->copy_bytes == 0)
-        row->copier = NULL;
-}
-
-/* The kernel asks for a page's copy unless nobody else has it any more, which only tier (a) sees. */
-static void account_for_copy_on_write(struct leg *leg, const struct mechanism_cost *cost, uint64_t copied,
-                                      const char *copier)
-{
-    struct account_row *row = &leg->row;
-    if (copied > 0) {
-        row->copy_bytes = copied;
-        row->copier = copier;
-        row->evidence = ACCOUNT_MEASURED;
-        return;
-    }
-    row->copy_bytes = min_u64(row->value.delivered, row->value.bytes);
-    row->unknown_bytes = row->value.bytes - row->copy_bytes;
-    row->evidence = row->unknown_bytes > 0 ? ACCOUNT_UNKNOWN : cost->evidence;
-    row->copier = cost->copier;
-}
-
 static void account_for(const struct account *account, struct leg *leg)
 {
     struct account_row *row = &leg->row;
-    const struct account_end *source = own_source(account, &row->key), *sink = own_sink(account, &row->key);
-    enum trace_mechanism mechanism = (enum trace_mechanism)row->key.mechanism;
-    struct mechanism_cost cost = mechanism_cost(mechanism, source, sink);
-    const char *copier = NULL;
-    uint64_t copied = sum_of_copies(leg->flow, &copier);
-    if (mechanism == TRACE_RECV) {
-        account_for_recv(leg, &cost, copied);
-    } else if (mechanism == TRACE_SEND_ZEROCOPY) {
-        account_for_lending(leg, sink, &cost, copied);
-    } else if (mechanism == TRACE_COPY_ON_WRITE) {
-        account_for_copy_on_write(leg, &cost, copied, copier);
-    } else if (account->tier == ACCOUNT_TIER_FUNCTIONS &&
-               (copied > 0 || mechanism_is_watched(mechanism, source, sink))) {
-        row->copy_bytes = copied;
-        row->copier = copier;
-        row->evidence = ACCOUNT_MEASURED;
-        if (!mechanism_is_watched(mechanism, source, sink)) {
-            /* Not all of its copies can be seen: what was is the least there is. */
-            row->evidence = cost.evidence;
-            row->unknown_bytes =
-                cost.evidence == ACCOUNT_UNKNOWN && copied < row->value.bytes ? row->value.bytes - copied : 0;
-            if (cost.evidence != ACCOUNT_UNKNOWN)
-                row->copy_bytes = max_u64(copied, cost.copies * row->value.bytes);
-        }
-    } else {
-        row->evidence = cost.evidence;
-        row->copy_bytes = cost.copies * row->value.bytes;
-        row->copier = cost.copier;
-        if (cost.evidence == ACCOUNT_UNKNOWN)
-            row->unknown_bytes = row->value.bytes;
-    }
+    struct copies_seen seen = {
+        .functions = account->functions,
+        .copies = leg->flow->copies,
+        .source = own_source(account, &row->key),
+        .sink = own_sink(account, &row->key),
+    };
+    copies_of_flow(&seen, row);
     leg->row_copier_bytes = row->copy_bytes;
 }
 
@@ -701,6 +482,11 @@ static size_t first_taker(const struct account *account, size_t count, const str
             high = middle;
     }
     return low;
+}
+
+static enum account_evidence weakest(enum account_evidence a, enum account_evidence b)
+{
+    return a < b ? a : b;
 }
 
 static void name_copier(struct leg *leg, const char *copier, uint64_t bytes)
@@ -929,18 +715,43 @@ static size_t make_rows(struct account *account, size_t count)
     return rows;
 }
 
+/* Copies outside any flow, and those of calls that moved nothing (exec reads its program, a write fails half-way): no
+ * row has them. */
+static void list_unattributed(struct account *account)
+{
+    struct trace_copy_value calls[TRACE_FUNCTION_COUNT] = {{0}};
+    for (size_t i = 0; i < account->flows.count; i++) {
+        const struct flow *flow = items_at(&account->flows, i);
+        if (flow->value.bytes != 0 || flow->copies == NULL)
+            continue;
+        for (uint32_t j = 0; j < TRACE_FUNCTION_COUNT; j++) {
+            calls[j].calls += flow->copies[j].calls;
+            calls[j].bytes += flow->copies[j].bytes;
+        }
+    }
+    size_t count = 0;
+    for (uint32_t i = 0; i < TRACE_FUNCTION_COUNT; i++) {
+        if (account->elsewhere[i].calls != 0)
+            account->unattributed[count++] = (struct account_unattributed){i, false, account->elsewhere[i]};
+        if (calls[i].calls != 0)
+            account->unattributed[count++] = (struct account_unattributed){i, true, calls[i]};
+    }
+    account->unattributed_count = count;
+}
+
 static void work_out(struct account *account)
 {
     size_t count = account->flows.count;
     account->dirty = false;
     for (size_t i = 0; i < count; i++) {
-        const struct flow *flow = item_at(&account->flows, i);
+        const struct flow *flow = items_at(&account->flows, i);
         account->legs[i] = (struct leg){.flow = flow, .row = {.key = flow->key, .value = flow->value}};
     }
     spread_notifications(account, count);
     for (size_t i = 0; i < count; i++)
         account_for(account, &account->legs[i]);
     join_legs(account, count);
+    list_unattributed(account);
     account->rows_of_threads_count = make_rows_of_threads(account, count);
     account->rows_count = make_rows(account, count);
     if (account->rows_of_threads_count > 1)
@@ -962,19 +773,19 @@ const struct account_end *account_end(const struct account *account, uint32_t id
     static const struct account_end memory = {.key = {.kind = TRACE_END_MEMORY}, .name = "memory"};
     if (id == 0)
         return &memory;
-    const struct end *end = table_find(&account->ends, &id);
+    const struct end *end = items_find(&account->ends, &id);
     return end != NULL ? &end->end : NULL;
 }
 
 const struct account_process *account_process(const struct account *account, uint32_t pid)
 {
-    return table_find(&account->processes, &pid);
+    return items_find(&account->processes, &pid);
 }
 
 const struct account_process *account_processes(const struct account *account, size_t *ret_count)
 {
     *ret_count = account->processes.count;
-    return (const struct account_process *)(const void *)account->processes.items;
+    return (const struct account_process *)(const void *)account->processes.all;
 }
 
 static int order_callers(const void *a, const void *b)
@@ -989,14 +800,16 @@ const struct account_caller *account_callers(struct account *account, size_t *re
     *ret_count = account->callers.count;
     if (account->callers_dirty) {
         account->callers_dirty = false;
-        memcpy(account->sorted_callers, account->callers.items, *ret_count * sizeof *account->sorted_callers);
+        memcpy(account->sorted_callers, account->callers.all, *ret_count * sizeof *account->sorted_callers);
         qsort(account->sorted_callers, *ret_count, sizeof *account->sorted_callers, order_callers);
     }
     return account->sorted_callers;
 }
 
-const struct account_unattributed *account_unattributed(const struct account *account, size_t *ret_count)
+const struct account_unattributed *account_unattributed(struct account *account, size_t *ret_count)
 {
+    if (account->dirty)
+        work_out(account);
     *ret_count = account->unattributed_count;
     return account->unattributed;
 }

@@ -79,9 +79,10 @@ struct account_caller {
     uint64_t samples;
 };
 
-/* Copies that belong to no flow: softirq, kernel threads. */
+/* Copies that belong to no flow: softirq, kernel threads; or to calls that moved no data: exec, a write that failed. */
 struct account_unattributed {
     uint32_t function; /* enum trace_function */
+    bool in_calls;     /* the latter */
     struct trace_copy_value value;
 };
 
@@ -89,6 +90,10 @@ struct account;
 
 int account_new(enum account_tier tier, struct account **ret_account);
 void account_free(struct account *account);
+/* Tier (a): the functions that are hooked, as bits (1u << enum trace_function); none before this says so. What one that
+ * is not hooked would have copied is what the mechanism's definition says, or unknown: never 0 because nobody saw it.
+ */
+void account_watch(struct account *account, uint32_t functions);
 
 /* ---- Entering. Figures are increments since the last call, except an end's and a process's identity. Returns 0 or
  * -ENOMEM; the account stays whole then.
@@ -123,7 +128,7 @@ const struct account_end *account_end(const struct account *account, uint32_t id
 const struct account_process *account_process(const struct account *account, uint32_t pid);
 const struct account_process *account_processes(const struct account *account, size_t *ret_count);
 const struct account_caller *account_callers(struct account *account, size_t *ret_count); /* most samples first */
-const struct account_unattributed *account_unattributed(const struct account *account, size_t *ret_count);
+const struct account_unattributed *account_unattributed(struct account *account, size_t *ret_count);
 const struct trace_lost *account_lost(const struct account *account);
 enum account_tier account_tier(const struct account *account);
 uint64_t account_elapsed_ns(const struct account *account);

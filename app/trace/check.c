@@ -311,13 +311,13 @@ static bool ends_in(const struct account_end *end, enum side side)
     return false;
 }
 
-static uint64_t stray_bytes(const struct account *account)
+static uint64_t stray_bytes(struct account *account)
 {
     size_t count;
     uint64_t bytes = 0;
     const struct account_unattributed *copies = account_unattributed(account, &count);
     for (size_t i = 0; i < count; i++)
-        bytes += copies[i].value.bytes;
+        bytes += copies[i].in_calls ? 0 : copies[i].value.bytes;
     return bytes;
 }
 
@@ -558,6 +558,8 @@ int check_receipts(const struct check_options *options, struct check_result *ret
         return error;
     }
     error = account_new(ret_result->tier, &checking.account);
+    if (error == 0)
+        account_watch(checking.account, collect_functions(checking.collect));
     if (error == 0)
         error = run_cases(&checking);
     if (error < 0)

@@ -2,6 +2,7 @@
 #include "collect.h"
 #include "base/cleanup.h"
 #include "base/text.h"
+#include "items.h"
 #include "procfs.h"
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
@@ -21,16 +22,16 @@
 #pragma GCC diagnostic pop
 
 /* The maps' counters only ever grow while their process lives: a program that has just looked up an entry may be adding
- * to it, so that taking entries out would lose what it adds. What was seen of each is kept here, and the difference is
- * what is new. */
+ * to it, so that taking entries out would lose what it adds. What was seen of each is kept, and the difference is what
+ * is new: items of the key, then the counters of 64 bits. */
 struct seen {
-    size_t key_size, members; /* counters of 64 bits */
-    size_t used, room;        /* entries; room is a power of two */
-    unsigned char *slots;     /* a byte that says whether it is taken, the key, the counters; see slot_size */
+    struct items items;
+    size_t members;
 };
 
 struct collect {
     struct trace_bpf *programs;
+    uint32_t functions; /* hooked: bits */
     bool paused;
     struct ring_buffer *events;
     struct account *account; /* these two during a drain, for on_event */
@@ -143,60 +144,70 @@ static int explain(int error, struct failure *failure)
 /* ---- Loading ---- */
 
 /* io_uring's tracepoint for completions changed its arguments: which one is this kernel's? */
-static bool completion_in_pieces(void)
+static bool completion_in_pieces(const struct btf *types)
 {
-    struct btf *types = btf__load_vmlinux_btf();
-    bool pieces = false;
-    if (types != NULL) {
-        int id = btf__find_by_name_kind(types, "btf_trace_io_uring_complete", BTF_KIND_TYPEDEF);
-        const struct btf_type *type = id > 0 ? btf__type_by_id(types, (unsigned)id) : NULL;
-        type = type != NULL ? btf__type_by_id(types, type->type) : NULL; /* pointer to function */
-        type = type != NULL ? btf__type_by_id(types, type->type) : NULL;
-        pieces = type != NULL && btf_is_func_proto(type) && btf_vlen(type) > 4;
-        btf__free(types);
+    int id = btf__find_by_name_kind(types, "btf_trace_io_uring_complete", BTF_KIND_TYPEDEF);
+    const struct btf_type *type = id > 0 ? btf__type_by_id(types, (unsigned)id) : NULL;
+    type = type != NULL ? btf__type_by_id(types, type->type) : NULL; /* pointer to function */
+    type = type != NULL ? btf__type_by_id(types, type->type) : NULL;
+    return type != NULL && btf_is_func_proto(type) && btf_vlen(type) > 4;
+}
+
+static const struct {
+    const char *name;
+    enum trace_egress_feature feature;
+} device_features[TRACE_EGRESS_FEATURES] = {
+    {"NETIF_F_SG_BIT", TRACE_EGRESS_SCATTER_GATHER},
+    {"NETIF_F_IP_CSUM_BIT", TRACE_EGRESS_CHECKSUM_IPV4},
+    {"NETIF_F_HW_CSUM_BIT", TRACE_EGRESS_CHECKSUM_ALL},
+    {"NETIF_F_IPV6_CSUM_BIT", TRACE_EGRESS_CHECKSUM_IPV6},
+};
+
+/* The enumeration of device features, told by its first name. */
+static void find_device_features(const struct btf *types, struct trace_bpf__rodata *settings)
+{
+    unsigned found = 0;
+    for (unsigned id = 1; id < btf__type_cnt(types) && found == 0; id++) {
+        const struct btf_type *type = btf__type_by_id(types, id);
+        if (!btf_is_enum(type) || type->name_off != 0 || btf_vlen(type) < TRACE_EGRESS_FEATURES ||
+            strncmp(btf__name_by_offset(types, btf_enum(type)->name_off), "NETIF_F_", 8) != 0)
+            continue;
+        for (unsigned i = 0; i < btf_vlen(type); i++)
+            for (unsigned j = 0; j < TRACE_EGRESS_FEATURES; j++)
+                if (strcmp(btf__name_by_offset(types, btf_enum(type)[i].name_off), device_features[j].name) == 0) {
+                    settings->trace_features[found].bit = (uint32_t)btf_enum(type)[i].val;
+                    settings->trace_features[found++].feature = device_features[j].feature;
+                }
     }
-    return pieces;
+    settings->trace_features_known = found == TRACE_EGRESS_FEATURES;
 }
 
 #if defined(__x86_64__)
-static bool member_offset(const struct btf *types, const struct btf_type *type, const char *name, uint32_t *ret_bits)
+/* Where a variable lies in the memory that each CPU has of its own. Negative: there is none. */
+static int64_t place_per_cpu(const struct btf *types, const char *name)
 {
-    const struct btf_member *member = btf_members(type);
-    for (unsigned i = 0; i < btf_vlen(type); i++) {
-        const char *own = btf__name_by_offset(types, member[i].name_off);
-        uint32_t bits = btf_member_bit_offset(type, i), inner = 0;
-        const struct btf_type *anonymous = own[0] == '\0' ? btf__type_by_id(types, member[i].type) : NULL;
-        if (strcmp(own, name) == 0 ||
-            (anonymous != NULL && btf_is_composite(anonymous) && member_offset(types, anonymous, name, &inner))) {
-            *ret_bits = bits + inner;
-            return true;
-        }
-    }
-    return false;
+    int variable = btf__find_by_name_kind(types, name, BTF_KIND_VAR);
+    int section = btf__find_by_name_kind(types, ".data..percpu", BTF_KIND_DATASEC);
+    if (variable <= 0 || section <= 0)
+        return -1;
+    const struct btf_type *variables = btf__type_by_id(types, (unsigned)section);
+    const struct btf_var_secinfo *info = btf_var_secinfos(variables);
+    for (unsigned i = 0; i < btf_vlen(variables); i++)
+        if (info[i].type == (unsigned)variable)
+            return info[i].offset;
+    return -1;
 }
 
-/* Where Linux 6.2 to 6.14 keep the count of preemption: an offset into each CPU's own memory, which begins with the
- * variables in this section of the kernel. 0: elsewhere. */
-static uint64_t preempt_count_offset(void)
+/* The count of preemption: a variable, or from Linux 6.2 to 6.14 a member of one. */
+static void find_preempt_count(const struct btf *types, struct trace_bpf__rodata *settings)
 {
-    struct btf *types = btf__load_vmlinux_btf();
-    uint64_t offset = 0;
-    if (types == NULL)
-        return 0;
-    int variable = btf__find_by_name_kind(types, "pcpu_hot", BTF_KIND_VAR);
-    int structure = btf__find_by_name_kind(types, "pcpu_hot", BTF_KIND_STRUCT);
-    int section = btf__find_by_name_kind(types, ".data..percpu", BTF_KIND_DATASEC);
-    uint32_t bits;
-    if (variable > 0 && structure > 0 && section > 0 &&
-        member_offset(types, btf__type_by_id(types, (unsigned)structure), "preempt_count", &bits)) {
-        const struct btf_type *variables = btf__type_by_id(types, (unsigned)section);
-        const struct btf_var_secinfo *info = btf_var_secinfos(variables);
-        for (unsigned i = 0; i < btf_vlen(variables); i++)
-            if (info[i].type == (unsigned)variable)
-                offset = info[i].offset + bits / 8;
-    }
-    btf__free(types);
-    return offset;
+    int64_t anchor = place_per_cpu(types, "this_cpu_off");
+    int64_t count = place_per_cpu(types, "__preempt_count"), hot = place_per_cpu(types, "pcpu_hot");
+    settings->trace_preempt_in_hot = count < 0;
+    if (count < 0)
+        count = hot;
+    if (anchor >= 0 && count >= 0)
+        settings->trace_preempt_distance = count - anchor;
 }
 #endif
 
@@ -222,31 +233,101 @@ static int cgroup_of(const char *path, uint64_t *ret_id, uint32_t *ret_level, st
     return 0;
 }
 
+/* What has to be hooked for a function's copies to be counted: all of `hooks`, or one of them where a kernel has it
+ * under one name or the other. TRACE_FN_DATAGRAM_READ is a tracepoint but for datagrams. */
+static const struct {
+    enum trace_function function;
+    const char *hooks[4];
+    bool any;
+} watches[] = {
+    {TRACE_FN_FILEMAP_READ, {"filemap_read"}, false},
+    {TRACE_FN_SHMEM_FILE_READ, {"shmem_file_read_iter"}, false},
+    {TRACE_FN_GENERIC_PERFORM_WRITE, {"generic_perform_write"}, false},
+    {TRACE_FN_IOMAP_WRITE, {"iomap_file_buffered_write"}, false},
+    {TRACE_FN_BTRFS_WRITE, {"btrfs_buffered_write"}, false},
+    {TRACE_FN_PIPE_READ, {"pipe_read", "anon_pipe_read"}, true},
+    {TRACE_FN_PIPE_WRITE, {"pipe_write", "anon_pipe_write"}, true},
+    {TRACE_FN_TCP_SENDMSG, {"tcp_sendmsg_locked", "skb_zerocopy_iter_stream"}, false},
+    {TRACE_FN_UNIX_SENDMSG, {"skb_copy_datagram_from_iter"}, false},
+    {TRACE_FN_UDP_SENDMSG, {"ip_generic_getfrag"}, false},
+    {TRACE_FN_DATAGRAM_READ, {"udp_recvmsg"}, false},
+    {TRACE_FN_SKB_COPY_UBUFS, {"skb_copy_ubufs"}, false},
+    {TRACE_FN_SKB_COPY_AND_CSUM, {"skb_copy_and_csum_bits"}, false},
+    {TRACE_FN_SKB_COPY_BITS, {"skb_copy_bits"}, false},
+    {TRACE_FN_COPY_ON_WRITE, {"wp_page_copy", "finish_fault"}, false},
+    {TRACE_FN_PIPE_TO_USER, {"pipe_to_user"}, false},
+};
+_Static_assert(sizeof watches / sizeof watches[0] == TRACE_FUNCTION_COUNT, "a line for every function");
+
+/* The kernel function that a program hooks; NULL: none. */
+static const char *hooked_function(const struct bpf_program *program)
+{
+    const char *section = bpf_program__section_name(program);
+    if (strncmp(section, "fexit/", 6) != 0 && strncmp(section, "fentry/", 7) != 0)
+        return NULL;
+    return strchr(section, '/') + 1;
+}
+
 /* Programs of tier (a) hook functions by name. Those that this kernel does not have, or has in a module that is not
  * loaded, are left out. */
-static int choose_functions(struct trace_bpf *programs, bool functions)
+static void choose_functions(struct trace_bpf *programs, const struct btf *types, bool functions)
 {
-    struct btf *types = functions ? btf__load_vmlinux_btf() : NULL;
     struct bpf_program *program;
-    if (functions && types == NULL)
-        return -errno;
     bpf_object__for_each_program(program, programs->obj)
     {
-        const char *section = bpf_program__section_name(program);
-        if (strncmp(section, "fexit/", 6) != 0 && strncmp(section, "fentry/", 7) != 0)
+        const char *function = hooked_function(program);
+        if (function == NULL)
             continue;
-        const char *function = strchr(section, '/') + 1;
         bool there = functions && btf__find_by_name_kind(types, function, BTF_KIND_FUNC) > 0;
         if (functions && strncmp(function, "btrfs_", 6) == 0)
             there = access("/sys/kernel/btf/btrfs", R_OK) == 0;
         bpf_program__set_autoload(program, there);
+        bpf_program__set_autoattach(program, false);
     }
-    btf__free(types);
-    return 0;
 }
 
-static int prepare(struct trace_bpf *programs, const struct collect_options *options, bool functions,
-                   struct failure *failure)
+static bool is_hooked(const struct trace_bpf *programs, const char *function)
+{
+    const struct bpf_object_skeleton *skeleton = programs->skeleton;
+    for (int i = 0; i < skeleton->prog_cnt; i++) {
+        const char *own = hooked_function(*skeleton->progs[i].prog);
+        if (own != NULL && strcmp(own, function) == 0 && *skeleton->progs[i].link == NULL)
+            return false;
+    }
+    return true;
+}
+
+/* Hook what can be hooked. A function that the kernel will not let go of (it is patched, say) is left out like one that
+ * it does not have. Returns the functions whose copies are counted, or, if there are none, why. */
+static int hook_functions(struct trace_bpf *programs, uint32_t *ret_functions)
+{
+    const struct bpf_object_skeleton *skeleton = programs->skeleton;
+    uint32_t functions = 0;
+    int error = -ENOENT;
+    for (int i = 0; i < skeleton->prog_cnt; i++) {
+        struct bpf_program *program = *skeleton->progs[i].prog;
+        if (hooked_function(program) == NULL || !bpf_program__autoload(program))
+            continue;
+        *skeleton->progs[i].link = bpf_program__attach(program);
+        if (*skeleton->progs[i].link == NULL)
+            error = -errno;
+    }
+    for (size_t i = 0; i < sizeof watches / sizeof watches[0]; i++) {
+        bool all = true, any = false;
+        for (size_t j = 0; j < sizeof watches[i].hooks / sizeof watches[i].hooks[0] && watches[i].hooks[j]; j++) {
+            bool hooked = is_hooked(programs, watches[i].hooks[j]);
+            all = all && hooked;
+            any = any || hooked;
+        }
+        if (watches[i].any ? any : all)
+            functions |= 1u << watches[i].function;
+    }
+    *ret_functions = functions;
+    return functions == 0 ? error : 0;
+}
+
+static int prepare(struct trace_bpf *programs, const struct btf *types, const struct collect_options *options,
+                   bool functions, struct failure *failure)
 {
     struct trace_bpf__rodata *settings = programs->rodata;
     settings->trace_scope = options->scope;
@@ -254,8 +335,7 @@ static int prepare(struct trace_bpf *programs, const struct collect_options *opt
     settings->trace_page_size = (uint32_t)sysconf(_SC_PAGESIZE);
     settings->trace_functions = functions;
 #if defined(__x86_64__)
-    if (functions)
-        settings->trace_preempt_count = preempt_count_offset();
+    find_preempt_count(types, settings);
 #endif
     if (options->comm != NULL)
         strncpy((char *)settings->trace_comm, options->comm, TRACE_COMM_SIZE - 1);
@@ -272,11 +352,14 @@ static int prepare(struct trace_bpf *programs, const struct collect_options *opt
         settings->trace_calls[calls[i].number] = (uint8_t)calls[i].call;
     for (size_t i = 0; i < sizeof ring_operations / sizeof ring_operations[0]; i++)
         settings->trace_ring[ring_operations[i].opcode] = (uint8_t)ring_operations[i].mechanism;
-    bool pieces = completion_in_pieces();
+    find_device_features(types, settings);
+    bool pieces = completion_in_pieces(types);
     bpf_program__set_autoload(programs->progs.on_ring_completion_pieces, pieces);
     bpf_program__set_autoload(programs->progs.on_ring_completion, !pieces);
     bpf_program__set_autoload(programs->progs.on_page_fault, options->faults);
-    return choose_functions(programs, functions);
+    bpf_program__set_autoattach(programs->progs.find_namespace, false); /* run once, by hand */
+    choose_functions(programs, types, functions);
+    return 0;
 }
 
 /* Processes are named by their numbers in our own pid namespace, which programs in the kernel have to be shown. */
@@ -287,18 +370,27 @@ static int find_namespace(struct trace_bpf *programs)
 }
 
 static int load(const struct collect_options *options, bool functions, struct trace_bpf **ret_programs,
-                struct failure *failure)
+                uint32_t *ret_functions, struct failure *failure)
 {
-    struct trace_bpf *programs = trace_bpf__open();
-    if (programs == NULL)
+    struct btf *types = btf__load_vmlinux_btf();
+    if (types == NULL)
         return explain(-errno, failure);
-    int error = prepare(programs, options, functions, failure);
+    struct trace_bpf *programs = trace_bpf__open();
+    if (programs == NULL) {
+        int error = -errno;
+        btf__free(types);
+        return explain(error, failure);
+    }
+    int error = prepare(programs, types, options, functions, failure);
+    btf__free(types);
     if (error == 0) {
         error = trace_bpf__load(programs);
         if (error == 0)
             error = find_namespace(programs);
         if (error == 0)
             error = trace_bpf__attach(programs);
+        if (error == 0 && functions)
+            error = hook_functions(programs, ret_functions);
         if (error < 0)
             explain(error, failure);
     }
@@ -331,6 +423,13 @@ static int on_event(void *context, void *data, size_t size)
     return 0;
 }
 
+/* Keys are no multiple of eight bytes, counters are aligned. */
+static struct seen seen_of(size_t key_size, size_t value_size)
+{
+    return (struct seen){.items = {.key_size = key_size, .item_size = (key_size + 7) / 8 * 8 + value_size},
+                         .members = value_size / sizeof(uint64_t)};
+}
+
 int collect_open(const struct collect_options *options, struct collect **ret_collect, enum account_tier *ret_tier,
                  struct failure *failure)
 {
@@ -341,21 +440,19 @@ int collect_open(const struct collect_options *options, struct collect **ret_col
     enum account_tier tier = ACCOUNT_TIER_TRACEPOINTS;
     int error = -ENOTSUP;
     if (options->functions) {
-        error = load(options, true, &collect->programs, failure);
+        error = load(options, true, &collect->programs, &collect->functions, failure);
         if (error == 0)
             tier = ACCOUNT_TIER_FUNCTIONS;
     }
     if (error < 0)
-        error = load(options, false, &collect->programs, failure);
+        error = load(options, false, &collect->programs, &collect->functions, failure);
     if (error == 0) {
         int processors = libbpf_num_possible_cpus();
         collect->processors = processors > 0 ? (unsigned)processors : 1;
         collect->values = calloc(collect->processors, sizeof(struct trace_lost) + sizeof(struct trace_flow_value));
-        collect->flows = (struct seen){.key_size = sizeof(struct trace_flow_key),
-                                       .members = sizeof(struct trace_flow_value) / sizeof(uint64_t)};
-        collect->copies = (struct seen){.key_size = sizeof(struct trace_copy_key),
-                                        .members = sizeof(struct trace_copy_value) / sizeof(uint64_t)};
-        collect->transitions = (struct seen){.key_size = sizeof(uint32_t), .members = 1};
+        collect->flows = seen_of(sizeof(struct trace_flow_key), sizeof(struct trace_flow_value));
+        collect->copies = seen_of(sizeof(struct trace_copy_key), sizeof(struct trace_copy_value));
+        collect->transitions = seen_of(sizeof(uint32_t), sizeof(uint64_t));
         collect->events = ring_buffer__new(bpf_map__fd(collect->programs->maps.events), on_event, collect, NULL);
         if (collect->values == NULL || collect->events == NULL)
             error = failure_set(failure, -ENOMEM, "out of memory");
@@ -367,6 +464,11 @@ int collect_open(const struct collect_options *options, struct collect **ret_col
     *ret_collect = collect;
     *ret_tier = tier;
     return 0;
+}
+
+uint32_t collect_functions(const struct collect *collect)
+{
+    return collect->functions;
 }
 
 int collect_add(struct collect *collect, uint32_t pid)
@@ -412,9 +514,9 @@ void collect_close(struct collect *collect)
     ring_buffer__free(collect->events);
     trace_bpf__destroy(collect->programs);
     free(collect->values);
-    free(collect->flows.slots);
-    free(collect->copies.slots);
-    free(collect->transitions.slots);
+    items_free(&collect->flows.items);
+    items_free(&collect->copies.items);
+    items_free(&collect->transitions.items);
     free(collect->end_process);
     free(collect);
 }
@@ -431,49 +533,6 @@ static void sum(const void *per_processor, unsigned processors, uint64_t *total,
             total[j] += *value++;
 }
 
-static size_t slot_size(const struct seen *seen)
-{
-    return 8 + (seen->key_size + 7) / 8 * 8 + seen->members * sizeof(uint64_t);
-}
-
-static unsigned char *slot_of(const struct seen *seen, const void *key)
-{
-    uint64_t hash = 0xcbf29ce484222325; /* FNV-1a */
-    for (size_t i = 0; i < seen->key_size; i++)
-        hash = (hash ^ ((const unsigned char *)key)[i]) * 0x100000001b3;
-    for (size_t i = (size_t)(hash >> 20);; i++) {
-        unsigned char *slot = seen->slots + (i & (seen->room - 1)) * slot_size(seen);
-        if (slot[0] == 0 || memcmp(slot + 8, key, seen->key_size) == 0)
-            return slot;
-    }
-}
-
-/* The counters last seen of this key, for writing. NULL: no memory. */
-static uint64_t *seen_of(struct seen *seen, const void *key)
-{
-    if ((seen->used + 1) * 2 > seen->room) {
-        struct seen larger = *seen;
-        larger.room = seen->room == 0 ? 256 : seen->room * 2;
-        larger.slots = calloc(larger.room, slot_size(seen));
-        if (larger.slots == NULL)
-            return NULL;
-        for (size_t i = 0; i < seen->room; i++) {
-            unsigned char *slot = seen->slots + i * slot_size(seen);
-            if (slot[0] != 0)
-                memcpy(slot_of(&larger, slot + 8), slot, slot_size(seen));
-        }
-        free(seen->slots);
-        *seen = larger;
-    }
-    unsigned char *slot = slot_of(seen, key);
-    if (slot[0] == 0) {
-        slot[0] = 1;
-        memcpy(slot + 8, key, seen->key_size);
-        seen->used++;
-    }
-    return (uint64_t *)(void *)(slot + slot_size(seen) - seen->members * sizeof(uint64_t));
-}
-
 /* Visit every entry of a map with what is new in it. Entries of processes that are gone are taken out. */
 static int visit_new(struct collect *collect, const struct bpf_map *map, struct seen *seen,
                      int (*visit)(struct collect *, const void *, const uint64_t *))
@@ -483,15 +542,16 @@ static int visit_new(struct collect *collect, const struct bpf_map *map, struct 
     uint64_t total[16];
     bool more = bpf_map_get_next_key(fd, NULL, key) == 0;
     while (more) {
-        memcpy(previous, key, seen->key_size);
+        memcpy(previous, key, seen->items.key_size);
         bool read = bpf_map_lookup_elem(fd, previous, collect->values) == 0;
         more = bpf_map_get_next_key(fd, previous, key) == 0;
         if (!read)
             continue;
         sum(collect->values, collect->processors, total, seen->members);
-        uint64_t *last = seen_of(seen, previous);
-        if (last == NULL)
+        char *item = items_enter(&seen->items, previous);
+        if (item == NULL)
             return -ENOMEM;
+        uint64_t *last = (uint64_t *)(void *)(item + seen->items.item_size - seen->members * sizeof(uint64_t));
         uint64_t new_counts[16], any = 0;
         for (size_t i = 0; i < seen->members; i++) {
             new_counts[i] = total[i] - last[i];

@@ -26,6 +26,9 @@ struct collect;
 int collect_open(const struct collect_options *options, struct collect **ret_collect, enum account_tier *ret_tier,
                  struct failure *failure);
 
+/* Tier (a): the functions that are hooked, as account_watch() takes them; 0 at tier (b). */
+uint32_t collect_functions(const struct collect *collect);
+
 /* TRACE_SCOPE_PROCESSES: trace this process, its threads and what it forks from now on. */
 int collect_add(struct collect *collect, uint32_t pid);
 

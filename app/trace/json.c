@@ -124,10 +124,10 @@ static int add_all(json_t *root, struct account *account, const struct report_op
                                 "caller", text(caller[i].caller), "samples", integer(caller[i].samples)));
     const struct account_unattributed *copies = account_unattributed(account, &count);
     for (size_t i = 0; i < count; i++)
-        failed |=
-            add(unattributed, json_pack("{s:o, s:o, s:o}", "function",
-                                        text(mechanism_function_name((enum trace_function)copies[i].function)), "calls",
-                                        integer(copies[i].value.calls), "bytes", integer(copies[i].value.bytes)));
+        failed |= add(unattributed, json_pack("{s:o, s:b, s:o, s:o}", "function",
+                                              text(mechanism_function_name((enum trace_function)copies[i].function)),
+                                              "in_calls", copies[i].in_calls, "calls", integer(copies[i].value.calls),
+                                              "bytes", integer(copies[i].value.bytes)));
     return failed;
 }
 

@@ -2,6 +2,7 @@
 #include "kernel_symbols.h"
 #include "base/cleanup.h"
 #include "grow.h"
+#include "sorted.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,8 +11,8 @@
 #include <unistd.h>
 
 struct kernel_symbol {
-    uint64_t address;
-    uint32_t name; /* offset in names */
+    uint64_t address; /* first: sorted_up_to() */
+    uint32_t name;    /* offset in names */
     bool judged;
     const struct frame_pattern *pattern; /* once judged */
 };
@@ -106,15 +107,8 @@ static int read_kernel_symbols(struct kernel_symbols *kernel, const char *path)
 /* Of several names for one address, one that the table knows. */
 const struct frame_pattern *kernel_symbols_find(struct kernel_symbols *kernel, uint64_t address, const char **ret_name)
 {
-    size_t low = 0, high = kernel->count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (kernel->symbols[middle].address <= address)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    for (size_t i = low; i > 0 && kernel->symbols[i - 1].address == kernel->symbols[low - 1].address; i--) {
+    size_t up_to = sorted_up_to(kernel->symbols, kernel->count, sizeof kernel->symbols[0], address);
+    for (size_t i = up_to; i > 0 && kernel->symbols[i - 1].address == kernel->symbols[up_to - 1].address; i--) {
         struct kernel_symbol *symbol = &kernel->symbols[i - 1];
         if (!symbol->judged) {
             symbol->pattern = frames_kernel(kernel->names + symbol->name);

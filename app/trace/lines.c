@@ -197,14 +197,17 @@ static void print_findings(const struct lines *lines, const struct finding *find
     }
 }
 
-static void print_unattributed(const struct lines *lines)
+static void print_unattributed(const struct lines *lines, const char *what, bool in_calls)
 {
     size_t count;
     const struct account_unattributed *copies = account_unattributed(lines->account, &count);
-    if (count == 0)
-        return;
-    title(lines, "Copies in the course of no call (softirq, kernel threads)");
+    bool titled = false;
     for (size_t i = 0; i < count; i++) {
+        if (copies[i].in_calls != in_calls)
+            continue;
+        if (!titled)
+            title(lines, what);
+        titled = true;
         char size[TEXT_SIZE_MAX], calls[FORMAT_FIGURE_MAX];
         say(lines, "  ", "%s: %s in %s calls", mechanism_function_name((enum trace_function)copies[i].function),
             text_format_size(copies[i].value.bytes, size, sizeof size), format_count(copies[i].value.calls, calls));
@@ -283,7 +286,8 @@ void report_lines(FILE *stream, struct account *account, const struct report_opt
     }
     print_callers(&lines);
     print_findings(&lines, findings, finding_count);
-    print_unattributed(&lines);
+    print_unattributed(&lines, "Copies in the course of no call (softirq, kernel threads)", false);
+    print_unattributed(&lines, "Copies in calls that moved no data (exec, stat, failed writes)", true);
     if (format_lost(account_lost(account), lost, sizeof lost)[0] != '\0') {
         title(&lines, "Not recorded");
         say(&lines, "  ", "%s", lost);

@@ -21,11 +21,6 @@
 #define F2FS_SUPER_MAGIC 0xf2f52010
 #endif
 
-/* include/linux/netdev_features.h */
-#define FEATURE_SCATTER_GATHER (UINT64_C(1) << 0)
-#define FEATURE_CHECKSUM_IPV4 (UINT64_C(1) << 1)
-#define FEATURE_CHECKSUM_ALL (UINT64_C(1) << 3)
-#define FEATURE_CHECKSUM_IPV6 (UINT64_C(1) << 4)
 #define LOOPBACK_INDEX 1 /* in every network namespace */
 
 static const struct {
@@ -114,8 +109,9 @@ enum mechanism_egress mechanism_egress(const struct account_end *sink)
     if (sink->value.egress == LOOPBACK_INDEX)
         return MECHANISM_EGRESS_LOOPBACK;
     uint64_t checksum =
-        FEATURE_CHECKSUM_ALL | (sink->key.family == 10 /* AF_INET6 */ ? FEATURE_CHECKSUM_IPV6 : FEATURE_CHECKSUM_IPV4);
-    if ((sink->value.egress_features & FEATURE_SCATTER_GATHER) == 0)
+        TRACE_EGRESS_CHECKSUM_ALL |
+        (sink->key.family == 10 /* AF_INET6 */ ? TRACE_EGRESS_CHECKSUM_IPV6 : TRACE_EGRESS_CHECKSUM_IPV4);
+    if ((sink->value.egress_features & TRACE_EGRESS_SCATTER_GATHER) == 0)
         return MECHANISM_EGRESS_NO_SCATTER_GATHER;
     if ((sink->value.egress_features & checksum) == 0)
         return MECHANISM_EGRESS_NO_CHECKSUM;
@@ -372,23 +368,60 @@ struct mechanism_cost mechanism_cost(enum trace_mechanism mechanism, const struc
     return unknown("a mechanism that is not known here");
 }
 
-bool mechanism_is_watched(enum trace_mechanism mechanism, const struct account_end *source,
-                          const struct account_end *sink)
+/* ---- Who would see it ------------------------------------------------------------------------------------------- */
+
+static uint32_t bit(enum trace_function function)
+{
+    return 1u << function;
+}
+_Static_assert(TRACE_FUNCTION_COUNT <= 32, "functions are bits of a uint32_t");
+
+static uint32_t watchers_of_read(const struct account_end *source)
+{
+    if (!is_file(kind_of(source)) || !has_page_cache(source))
+        return 0;
+    return bit(source->key.kind == TRACE_END_FILE && source->value.file_system == TMPFS_MAGIC ? TRACE_FN_SHMEM_FILE_READ
+                                                                                              : TRACE_FN_FILEMAP_READ);
+}
+
+static uint32_t watchers_of_write(const struct account_end *sink)
+{
+    if (!is_file(kind_of(sink)) || !has_page_cache(sink))
+        return 0;
+    if (sink->key.kind == TRACE_END_BLOCK) /* the second since Linux 6.6 */
+        return bit(TRACE_FN_GENERIC_PERFORM_WRITE) | bit(TRACE_FN_IOMAP_WRITE);
+    switch (sink->value.file_system) {
+    case XFS_SUPER_MAGIC:
+        return bit(TRACE_FN_IOMAP_WRITE);
+    case BTRFS_SUPER_MAGIC:
+        return bit(TRACE_FN_BTRFS_WRITE);
+    }
+    return bit(TRACE_FN_GENERIC_PERFORM_WRITE);
+}
+
+uint32_t mechanism_watchers(enum trace_mechanism mechanism, const struct account_end *source,
+                            const struct account_end *sink)
 {
     enum trace_end_kind from = kind_of(source), to = kind_of(sink);
     switch (mechanism) {
     case TRACE_READ:
-        return from == TRACE_END_PIPE || (is_file(from) && has_page_cache(source));
+        /* The second for vmsplice, which reads, too. */
+        return from == TRACE_END_PIPE ? bit(TRACE_FN_PIPE_READ) | bit(TRACE_FN_PIPE_TO_USER) : watchers_of_read(source);
     case TRACE_WRITE:
-        return to == TRACE_END_PIPE || (is_file(to) && has_page_cache(sink));
+        return to == TRACE_END_PIPE ? bit(TRACE_FN_PIPE_WRITE) : watchers_of_write(sink);
     case TRACE_SEND:
-        return to == TRACE_END_TCP || to == TRACE_END_UDP || to == TRACE_END_UNIX;
+        return to == TRACE_END_TCP    ? bit(TRACE_FN_TCP_SENDMSG)
+               : to == TRACE_END_UDP  ? bit(TRACE_FN_UDP_SENDMSG)
+               : to == TRACE_END_UNIX ? bit(TRACE_FN_UNIX_SENDMSG)
+                                      : 0;
     case TRACE_SENDFILE:
     case TRACE_SPLICE:
-        return (to == TRACE_END_FILE || to == TRACE_END_BLOCK) && has_page_cache(sink);
+        return to == TRACE_END_FILE || to == TRACE_END_BLOCK ? watchers_of_write(sink) : 0;
     case TRACE_COPY_FILE_RANGE:
-        return from == TRACE_END_FILE && to == TRACE_END_FILE && has_page_cache(sink) && has_page_cache(source);
+        return from == TRACE_END_FILE && to == TRACE_END_FILE && has_page_cache(source) ? watchers_of_write(sink) : 0;
+    case TRACE_COPY_ON_WRITE:
+        return bit(TRACE_FN_COPY_ON_WRITE);
     default:
-        return false;
+        return 0;
     }
 }

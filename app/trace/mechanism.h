@@ -20,10 +20,11 @@ struct mechanism_cost {
 struct mechanism_cost mechanism_cost(enum trace_mechanism mechanism, const struct account_end *source,
                                      const struct account_end *sink);
 
-/* Tier (a): would its functions have seen every copy of this mechanism between these ends? Then copies that nobody
- * entered did not happen. Not so where copies can happen later, in a softirq or in the receiver's context. */
-bool mechanism_is_watched(enum trace_mechanism mechanism, const struct account_end *source,
-                          const struct account_end *sink);
+/* Tier (a): the functions (bits, 1u << enum trace_function) that together see every copy of this mechanism between
+ * these ends, so that copies that none of them entered did not happen. 0: there are none such, as where copies can
+ * happen later, in a softirq or in the receiver's context. */
+uint32_t mechanism_watchers(enum trace_mechanism mechanism, const struct account_end *source,
+                            const struct account_end *sink);
 
 /* What the device that a socket's packets leave by does with pages that are lent to it. */
 enum mechanism_egress {

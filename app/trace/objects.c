@@ -2,6 +2,7 @@
 #include "objects.h"
 #include "base/cleanup.h"
 #include "grow.h"
+#include "sorted.h"
 
 #include <elfutils/libdwfl.h>
 #include <errno.h>
@@ -185,17 +186,10 @@ static int object_new(const struct objects *objects, int fd, const struct stat *
 
 struct object_function *object_find(struct object *object, uint64_t address)
 {
-    size_t low = 0, high = object->function_count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (object->functions[middle].start <= address)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    if (low == 0)
+    size_t up_to = sorted_up_to(object->functions, object->function_count, sizeof object->functions[0], address);
+    if (up_to == 0)
         return NULL;
-    struct object_function *function = &object->functions[low - 1];
+    struct object_function *function = &object->functions[up_to - 1];
     return function->size == 0 || address - function->start < function->size ? function : NULL;
 }
 

@@ -35,7 +35,7 @@ void report_lines(FILE *stream, struct account *account, const struct report_opt
  *                    when any of the bytes are unknown), unknown (bytes), evidence, copier, calls, transitions_per_gib
  *   callers          pid, copier, caller, samples
  *   findings         pid, bytes, what, advice (or null)
- *   unattributed     function, calls, bytes
+ *   unattributed     function, in_calls (true: of calls that moved nothing; false: of no call), calls, bytes
  *   lost             flow_bytes, flow_calls, copy_bytes, ends, events, threads, foreign_calls, messages
  *
  * options->rows and width do not matter. Returns 0, -ENOMEM, or -EIO (the stream failed). */

@@ -9,6 +9,7 @@
 #include "collect.h"
 #include "commands.h"
 #include "findings.h"
+#include "mechanism.h"
 #include "procfs.h"
 #include "report.h"
 #include "samples.h"
@@ -277,6 +278,24 @@ static int add_with_children(struct session *session, uint32_t pid, unsigned dep
 
 /* ---- Where figures come from ------------------------------------------------------------------------------------ */
 
+/* Tier (a): what it cannot see, since not every kernel has all of its functions, and some lie in modules. */
+static void name_functions_missing(struct session *session)
+{
+    uint32_t functions = collect_functions(session->collect);
+    char names[512] = "";
+    size_t used = 0;
+    for (uint32_t i = 0; i < TRACE_FUNCTION_COUNT && used < sizeof names; i++)
+        if ((functions >> i & 1) == 0)
+            used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used > 0 ? ", " : "",
+                                     mechanism_function_name((enum trace_function)i));
+    if (used > 0)
+        add_notice(
+            session,
+            "Not hooked, as this kernel has no such function, or has it in a module that was not loaded: %s. What "
+            "it copies is known by the mechanism's definition, or not at all.",
+            names);
+}
+
 static int open_tier(struct session *session)
 {
     const struct trace_options *options = &session->options;
@@ -309,6 +328,8 @@ static int open_tier(struct session *session)
                 "Bytes and calls are exact, copies follow from the mechanism. For tier (a), which counts them: %s.",
                 failure.text);
     }
+    if (session->tier == ACCOUNT_TIER_FUNCTIONS)
+        name_functions_missing(session);
     if (session->tier == ACCOUNT_TIER_PROC && options->cgroup == NULL && options->comm == NULL && !options->all &&
         options->pids == NULL && session->child == 0)
         return -EINVAL;
@@ -648,6 +669,8 @@ int trace_main(int argc, char **argv)
     error = account_new(session.tier, &session.account);
     if (error < 0)
         goto done;
+    if (session.collect != NULL)
+        account_watch(session.account, collect_functions(session.collect));
     if (session.child > 0) {
         session.pids = malloc(sizeof *session.pids);
         if (session.pids == NULL)

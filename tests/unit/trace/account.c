@@ -54,6 +54,8 @@ static void begin(enum account_tier tier)
     account_free(account);
     account = NULL;
     CHECK_EQ(account_new(tier, &account), 0);
+    if (tier == ACCOUNT_TIER_FUNCTIONS)
+        account_watch(account, UINT32_MAX);
     enter_end(ISO, TRACE_END_FILE, EXT4_SUPER_MAGIC, 0, 0);
     enter_end(COPY, TRACE_END_FILE, EXT4_SUPER_MAGIC, 0, 0);
     enter_end(STRANGE, TRACE_END_FILE, 0x65735546 /* FUSE */, 0, 0);
@@ -639,6 +641,49 @@ TEST("no copies entered are no copies, where the functions that would copy are w
     enter(TRACE_NONE, TRACE_COPY_FILE_RANGE, ISO, COPY, MIB, 0);
     CHECK_EQ(row_of(TRACE_NONE, TRACE_COPY_FILE_RANGE, ISO, COPY)->copy_bytes, 0);
     CHECK_EQ(row_of(TRACE_NONE, TRACE_COPY_FILE_RANGE, ISO, COPY)->evidence, ACCOUNT_MEASURED);
+}
+
+TEST("without the function that would copy hooked, no copies seen are what the definition says, or unknown")
+{
+    begin(ACCOUNT_TIER_FUNCTIONS);
+    account_watch(account, ~(1u << TRACE_FN_GENERIC_PERFORM_WRITE | 1u << TRACE_FN_COPY_ON_WRITE));
+    enter(TRACE_NONE, TRACE_READ, ISO, 0, MIB, MIB);
+    enter_copy(TRACE_NONE, TRACE_READ, ISO, 0, TRACE_FN_FILEMAP_READ, MIB);
+    enter(TRACE_READ, TRACE_WRITE, ISO, COPY, MIB, 0);
+    CHECK_EQ(row_of(TRACE_READ, TRACE_WRITE, ISO, COPY)->copy_bytes, 2 * MIB);
+    CHECK_EQ(row_of(TRACE_READ, TRACE_WRITE, ISO, COPY)->evidence, ACCOUNT_BY_DEFINITION);
+    enter_end(STRANGE, TRACE_END_FILE, 0x9123683e /* btrfs */, 0, 0);
+    enter(TRACE_NONE, TRACE_COPY_FILE_RANGE, STRANGE, STRANGE, MIB, 0);
+    CHECK_EQ(row_of(TRACE_NONE, TRACE_COPY_FILE_RANGE, STRANGE, STRANGE)->evidence, ACCOUNT_MEASURED);
+    account_watch(account, ~(1u << TRACE_FN_BTRFS_WRITE | 1u << TRACE_FN_COPY_ON_WRITE));
+    CHECK_EQ(row_of(TRACE_NONE, TRACE_COPY_FILE_RANGE, STRANGE, STRANGE)->unknown_bytes, MIB);
+    CHECK_EQ(row_of(TRACE_NONE, TRACE_COPY_FILE_RANGE, STRANGE, STRANGE)->evidence, ACCOUNT_UNKNOWN);
+    CHECK_EQ(row_of(TRACE_READ, TRACE_WRITE, ISO, COPY)->evidence, ACCOUNT_MEASURED); /* that nothing was copied */
+    enter(TRACE_NONE, TRACE_COPY_ON_WRITE, 0, 0, MIB, 0);
+    enter_copy(TRACE_NONE, TRACE_COPY_ON_WRITE, 0, 0, TRACE_FN_COPY_ON_WRITE, MIB / 4); /* by the half that is hooked */
+    CHECK_EQ(row_of(TRACE_NONE, TRACE_COPY_ON_WRITE, 0, 0)->copy_bytes, MIB / 4);
+    CHECK_EQ(row_of(TRACE_NONE, TRACE_COPY_ON_WRITE, 0, 0)->unknown_bytes, MIB / 4 * 3);
+}
+
+TEST("copies of calls that moved nothing are in no row, and listed")
+{
+    begin(ACCOUNT_TIER_FUNCTIONS);
+    struct trace_flow_key key = flow_key(TRACE_NONE, TRACE_WRITE, 0, COPY);
+    struct trace_flow_value failed = {.fruitless = 1};
+    CHECK_EQ(account_enter_flow(account, &key, &failed), 0);
+    enter_copy(TRACE_NONE, TRACE_WRITE, 0, COPY, TRACE_FN_GENERIC_PERFORM_WRITE, 4096);
+    enter_copy(TRACE_NONE, TRACE_NONE, 0, 0, TRACE_FN_FILEMAP_READ, 256); /* exec */
+    enter(TRACE_NONE, TRACE_READ, ISO, 0, MIB, 0);
+    enter_copy(TRACE_NONE, TRACE_READ, ISO, 0, TRACE_FN_FILEMAP_READ, MIB);
+    size_t count;
+    const struct account_unattributed *copies = account_unattributed(account, &count);
+    CHECK_EQ(count, 2);
+    CHECK(copies[0].in_calls && copies[1].in_calls);
+    CHECK_EQ(copies[0].function, TRACE_FN_FILEMAP_READ);
+    CHECK_EQ(copies[0].value.bytes, 256);
+    CHECK_EQ(copies[1].function, TRACE_FN_GENERIC_PERFORM_WRITE);
+    CHECK_EQ(copies[1].value.bytes, 4096);
+    CHECK_EQ(row_count(false), 1);
 }
 
 TEST("where copies can happen unwatched, later and elsewhere, the definition stands")

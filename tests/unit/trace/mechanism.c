@@ -46,7 +46,7 @@ TEST("every mechanism between every two kinds of ends has a cost with a reason, 
                 CHECK(cost.reason != NULL && cost.reason[0] != '\0');
                 CHECK(cost.evidence != ACCOUNT_UNKNOWN || (cost.copies == 0 && cost.copier == NULL));
                 CHECK(cost.copies == 0 || cost.evidence >= ACCOUNT_BY_DEFINITION);
-                mechanism_is_watched((enum trace_mechanism)mechanism, i == 1 ? NULL : &from, j == 1 ? NULL : &to);
+                mechanism_watchers((enum trace_mechanism)mechanism, i == 1 ? NULL : &from, j == 1 ? NULL : &to);
             }
 }
 
@@ -238,17 +238,17 @@ TEST("tier (a) vouches for silence only where all copying functions are hooked")
 {
     struct account_end file = end_of(TRACE_END_FILE, EXT4_SUPER_MAGIC), fuse = end_of(TRACE_END_FILE, FUSE);
     struct account_end pipe = end_of(TRACE_END_PIPE, 0), socket = tcp(2, 2, 9), other = end_of(TRACE_END_SOCKET, 0);
-    CHECK(mechanism_is_watched(TRACE_READ, &file, NULL));
-    CHECK(mechanism_is_watched(TRACE_WRITE, NULL, &pipe));
-    CHECK(mechanism_is_watched(TRACE_SEND, NULL, &socket));
-    CHECK(mechanism_is_watched(TRACE_SPLICE, &pipe, &file));
-    CHECK(mechanism_is_watched(TRACE_COPY_FILE_RANGE, &file, &file));
-    CHECK(!mechanism_is_watched(TRACE_READ, &fuse, NULL));
-    CHECK(!mechanism_is_watched(TRACE_WRITE, NULL, &fuse));
-    CHECK(!mechanism_is_watched(TRACE_SEND, NULL, &other));
-    CHECK(!mechanism_is_watched(TRACE_SENDFILE, &file, &socket)); /* a softirq may copy, later */
-    CHECK(!mechanism_is_watched(TRACE_SEND_ZEROCOPY, NULL, &socket));
-    CHECK(!mechanism_is_watched(TRACE_PROCESS_COPY, NULL, NULL));
+    CHECK(0 != mechanism_watchers(TRACE_READ, &file, NULL));
+    CHECK(0 != mechanism_watchers(TRACE_WRITE, NULL, &pipe));
+    CHECK(0 != mechanism_watchers(TRACE_SEND, NULL, &socket));
+    CHECK(0 != mechanism_watchers(TRACE_SPLICE, &pipe, &file));
+    CHECK(0 != mechanism_watchers(TRACE_COPY_FILE_RANGE, &file, &file));
+    CHECK(!mechanism_watchers(TRACE_READ, &fuse, NULL));
+    CHECK(!mechanism_watchers(TRACE_WRITE, NULL, &fuse));
+    CHECK(!mechanism_watchers(TRACE_SEND, NULL, &other));
+    CHECK(!mechanism_watchers(TRACE_SENDFILE, &file, &socket)); /* a softirq may copy, later */
+    CHECK(!mechanism_watchers(TRACE_SEND_ZEROCOPY, NULL, &socket));
+    CHECK(!mechanism_watchers(TRACE_PROCESS_COPY, NULL, NULL));
 }
 
 CHECK_MAIN()
