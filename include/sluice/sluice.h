@@ -48,11 +48,13 @@ SLUICE_API const char *sluice_version(void);
 /* One mechanism each. The numbers are part of the ABI: append only. Receipts and plans have room for these and no more,
  * so until 1.0 a new route is a new soname. */
 enum sluice_route {
-    SLUICE_ROUTE_AUTO = 0, /* let the plan choose */
-    SLUICE_ROUTE_COPY,     /* read + write through user memory; memory segments by one send or write */
-    SLUICE_ROUTE_MMAP,     /* a mapping of the file, written from: one copy, none of it by user code */
-    SLUICE_ROUTE_SENDFILE, /* sendfile(2) */
-    SLUICE_ROUTE_SPLICE,   /* splice(2), through a pooled pipe where neither end is one */
+    SLUICE_ROUTE_AUTO = 0,        /* let the plan choose */
+    SLUICE_ROUTE_COPY,            /* read + write through user memory; memory segments by one send or write */
+    SLUICE_ROUTE_MMAP,            /* a mapping of the file, written from: one copy, none of it by user code */
+    SLUICE_ROUTE_SENDFILE,        /* sendfile(2) */
+    SLUICE_ROUTE_SPLICE,          /* splice(2), through a pooled pipe where neither end is one */
+    SLUICE_ROUTE_COPY_FILE_RANGE, /* copy_file_range(2): the file system shares extents, or copies in the kernel */
+    SLUICE_ROUTE_REFLINK,         /* ioctl_ficlonerange(2): both files share extents, until one is written to */
     SLUICE_ROUTE_COUNT
 };
 
@@ -189,6 +191,7 @@ struct sluice_receipt {
     uint64_t copy_bytes;    /* bytes the CPU copied: a byte copied twice counts twice */
     uint64_t transformed;   /* of bytes, those that came out of a transform */
     uint64_t unknown;       /* of these, nobody can tell */
+    uint64_t holes;         /* of by_reference, holes of a sparse file, kept as holes: no route carried them */
     uint64_t aliased;       /* of these, pages of a file that a reader may still see change */
     uint64_t sent;          /* accepted by the sink */
     uint64_t released;      /* of sent, no longer referred to by a loan of memory: = sent once nothing is outstanding */
@@ -277,6 +280,10 @@ enum sluice_transfer_flags {
     SLUICE_TRANSFER_NEVER_BLOCK = 1 << 0, /* ask before reading a file whether its pages are in memory (RWF_NOWAIT) and
                                              wait for SLUICE_WAIT_PAGES instead of for the disk */
     SLUICE_TRANSFER_MORE = 1 << 1,        /* more will follow at once: keep the last packet open (MSG_MORE) */
+    SLUICE_TRANSFER_SPARSE = 1 << 2,      /* keep the holes of file sources (lseek(2), SEEK_HOLE) in sinks that are
+                                             regular files and written at an offset: they are neither read nor written,
+                                             what the sink had there becomes a hole, and a hole at the end makes it
+                                             longer. Other sinks, and file systems without holes, get zeros */
 };
 
 struct sluice_transfer_options {

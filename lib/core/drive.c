@@ -146,6 +146,7 @@ int sluice_transfer_run(const struct sluice_transfer_options *options, struct sl
             }
         } while (result > 0);
         sigpipe_restore(&guard);
+        transfer_settle(transfer); /* also after a failure the receipt says all that can be known */
         error = transfer->error;
         if (ret_receipts != NULL)
             for (uint32_t i = 0; i < transfer->lane_count; i++)

@@ -3,6 +3,7 @@
 #include "end.h"
 #include "sys.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
@@ -17,6 +18,10 @@ enum op_blocker op_blocker(const struct op *op)
         if (op->in_offset != OP_NO_OFFSET)
             return OP_BLOCKS_ON_SINK;
         return end_is_file(op->sink) ? OP_BLOCKS_ON_SOURCE : OP_BLOCKS_ON_EITHER;
+    case OP_COPY_RANGE:
+    case OP_CLONE:
+    case OP_HOLE:
+        return OP_BLOCKS_ON_NEITHER;
     case OP_WRITE:
     case OP_SENDFILE:
     case OP_DRAIN:
@@ -39,6 +44,12 @@ const char *op_name(const struct op *op)
     case OP_DRAIN:
     case OP_PASS:
         return "splice";
+    case OP_COPY_RANGE:
+        return "copy_file_range";
+    case OP_CLONE:
+        return "ioctl(FICLONERANGE)";
+    case OP_HOLE:
+        return "fallocate";
     case OP_CORK:
         break;
     }
@@ -111,7 +122,32 @@ static ssize_t execute_splice(const struct op *op)
     return sys.splice(op->in, position(&in), op->out, position(&out), op->length, (unsigned)op->flags);
 }
 
-static ssize_t execute_once(const struct op *op)
+static ssize_t execute_copy_range(const struct op *op)
+{
+    off_t in = op->in_offset, out = op->out_offset;
+    return sys.copy_file_range(op->in, position(&in), op->out, position(&out), op->length, 0);
+}
+
+/* Made longer first, then punched: XFS may have allocated blocks beyond the end, which are the file's from then on. */
+static ssize_t execute_hole(const struct op *op, uint64_t *calls)
+{
+    struct stat status;
+    off_t end = op->out_offset + (off_t)op->length;
+    *calls += 2;
+    if (sys.fstat(op->out, &status) < 0)
+        return -1;
+    if (end > status.st_size) {
+        ++*calls;
+        if (sys.ftruncate(op->out, end) < 0)
+            return -1;
+    }
+    int result = sys.fallocate(op->out, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, op->out_offset, (off_t)op->length);
+    if (result < 0 && op->out_offset < status.st_size)
+        return -1; /* what the file had there shines through */
+    return (ssize_t)op->length;
+}
+
+static ssize_t execute_once(const struct op *op, uint64_t *calls)
 {
     switch (op->kind) {
     case OP_READ:
@@ -124,6 +160,13 @@ static ssize_t execute_once(const struct op *op)
     case OP_DRAIN:
     case OP_PASS:
         return execute_splice(op);
+    case OP_COPY_RANGE:
+        return execute_copy_range(op);
+    case OP_CLONE:
+        return sys.clone_range(op->in, op->in_offset, op->out, op->out_offset, op->length) < 0 ? -1
+                                                                                               : (ssize_t)op->length;
+    case OP_HOLE:
+        return execute_hole(op, calls);
     case OP_CORK: {
         int on = op->length != 0;
         return sys.setsockopt(op->out, IPPROTO_TCP, TCP_CORK, &on, sizeof on);
@@ -135,10 +178,10 @@ static ssize_t execute_once(const struct op *op)
 
 ssize_t op_execute(const struct op *op, uint64_t *calls)
 {
-    bool system_call = !(op->kind == OP_WRITE && op->sink->kind == SLUICE_END_MEMORY);
+    bool system_call = !(op->kind == OP_WRITE && op->sink->kind == SLUICE_END_MEMORY) && op->kind != OP_HOLE;
     for (;;) {
         *calls += system_call;
-        ssize_t result = execute_once(op);
+        ssize_t result = execute_once(op, calls);
         if (result >= 0)
             return result;
         if (errno != EINTR)

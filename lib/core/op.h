@@ -14,17 +14,25 @@
 struct sluice_end;
 
 enum op_kind {
-    OP_READ,     /* source -> buffer; at in_offset of a file, or what a stream delivers */
-    OP_WRITE,    /* iov -> sink */
-    OP_SENDFILE, /* file -> sink */
-    OP_FILL,     /* source -> pipe, by splice */
-    OP_DRAIN,    /* pipe -> sink, by splice */
-    OP_PASS,     /* splice between two ends of which one is a pipe itself */
-    OP_CORK,     /* hold back (length 1) or let go (length 0) partial segments */
+    OP_READ,       /* source -> buffer; at in_offset of a file, or what a stream delivers */
+    OP_WRITE,      /* iov -> sink */
+    OP_SENDFILE,   /* file -> sink */
+    OP_FILL,       /* source -> pipe, by splice */
+    OP_DRAIN,      /* pipe -> sink, by splice */
+    OP_PASS,       /* splice between two ends of which one is a pipe itself */
+    OP_COPY_RANGE, /* file -> file, by copy_file_range */
+    OP_CLONE,      /* file -> file: share these extents; all of them or none. Length 0: up to the source's end */
+    OP_HOLE,       /* this range of a file becomes a hole, and the file as long as that if it was shorter */
+    OP_CORK,       /* hold back (length 1) or let go (length 0) partial segments */
 };
 
 /* The end that an EAGAIN of the op is about. */
-enum op_blocker { OP_BLOCKS_ON_SOURCE, OP_BLOCKS_ON_SINK, OP_BLOCKS_ON_EITHER };
+enum op_blocker {
+    OP_BLOCKS_ON_SOURCE,
+    OP_BLOCKS_ON_SINK,
+    OP_BLOCKS_ON_EITHER,
+    OP_BLOCKS_ON_NEITHER, /* files: it is an error like others, there is nothing to wait for */
+};
 
 #define OP_NO_OFFSET (-1)
 #define OP_IOV_MAX 16

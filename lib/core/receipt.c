@@ -14,11 +14,19 @@
  *                                          offload (probed); copied once if it is known to lack them: the kernel then
  *                                          linearises every packet, without a sign to us
  *               else                       unknown
+ *   copy_file_range, reflink               unknown until the route leaves, then as the sink's extents say (FIEMAP):
+ *               shared                     by reference, measured; for reflink at least by definition
+ *               in the metadata            1 copy, measured (btrfs copies what it keeps inline, also for reflink)
+ *               own                        1 copy, measured, on local file systems that are known to do nothing third
+ *               no extent                  a hole: by reference, measured
+ *               tmpfs, which has none      1 copy, by definition
+ *               else                       unknown; reflink by reference, by definition
  *
  * "Pages can be referred to": a pipe's, a socket's, and those of a file whose file system splices from the page cache;
  * O_DIRECT, DAX and some network file systems read into fresh pages instead (copy_splice_read).
  */
 #include "receipt.h"
+#include "extents.h"
 #include <string.h>
 
 struct fate {
@@ -87,6 +95,9 @@ static struct fate fate(enum sluice_route route, struct sluice_end *source, stru
     case SLUICE_ROUTE_SENDFILE:
     case SLUICE_ROUTE_SPLICE:
         return fate_of_reference(source, sink, calls);
+    case SLUICE_ROUTE_COPY_FILE_RANGE:
+    case SLUICE_ROUTE_REFLINK:
+        return (struct fate){.evidence = SLUICE_EVIDENCE_NONE}; /* receipt_prove will tell */
     case SLUICE_ROUTE_AUTO:
     case SLUICE_ROUTE_COUNT:
         break;
@@ -108,7 +119,7 @@ void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, stru
     receipt->bytes += bytes;
     receipt->sent += bytes;
     receipt->released += bytes; /* none of today's routes lends memory to the kernel */
-    if (what.evidence == SLUICE_EVIDENCE_UNKNOWN)
+    if (what.evidence <= SLUICE_EVIDENCE_UNKNOWN)
         receipt->unknown += bytes;
     else if (what.copies == 0)
         receipt->by_reference += bytes;
@@ -120,6 +131,59 @@ void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, stru
     struct sluice_route_count *count = &receipt->routes[route];
     count->bytes += bytes;
     count->evidence = weakest(count->evidence, what.evidence);
+}
+
+static void prove(struct sluice_receipt *receipt, enum sluice_route route, struct fate what, uint64_t bytes)
+{
+    struct sluice_route_count *count = &receipt->routes[route];
+    if (bytes == 0)
+        return;
+    count->evidence = weakest(count->evidence, what.evidence);
+    if (what.evidence == SLUICE_EVIDENCE_UNKNOWN)
+        return;
+    receipt->unknown -= bytes;
+    if (what.copies == 0)
+        receipt->by_reference += bytes;
+    else
+        receipt->copied += bytes;
+    receipt->copy_bytes += what.copies * bytes;
+}
+
+void receipt_prove(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *sink, uint64_t offset,
+                   uint64_t bytes)
+{
+    uint64_t *calls = &receipt->system_calls;
+    struct extents extents;
+    bool cloned = route == SLUICE_ROUTE_REFLINK;
+    struct fate otherwise = {.evidence = SLUICE_EVIDENCE_UNKNOWN};
+    if (cloned)
+        otherwise = ruled(RULE_CLONED, 0, SLUICE_EVIDENCE_BY_DEFINITION);
+    if (extents_map(sink, offset, bytes, calls, &extents) < 0) {
+        if (!cloned && extents_are_pages(sink, calls))
+            otherwise = ruled(RULE_RANGE_OF_PAGES, 1, SLUICE_EVIDENCE_BY_DEFINITION);
+        prove(receipt, route, otherwise, bytes);
+        return;
+    }
+    prove(receipt, route, ruled(RULE_EXTENTS_SHARED, 0, SLUICE_EVIDENCE_MEASURED), extents.shared);
+    prove(receipt, route, ruled(RULE_EXTENTS_INSIDE, 1, SLUICE_EVIDENCE_MEASURED), extents.inside);
+    if (extents.own + extents.none == 0)
+        return;
+    bool truth = extents_are_the_truth(sink, calls);
+    /* Own after a clone: the source was written to meanwhile, or the file system shows nobody what it shares. */
+    prove(receipt, route, truth && !cloned ? ruled(RULE_EXTENTS_OWN, 1, SLUICE_EVIDENCE_MEASURED) : otherwise,
+          extents.own);
+    if (truth)
+        receipt->holes += extents.none;
+    prove(receipt, route, truth ? (struct fate){.evidence = SLUICE_EVIDENCE_MEASURED} : otherwise, extents.none);
+}
+
+void receipt_enter_hole(struct sluice_receipt *receipt, uint64_t bytes)
+{
+    receipt->bytes += bytes;
+    receipt->sent += bytes;
+    receipt->released += bytes;
+    receipt->by_reference += bytes;
+    receipt->holes += bytes;
 }
 
 void receipt_enter_shared_read(struct sluice_receipt *receipt, uint64_t bytes)
@@ -149,6 +213,7 @@ void sluice_receipt_add(struct sluice_receipt *sum, const struct sluice_receipt 
     sum->copy_bytes += receipt->copy_bytes;
     sum->transformed += receipt->transformed;
     sum->unknown += receipt->unknown;
+    sum->holes += receipt->holes;
     sum->aliased += receipt->aliased;
     sum->sent += receipt->sent;
     sum->released += receipt->released;

@@ -18,6 +18,11 @@ enum receipt_rule {
     RULE_REFERENCE_INTO_PIPE,
     RULE_REFERENCE_TO_SCATTER_GATHER,
     RULE_REFERENCE_TO_LINEAR,
+    RULE_EXTENTS_SHARED,
+    RULE_EXTENTS_OWN,
+    RULE_EXTENTS_INSIDE,
+    RULE_RANGE_OF_PAGES,
+    RULE_CLONED,
 };
 
 #ifdef RECEIPT_MUTANTS
@@ -33,6 +38,14 @@ void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, stru
 /* Enter the reading of a stream for several sinks with the sink that did it, so that the sum over all sinks is what the
  * CPU copied. */
 void receipt_enter_shared_read(struct sluice_receipt *receipt, uint64_t bytes);
+
+/* Bytes that receipt_enter has entered as unknown, by copy_file_range or reflink, lie in the sink at offset now: look
+ * whether they are shared. */
+void receipt_prove(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *sink, uint64_t offset,
+                   uint64_t bytes);
+
+/* A hole of a source became a hole of the sink. */
+void receipt_enter_hole(struct sluice_receipt *receipt, uint64_t bytes);
 
 /* Copy a receipt, leaving out the room for fallbacks that none fills. */
 void receipt_copy(struct sluice_receipt *to, const struct sluice_receipt *from);

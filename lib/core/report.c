@@ -119,6 +119,7 @@ int sluice_receipt_format(const struct sluice_receipt *receipt, char *buffer, si
                receipt->unknown > 0 ? " at least" : "");
     separator = "; ";
     append_part(&text, &separator, "transformed", receipt->transformed);
+    append_part(&text, &separator, "holes", receipt->holes);
     append_part(&text, &separator, "aliased", receipt->aliased);
     append_routes(&text, receipt);
     append(&text, "; %" PRIu64 " system calls, %" PRIu64 " waits", receipt->system_calls, receipt->waits);
@@ -160,6 +161,7 @@ int sluice_receipt_format_json(const struct sluice_receipt *receipt, char *buffe
         {"copy_bytes", receipt->copy_bytes},
         {"transformed", receipt->transformed},
         {"unknown", receipt->unknown},
+        {"holes", receipt->holes},
         {"aliased", receipt->aliased},
         {"sent", receipt->sent},
         {"released", receipt->released},

@@ -62,9 +62,17 @@ struct route {
      * from a stream stay with the lane, in its stage or its pipe. */
     void (*leave)(struct lane *lane);
 
+    /* How much one op on a file segment may ask for; 0: as much as leaves others their turn. */
+    size_t largest_step;
+
+    /* It moves extents, not bytes: holes stay holes, no page need be in memory, and a large step costs no more than a
+     * small one, so that no turn bounds it. */
+    bool moves_extents;
+
     /* Errnos that say "not by this route" rather than "the ends are broken"; ends with 0. */
     const int *refusals;
-    const char *refusal_reason; /* what such an errno most likely means; for receipt and error message */
+    const char *refusal_reason;        /* what such an errno most likely means; for receipt and error message */
+    const char *(*explain)(int error); /* optional: what this one means; NULL: refusal_reason */
 };
 
 /* All routes, indexed by id; AUTO's place is NULL. In registry.c. */

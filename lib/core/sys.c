@@ -2,6 +2,7 @@
 #include "sys.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -43,6 +44,13 @@ static int ioctl_pointer(int fd, unsigned long request, void *argument)
     return ioctl(fd, request, argument);
 }
 
+static int clone_range(int in, off_t in_offset, int out, off_t out_offset, size_t size)
+{
+    struct file_clone_range range = {
+        .src_fd = in, .src_offset = (uint64_t)in_offset, .src_length = size, .dest_offset = (uint64_t)out_offset};
+    return ioctl(out, FICLONERANGE, &range);
+}
+
 static int open_mode(const char *path, int flags, mode_t mode)
 {
     return open(path, flags, mode);
@@ -69,6 +77,10 @@ struct sys sys = {
     .send = plain_send,
     .sendmsg = plain_sendmsg,
     .sendfile = sendfile,
+    .copy_file_range = copy_file_range,
+    .clone_range = clone_range,
+    .fallocate = fallocate,
+    .ftruncate = ftruncate,
     .splice = splice,
     .pipe2 = pipe2,
     .fcntl = fcntl_long,

@@ -25,6 +25,10 @@ struct sys {
     ssize_t (*send)(int fd, const void *buffer, size_t size, int flags);
     ssize_t (*sendmsg)(int fd, const struct msghdr *message, int flags);
     ssize_t (*sendfile)(int out, int in, off_t *offset, size_t size);
+    ssize_t (*copy_file_range)(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags);
+    int (*clone_range)(int in, off_t in_offset, int out, off_t out_offset, size_t size); /* FICLONERANGE */
+    int (*fallocate)(int fd, int mode, off_t offset, off_t size);
+    int (*ftruncate)(int fd, off_t size);
     ssize_t (*splice)(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags);
     int (*pipe2)(int fds[2], int flags);
     int (*fcntl)(int fd, int command, long argument);

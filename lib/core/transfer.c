@@ -20,6 +20,7 @@
  *   LANE_DONE           lane_finish                             never
  */
 #include "transfer.h"
+#include "extents.h"
 #include "plan.h"
 #include "receipt.h"
 #include "sys.h"
@@ -27,6 +28,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* From here on partial segments are held back (TCP_CORK): full segments make a 1 MiB body 15 to 20 % cheaper, and cost
  * two more system calls, which a 100 KiB one does not earn back (KERNEL-FACTS 16). Not where bbr paces without an fq
@@ -56,12 +58,17 @@ static uint64_t turn_of(const struct lane *lane)
     return lane->paced && turn > PACED_TURN ? PACED_TURN : turn;
 }
 
-static size_t step_size(const struct lane *lane)
+static size_t step_size(const struct lane *lane, const struct route *route)
 {
+    size_t most = route->largest_step != 0 ? route->largest_step : FILE_STEP;
     uint64_t turn = turn_of(lane);
-    if (lane->transfer->blocking || turn >= FILE_STEP)
-        return FILE_STEP;
-    return turn > FILE_STEP_MIN ? (size_t)turn : FILE_STEP_MIN;
+    if (lane->transfer->blocking || turn >= most || route->moves_extents)
+        return most;
+    if (turn <= FILE_STEP_MIN)
+        return FILE_STEP_MIN;
+    if (route->largest_step == 0)
+        return (size_t)turn;
+    return (size_t)turn / FILE_STEP_MIN * FILE_STEP_MIN; /* extents are shared by whole blocks */
 }
 
 static bool in_list(const int *errnos, int error)
@@ -111,6 +118,7 @@ static void enter_segment(struct lane *lane, uint32_t segment)
     lane->at = 0;
     lane->tried = 0;
     lane->shrinking = false;
+    lane->known_to = 0;
     lane->ends_at = segment < transfer->segment_count ? transfer->segments[segment].length : 0;
 }
 
@@ -124,18 +132,49 @@ static void next_segment(struct lane *lane)
         release(&transfer->segments[left]);
 }
 
-void lane_delivered(struct lane *lane, enum sluice_route route, uint64_t bytes)
+static inline void move_on(struct lane *lane, uint64_t bytes)
 {
-    struct sluice_transfer *transfer = lane->transfer;
-    struct sluice_segment *segment = &transfer->segments[lane->segment];
-    receipt_enter(&lane->receipt, route, segment->kind == SLUICE_SEGMENT_MEMORY ? NULL : segment->end, lane->sink,
-                  lane_shares(lane, segment), bytes);
     lane->at += bytes;
     lane->moved_in_turn += bytes;
     if (lane->sink_offset != SLUICE_APPEND)
         lane->sink_offset += bytes;
     if (lane->at == lane->ends_at)
         next_segment(lane);
+}
+
+void lane_delivered(struct lane *lane, enum sluice_route route, uint64_t bytes)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    struct sluice_segment *segment = &transfer->segments[lane->segment];
+    receipt_enter(&lane->receipt, route, segment->kind == SLUICE_SEGMENT_MEMORY ? NULL : segment->end, lane->sink,
+                  lane_shares(lane, segment), bytes);
+    move_on(lane, bytes);
+}
+
+void lane_delivered_unproven(struct lane *lane, enum sluice_route route, const struct op *op, uint64_t bytes)
+{
+    bool appended = op->out_offset == OP_NO_OFFSET;
+    if (!appended && lane->unproven_from + lane->unproven != (uint64_t)op->out_offset)
+        lane_prove(lane, route); /* a hole lies between */
+    if (lane->unproven == 0)
+        lane->unproven_from = appended ? SLUICE_APPEND : (uint64_t)op->out_offset;
+    lane->unproven += bytes;
+    lane_delivered(lane, route, bytes);
+}
+
+void lane_prove(struct lane *lane, enum sluice_route route)
+{
+    uint64_t from = lane->unproven_from;
+    if (lane->unproven == 0)
+        return;
+    if (from == SLUICE_APPEND) { /* they lie before the file's position */
+        lane->receipt.system_calls++;
+        off_t end = sys.lseek(lane->sink->fd, 0, SEEK_CUR);
+        from = end < 0 || (uint64_t)end < lane->unproven ? SLUICE_APPEND : (uint64_t)end - lane->unproven;
+    }
+    if (from != SLUICE_APPEND)
+        receipt_prove(&lane->receipt, route, lane->sink, from, lane->unproven);
+    lane->unproven = 0;
 }
 
 /* ---- Choosing a route --------------------------------------------------------------------------------------- */
@@ -233,8 +272,10 @@ static int demote(struct lane *lane, int error, const char *operation, const cha
 /* A route or an op of it failed with this negative errno. */
 static int refused_or_failed(struct lane *lane, int code, const char *operation)
 {
-    if (lane->route != NULL && in_list(lane->route->refusals, -code))
-        return demote(lane, -code, operation, lane->route->refusal_reason);
+    if (lane->route != NULL && in_list(lane->route->refusals, -code)) {
+        const char *reason = lane->route->explain != NULL ? lane->route->explain(-code) : NULL;
+        return demote(lane, -code, operation, reason != NULL ? reason : lane->route->refusal_reason);
+    }
     const char *remedy = NULL;
     if (code == -EMFILE || code == -ENFILE)
         remedy = "Raise the limit on open descriptors (ulimit -n).";
@@ -289,6 +330,18 @@ static int file_ended(struct lane *lane, uint64_t size)
     return source_ended(lane);
 }
 
+/* Virtual files (/proc) say that they are empty, and only reading tells. */
+static bool reads_as_empty(int fd, uint64_t *calls)
+{
+    char byte;
+    ssize_t result;
+    do {
+        ++*calls;
+        result = sys.pread(fd, &byte, 1, 0);
+    } while (result < 0 && errno == EINTR);
+    return result == 0;
+}
+
 /* A file route read nothing: the file has become shorter, or cannot be read this way (EIO of a mapping; sysfs says more
  * than it holds). */
 static int file_gave_nothing(struct lane *lane, const char *operation)
@@ -298,26 +351,54 @@ static int file_gave_nothing(struct lane *lane, const char *operation)
     int result = end_size_now(segment->end, 0, &lane->receipt.system_calls, &size);
     if (result < 0)
         return transfer_fail(lane, result, "fstat", NULL, NULL);
-    if (lane->route != NULL && lane->route->id != SLUICE_ROUTE_COPY && segment->offset + lane->at < size)
+    bool other_way = lane->route != NULL && lane->route->id != SLUICE_ROUTE_COPY;
+    if (other_way &&
+        (segment->offset + lane->at < size || (size == 0 && lane->at == 0 && segment->offset == 0 &&
+                                               !reads_as_empty(segment->end->fd, &lane->receipt.system_calls))))
         return demote(lane, 0, operation, "the file can be read but gives nothing this way");
     return file_ended(lane, size);
 }
 
 /* ---- What may be read of a file now ------------------------------------------------------------------------- */
 
-enum admission { ADMITTED, NOT_IN_MEMORY, FILE_ENDED };
+enum admission { ADMITTED, NOT_IN_MEMORY, FILE_ENDED, IN_HOLE };
+
+/* Does the lane make holes in its sink where the source has some? */
+static bool keeps_holes(const struct lane *lane)
+{
+    return lane->transfer->flags & SLUICE_TRANSFER_SPARSE && lane->transfer->transform == NULL &&
+           lane->sink->kind == SLUICE_END_FILE && !lane->sink->append && lane->sink_offset != SLUICE_APPEND &&
+           !lane->fills_holes;
+}
+
+/* Is there data at this position of the current segment's file? Asked once for each extent. */
+static bool has_data(struct lane *lane, struct sluice_end *source, uint64_t position)
+{
+    if (position >= lane->known_to)
+        lane->known_data = extents_at(source, position, &lane->receipt.system_calls, &lane->known_to);
+    return lane->known_data;
+}
 
 /* Sets lane->limit for an op on a file segment: no more than the turn allows and, where the caller must not block, than
  * is in memory. Before the op that reaches the segment's last byte the size is asked again: pages of a file truncated
  * in place while they are in flight arrive as zeros (KERNEL-FACTS 14), so the end must be seen to be still there. A
  * file of size 0 is empty, or a virtual one (/proc) whose end only reading finds. Returns enum admission or a negative
- * errno. */
-static int admit_file(struct lane *lane, uint32_t index, uint64_t at)
+ * errno; IN_HOLE only for the current segment. */
+static int admit_file(struct lane *lane, uint32_t index, uint64_t at, const struct route *route)
 {
     struct sluice_transfer *transfer = lane->transfer;
     const struct sluice_segment *segment = &transfer->segments[index];
     uint64_t *calls = &lane->receipt.system_calls;
-    size_t left = lane_left(lane, index, at, step_size(lane));
+    size_t most = step_size(lane, route);
+    bool hole = false;
+    if (transfer->flags & SLUICE_TRANSFER_SPARSE && index == lane->segment && !route->moves_extents &&
+        segment->end->kind == SLUICE_END_FILE && segment->end->file.size > 0 && keeps_holes(lane)) {
+        uint64_t position = segment->offset + at;
+        hole = !has_data(lane, segment->end, position);
+        if (hole || lane->known_to - position < most)
+            most = lane->known_to - position;
+    }
+    size_t left = lane_left(lane, index, at, most);
     bool last = segment->length == SLUICE_UNTIL_END ? segment->offset + at + left > segment->end->file.size
                                                     : at + left >= segment->length;
 
@@ -340,7 +421,9 @@ static int admit_file(struct lane *lane, uint32_t index, uint64_t at)
         if (size - segment->offset - at < left)
             lane->limit = (size_t)(size - segment->offset - at);
     }
-    if (transfer->flags & SLUICE_TRANSFER_NEVER_BLOCK) {
+    if (hole)
+        return IN_HOLE;
+    if (transfer->flags & SLUICE_TRANSFER_NEVER_BLOCK && !route->moves_extents) {
         uint64_t offset = segment->offset + at;
         uint64_t size = segment->end->file.size;
         uint64_t want = offset < size && size - offset < lane->limit ? size - offset : lane->limit;
@@ -374,7 +457,9 @@ static ssize_t expose_of_end(struct lane *lane, uint32_t index, uint64_t at, str
     const struct route *route = index == lane->segment ? lane->route : choose(lane, index, 0);
     if (route == NULL || route->expose == NULL || lane->in_pipe > 0)
         return 0;
-    int admission = admit_file(lane, index, at);
+    if (lane->transfer->flags & SLUICE_TRANSFER_SPARSE && index != lane->segment)
+        return 0; /* it may begin with a hole */
+    int admission = admit_file(lane, index, at, route);
     if (admission != ADMITTED)
         return admission < 0 ? admission : 0;
     *ret_route = route->id;
@@ -564,6 +649,28 @@ static bool all_passed(const struct lane *lane)
     return true;
 }
 
+static struct op hole_op(struct lane *lane)
+{
+    return (struct op){.kind = OP_HOLE,
+                       .in = -1,
+                       .out = lane->sink->fd,
+                       .in_offset = OP_NO_OFFSET,
+                       .out_offset = lane_out_offset(lane),
+                       .length = lane->limit,
+                       .sink = lane->sink};
+}
+
+static int hole_made(struct lane *lane, ssize_t result)
+{
+    if (result < 0) { /* written as zeros, then; if that fails, it says why */
+        lane->fills_holes = true;
+        return 0;
+    }
+    receipt_enter_hole(&lane->receipt, (uint64_t)result);
+    move_on(lane, (uint64_t)result);
+    return 1;
+}
+
 /* The current segment has nothing in memory: ask its route. Returns ops, 0 when the lane waits or has moved on, or a
  * negative errno. */
 static int step_segment(struct lane *lane, struct op *ops, int room)
@@ -576,18 +683,22 @@ static int step_segment(struct lane *lane, struct op *ops, int room)
     if (lane->stage->segment == lane->segment && lane->stage->source_ended && lane->in_pipe == 0)
         return source_ended(lane);
     if (segment->kind == SLUICE_SEGMENT_FILE) {
-        int admission = admit_file(lane, lane->segment, lane->at);
+        int admission = admit_file(lane, lane->segment, lane->at, lane->route);
         if (admission < 0)
             return transfer_fail(lane, admission, "fstat", NULL, NULL);
         if (admission == FILE_ENDED)
             return file_ended(lane, segment->end->file.checked_size);
+        if (admission == IN_HOLE) {
+            ops[0] = hole_op(lane);
+            return 1;
+        }
         if (admission == NOT_IN_MEMORY) {
             lane->wait = LANE_WAITS_PAGES;
             lane->receipt.waits++;
             return 0;
         }
     } else {
-        lane->limit = lane_left(lane, lane->segment, lane->at, step_size(lane));
+        lane->limit = lane_left(lane, lane->segment, lane->at, step_size(lane, lane->route));
     }
     int count = lane->route->step(lane, lane->segment, lane->at, ops, room);
     return count >= 0 ? count : refused_or_failed(lane, count, lane->route->name);
@@ -604,7 +715,7 @@ static int link_body(struct lane *lane, const struct gathered *got, struct op *o
     if (segment->kind != SLUICE_SEGMENT_FILE || lane->stage->end > lane->stage->begin)
         return 0;
     const struct route *route = choose(lane, got->segment, 0);
-    if (route == NULL || route->id != SLUICE_ROUTE_SENDFILE || admit_file(lane, got->segment, 0) != ADMITTED)
+    if (route == NULL || route->id != SLUICE_ROUTE_SENDFILE || admit_file(lane, got->segment, 0, route) != ADMITTED)
         return 0;
     int count = route->step(lane, got->segment, 0, ops, room);
     return count > 0 ? count : 0;
@@ -740,7 +851,7 @@ static int mapping_fault(struct lane *lane, const struct op *op)
 
 int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
 {
-    if (result == -EAGAIN || result == -EWOULDBLOCK)
+    if (result == -EAGAIN && op_blocker(op) != OP_BLOCKS_ON_NEITHER)
         return would_block(lane, op);
     if (op->kind == OP_CORK) {
         if (result < 0) /* without it more packets leave, no byte is wrong */
@@ -748,6 +859,8 @@ int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
         lane->sink->socket.corked = result == 0 && op->length != 0;
         return 1;
     }
+    if (op->kind == OP_HOLE)
+        return hole_made(lane, result);
     if (lane->transfer->transform != NULL && op->kind == OP_WRITE)
         return result < 0 ? transfer_fail(lane, (int)result, op_name(op), NULL, NULL) : transform_written(lane, result);
     if (op->kind == OP_WRITE) {
@@ -871,8 +984,9 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->moved_in_turn = 0;
     lane->sink_offset = end_is_file(sink) ? offset : SLUICE_APPEND;
     lane->route = NULL;
-    lane->started = lane->cork = lane->paced = false;
+    lane->started = lane->cork = lane->paced = lane->fills_holes = false;
     lane->sampled = false;
+    lane->unproven = 0;
     lane->own_stage = (struct stage){.data = NULL};
     lane->stage = stage;
     lane->pipe = (struct pipe){.read = -1, .write = -1};

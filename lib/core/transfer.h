@@ -37,9 +37,12 @@ struct lane {
     bool shrinking;            /* a fault showed that the segment's file is: ask its size before every op */
     uint8_t pieces_max;        /* of the next write, after one of several faulted; 0: as many as there are */
     bool started;
-    bool cork;                         /* hold partial segments back while this transfer runs */
-    bool paced;                        /* much goes into a socket that paces: by short turns */
-    bool sampled;                      /* what the last segment costs is being measured */
+    bool cork;        /* hold partial segments back while this transfer runs */
+    bool paced;       /* much goes into a socket that paces: by short turns */
+    bool sampled;     /* what the last segment costs is being measured */
+    bool known_data;  /* the current segment's file has data up to known_to, or a hole */
+    bool fills_holes; /* the sink makes none */
+    uint64_t known_to;
     uint64_t wait_offset, wait_length; /* LANE_WAITS_PAGES */
 
     struct stage *stage; /* own_stage, or the transfer's when several sinks share a stream */
@@ -49,6 +52,9 @@ struct lane {
     const char *window; /* a mapping of [window_offset, + window_size) of the current segment's file */
     size_t window_size;
     uint64_t window_offset;
+
+    uint64_t unproven_from, unproven; /* bytes in the sink since the route began, of which only its extents will tell
+                                         whether they were copied */
 
     struct iovec iov[OP_IOV_MAX];
     uint8_t iov_route[OP_IOV_MAX];
@@ -115,6 +121,11 @@ static inline off_t lane_out_offset(const struct lane *lane)
 
 /* The sink accepted this many more bytes, carried by this route. Moves the lane on. */
 void lane_delivered(struct lane *lane, enum sluice_route route, uint64_t bytes);
+
+/* The same for an op from file to file that may have shared extents. Nobody says so; the file is asked when the route
+ * leaves (lane_prove), and until then the bytes are unknown on the receipt. */
+void lane_delivered_unproven(struct lane *lane, enum sluice_route route, const struct op *op, uint64_t bytes);
+void lane_prove(struct lane *lane, enum sluice_route route);
 
 /* ---- For loops ---------------------------------------------------------------------------------------------- */
 

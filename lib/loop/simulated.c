@@ -67,6 +67,14 @@ static int simulated_fstatfs(int fd, struct statfs *status)
     return 0;
 }
 
+/* No file of this kernel tells what it shares. */
+static int simulated_ioctl(int fd, unsigned long request, void *argument)
+{
+    (void)fd, (void)request, (void)argument;
+    errno = ENOTTY;
+    return -1;
+}
+
 static int simulated_getsockopt(int fd, int level, int name, void *value, socklen_t *size)
 {
     (void)fd, (void)level, (void)name, (void)value, (void)size;
@@ -116,6 +124,7 @@ void simulation_begin(struct simulation *simulation)
     sys.fstat = simulated_fstat;
     sys.lseek = simulated_lseek;
     sys.fstatfs = simulated_fstatfs;
+    sys.ioctl = simulated_ioctl;
     sys.getsockopt = simulated_getsockopt;
     sys.getpeername = simulated_getpeername;
     sys.pipe2 = simulated_pipe2;
@@ -182,7 +191,12 @@ static enum sluice_route route_of(const struct lane *lane, const struct op *op)
     case OP_DRAIN:
     case OP_PASS:
         return SLUICE_ROUTE_SPLICE;
+    case OP_COPY_RANGE:
+        return SLUICE_ROUTE_COPY_FILE_RANGE;
+    case OP_CLONE:
+        return SLUICE_ROUTE_REFLINK;
     case OP_READ:
+    case OP_HOLE:
     case OP_CORK:
         break;
     }
@@ -195,10 +209,8 @@ static ssize_t until_refusal(const struct simulation *simulation, const struct l
 {
     const struct simulated_refusal *refusal = &simulation->refusal;
     static const int errnos[SLUICE_ROUTE_COUNT] = {
-        [SLUICE_ROUTE_COPY] = ENOSYS,
-        [SLUICE_ROUTE_MMAP] = EFAULT,
-        [SLUICE_ROUTE_SENDFILE] = EINVAL,
-        [SLUICE_ROUTE_SPLICE] = EINVAL,
+        [SLUICE_ROUTE_COPY] = ENOSYS,   [SLUICE_ROUTE_MMAP] = EFAULT,           [SLUICE_ROUTE_SENDFILE] = EINVAL,
+        [SLUICE_ROUTE_SPLICE] = EINVAL, [SLUICE_ROUTE_COPY_FILE_RANGE] = EXDEV, [SLUICE_ROUTE_REFLINK] = EOPNOTSUPP,
     };
     if (refusal->route == SLUICE_ROUTE_AUTO || route_of(lane, op) != refusal->route)
         return (ssize_t)length;
@@ -246,9 +258,11 @@ static ssize_t carry_out(struct simulation *simulation, const struct lane *lane,
     simulation->ops[op->kind]++;
     if (op->kind == OP_CORK)
         return 0;
+    if (op->out_offset != OP_NO_OFFSET && (size_t)op->out_offset != object_of(op->sink->fd)->at)
+        object_of(op->sink->fd)->wrong = true;
     if (simulation->lies != 0) {
         uint32_t dice = draw(simulation) & 255;
-        if (dice < simulation->lies)
+        if (dice < simulation->lies && op_blocker(op) != OP_BLOCKS_ON_NEITHER)
             return -EAGAIN;
         if (dice < 2 * simulation->lies && length > 1)
             length = 1 + draw(simulation) % length;

@@ -48,6 +48,12 @@ CALL(sendfile, FAILS(EINVAL), FAILS(EIO), FAILS(ENOMEM), FAILS(EPIPE), FAILS(EOV
      NOT_YET(EAGAIN), SHORTER);
 CALL(splice, FAILS(EINVAL), FAILS(EPIPE), FAILS(ENOMEM), FAILS(EIO), FAILS(ECONNRESET), FAILS(EBADF), NOT_YET(EINTR),
      NOT_YET(EAGAIN), SHORTER);
+CALL(copy_file_range, FAILS(EIO), FAILS(ENOSPC), FAILS(ENOMEM), FAILS(EXDEV), FAILS(EINVAL), FAILS(EOPNOTSUPP),
+     FAILS(ETXTBSY), FAILS(EBADF), FAILS(EPERM), FAILS(ENOENT), FAILS(EFBIG), NOT_YET(EINTR), SHORTER);
+CALL(clone_range, FAILS(EIO), FAILS(ENOSPC), FAILS(EXDEV), FAILS(EINVAL), FAILS(EOPNOTSUPP), FAILS(EPERM),
+     FAILS(ETXTBSY), FAILS(EBADF), FAILS(EAGAIN), NOT_YET(EINTR));
+CALL(fallocate, HARMLESS(EOPNOTSUPP), HARMLESS(EIO), HARMLESS(EPERM), NOT_YET(EINTR));
+CALL(ftruncate, HARMLESS(EIO), HARMLESS(EFBIG), HARMLESS(EPERM), NOT_YET(EINTR));
 CALL(pipe2, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENOMEM));
 CALL(fcntl, FAILS(EPERM), FAILS(EBUSY), FAILS(ENOMEM));
 CALL(ioctl, HARMLESS(EOPNOTSUPP), HARMLESS(ENODEV), HARMLESS(EPERM), HARMLESS(ENOMEM));
@@ -406,6 +412,30 @@ static ssize_t faulty_splice(int in, off_t *in_offset, int out, off_t *out_offse
     return error != 0 ? fail(error) : real.splice(in, in_offset, out, out_offset, size, flags);
 }
 
+static ssize_t faulty_copy_file_range(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags)
+{
+    int error = strike(&call_copy_file_range, -1, -1, &size);
+    return error != 0 ? fail(error) : real.copy_file_range(in, in_offset, out, out_offset, size, flags);
+}
+
+static int faulty_clone_range(int in, off_t in_offset, int out, off_t out_offset, size_t size)
+{
+    int error = strike(&call_clone_range, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.clone_range(in, in_offset, out, out_offset, size);
+}
+
+static int faulty_fallocate(int fd, int mode, off_t offset, off_t size)
+{
+    int error = strike(&call_fallocate, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.fallocate(fd, mode, offset, size);
+}
+
+static int faulty_ftruncate(int fd, off_t size)
+{
+    int error = strike(&call_ftruncate, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.ftruncate(fd, size);
+}
+
 static int faulty_pipe2(int fds[2], int flags)
 {
     int error = strike(&call_pipe2, -1, -1, NULL);
@@ -655,6 +685,10 @@ void fault_install(void)
     sys.sendmsg = faulty_sendmsg;
     sys.sendfile = faulty_sendfile;
     sys.splice = faulty_splice;
+    sys.copy_file_range = faulty_copy_file_range;
+    sys.clone_range = faulty_clone_range;
+    sys.fallocate = faulty_fallocate;
+    sys.ftruncate = faulty_ftruncate;
     sys.pipe2 = faulty_pipe2;
     sys.fcntl = faulty_fcntl;
     sys.ioctl = faulty_ioctl;

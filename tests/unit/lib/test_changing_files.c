@@ -8,18 +8,13 @@
  * (SLUICE_END_SNAPSHOT), which bounds the damage to what was not read yet.
  */
 #include "../check.h"
+#include "file_systems.h"
 #include "sys.h"
 #include "world.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/loop.h>
 #include <pthread.h>
-#include <sched.h>
-#include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #define SIZE (4u << 20)
@@ -29,95 +24,11 @@
 
 /* ---- File systems ------------------------------------------------------------------------------------------- */
 
-static bool run_program(char *const arguments[])
-{
-    int status = -1;
-    pid_t pid = fork();
-    if (pid == 0) {
-        int null = open("/dev/null", O_RDWR);
-        dup2(null, 0);
-        dup2(null, 1);
-        dup2(null, 2);
-        execvp(arguments[0], arguments);
-        _exit(127);
-    }
-    return pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
-}
-
-/* A private root under which nothing mounted here outlives the process. */
-static const char *private_root(void)
-{
-    static bool made;
-    if (made)
-        return NULL;
-    if (geteuid() != 0)
-        return "loop mounts are for root; run the tests as root";
-    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-        return "no mount namespace of its own; allow CAP_SYS_ADMIN";
-    if (mount("tmpfs", "/mnt", "tmpfs", 0, "size=1g,mode=700") < 0)
-        return "no tmpfs over /mnt; allow CAP_SYS_ADMIN";
-    made = true;
-    return NULL;
-}
-
-/* Attach image to a free loop device, which is freed again when it is unmounted. */
-static int attach(int image, char *ret_device, size_t size)
-{
-    int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
-    for (int tries = 0; control >= 0 && tries < 10; tries++) {
-        struct loop_config config = {.fd = (unsigned)image, .info.lo_flags = LO_FLAGS_AUTOCLEAR};
-        snprintf(ret_device, size, "/dev/loop%d", ioctl(control, LOOP_CTL_GET_FREE));
-        int loop = open(ret_device, O_RDWR | O_CLOEXEC);
-        if (loop >= 0 && ioctl(loop, LOOP_CONFIGURE, &config) == 0) {
-            close(control);
-            return loop;
-        }
-        close(loop); /* somebody else took it */
-    }
-    close(control);
-    return -1;
-}
-
-static const char *mount_image(const char *type, const char *image_path, const char *directory, off_t size)
-{
-    char program[20], device[40];
-    char *arguments[] = {program, strcmp(type, "ext4") == 0 ? (char *)"-F" : (char *)"-f", (char *)image_path, NULL};
-    snprintf(program, sizeof program, "mkfs.%s", type);
-    int image = open(image_path, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
-    if (image < 0 || ftruncate(image, size) < 0)
-        return "no room for a disk image on tmpfs; it takes up to 300 MB";
-    if (!run_program(arguments))
-        return "mkfs failed; install e2fsprogs, xfsprogs and btrfs-progs";
-    int loop = attach(image, device, sizeof device);
-    close(image);
-    if (loop < 0)
-        return "no loop device; modprobe loop, or allow /dev/loop-control";
-    mkdir(directory, 0700);
-    int result = mount(device, directory, type, 0, NULL);
-    close(loop);
-    return result < 0 ? "the kernel does not mount this file system; modprobe it" : NULL;
-}
-
 /* The directory to make files in; skips the test where it cannot be had. */
 static const char *file_system(const char *type)
 {
-    static char directory[40];
-    char image[48];
-    if (strcmp(type, "tmpfs") == 0 && geteuid() != 0)
-        return "/dev/shm";
-    const char *reason = private_root();
-    if (reason != NULL)
-        SKIP(reason);
-    snprintf(directory, sizeof directory, "/mnt/%s", type);
-    snprintf(image, sizeof image, "%s.image", directory);
-    if (access(directory, F_OK) == 0)
-        return directory;
-    if (strcmp(type, "tmpfs") == 0) {
-        mkdir(directory, 0700);
-        return directory;
-    }
-    reason = mount_image(type, image, directory, 300 << 20);
-    if (reason != NULL)
+    const char *reason, *directory = file_system_directory(type, &reason);
+    if (directory == NULL)
         SKIP(reason);
     return directory;
 }
@@ -266,7 +177,7 @@ static void describe(const struct scene *scene, char *text, size_t size)
 #define EACH_ROUTE(type, ...)                                                                                          \
     const char *directory = file_system(type);                                                                         \
     for (int route = 0; route < SLUICE_ROUTE_COUNT; route++)                                                           \
-        for (int way = 0; way < WAYS_IN; way++) {                                                                      \
+        for (int way = goes_to_tcp((enum sluice_route)route) ? 0 : WAYS_IN; way < WAYS_IN; way++) {                    \
             struct scene scene = {.directory = directory,                                                              \
                                   .route = (enum sluice_route)route,                                                   \
                                   .way = (enum way_in)way,                                                             \

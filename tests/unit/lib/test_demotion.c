@@ -34,16 +34,26 @@ struct outcome {
     struct sluice_receipt receipt;
 };
 
+/* Two routes write at an offset, which only a file has. */
+static bool between_files(const enum sluice_route *order)
+{
+    for (; *order != SLUICE_ROUTE_AUTO; order++)
+        if (*order == SLUICE_ROUTE_COPY_FILE_RANGE || *order == SLUICE_ROUTE_REFLINK)
+            return true;
+    return false;
+}
+
 static struct outcome simulate(struct simulation *simulation, bool stream, bool head, uint64_t length,
                                const enum sluice_route *order)
 {
     struct outcome outcome;
     struct sluice_transfer transfer;
+    enum sluice_end_kind to = between_files(order) ? SLUICE_END_FILE : SLUICE_END_TCP;
     simulation_begin(simulation);
     struct sluice_end *source = simulated_end(simulation, stream ? SIMULATED_STREAM : SIMULATED_FILE,
                                               stream ? SLUICE_END_TCP : SLUICE_END_FILE, body, SIZE);
     struct sluice_end *sink =
-        simulated_end(simulation, SIMULATED_SINK, SLUICE_END_TCP, head ? whole : body, SIZE + (head ? HEAD_SIZE : 0));
+        simulated_end(simulation, SIMULATED_SINK, to, head ? whole : body, SIZE + (head ? HEAD_SIZE : 0));
     struct sluice_segment segments[] = {
         memory_segment(HEAD, head ? HEAD_SIZE : 0),
         stream ? stream_segment(source, length) : file_segment(source, 0, length),
@@ -121,6 +131,16 @@ TEST("splice gives way to every other route at every byte of 70 KB, refused whil
 TEST("splice gives way to every other route at every byte of 70 KB, refused with bytes in its pipe")
 {
     refuse_on_every_route_after(SLUICE_ROUTE_SPLICE, true);
+}
+
+TEST("copy_file_range gives way to every other route at every byte of 70 KB")
+{
+    refuse_on_every_route_after(SLUICE_ROUTE_COPY_FILE_RANGE, false);
+}
+
+TEST("reflink gives way to every other route at every byte of 70 KB")
+{
+    refuse_on_every_route_after(SLUICE_ROUTE_REFLINK, false);
 }
 
 TEST("of a stream, what splice had taken out is delivered by copy, and the other way round, at every byte")

@@ -45,13 +45,14 @@ struct scenario {
     enum place from, to[SINKS_MAX];
     size_t size;
     enum sluice_route route;
-    bool bare;                                                              /* no head and tail */
-    bool exact;                                                             /* the length is declared */
-    bool cold;                                                              /* pages come from disk */
-    bool many;                                                              /* more segments than fit inline */
-    bool transform;                                                         /* every byte inverted */
-    bool slow;                                                              /* little room at the sinks */
-    bool refused;                                                           /* the route cannot serve the pair */
+    bool bare;      /* no head and tail */
+    bool exact;     /* the length is declared */
+    bool cold;      /* pages come from disk */
+    bool many;      /* more segments than fit inline */
+    bool transform; /* every byte inverted */
+    bool slow;      /* little room at the sinks */
+    bool sparse;    /* holes, to be kept; in a file that has bytes there */
+    bool refused;   /* the route cannot serve the pair */
     void (*play)(const struct scenario *scenario, struct outcome *outcome); /* not a single transfer */
 };
 
@@ -410,6 +411,12 @@ static void transfer_once_more(struct outcome *outcome)
     fault_quiet(false);
 }
 
+/* The first and the last lie beyond what the sink has, in part. */
+static const struct {
+    off_t from;
+    size_t size;
+} holes[] = {{8192, 4096}, {40960, 20480}, {81920, LARGE - 81920}};
+
 static void play_transfer(const struct scenario *scenario, struct outcome *outcome)
 {
     struct sluice_segment segments[SEGMENTS_MAX];
@@ -431,6 +438,10 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
     uint64_t length = scenario->exact ? scenario->size : SLUICE_UNTIL_END;
     segments[outcome->segment_count++] = file ? file_segment(source, 0, length) : stream_segment(source, length);
     expect(outcome, pattern, scenario->size);
+    for (size_t i = 0; scenario->sparse && i < sizeof holes / sizeof *holes; i++) {
+        fallocate(source_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, holes[i].from, (off_t)holes[i].size);
+        memset(outcome->expected + holes[i].from, 0, holes[i].size);
+    }
     if (!scenario->bare)
         add_memory(outcome, segments, "TAIL!");
     for (int i = 0; scenario->many && i < 3; i++)
@@ -451,6 +462,8 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
         }
         if (world.drain[i] < 0)
             keep[i] = dup(fd);
+        if (scenario->sparse && pwrite(fd, pattern + 1000, LARGE / 2, 0) != LARGE / 2)
+            abort();
         sinks[i] = open_end(fd, SLUICE_END_OWN_FD, outcome);
     }
     struct sluice_transfer_options options = {
@@ -461,7 +474,7 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
         .sink_count = sink_count,
         .sink_offset = scenario->to[0] == APPENDED ? SLUICE_APPEND : 0,
         .route = scenario->route,
-        .flags = scenario->cold ? SLUICE_TRANSFER_NEVER_BLOCK : 0,
+        .flags = (scenario->cold ? SLUICE_TRANSFER_NEVER_BLOCK : 0u) | (scenario->sparse ? SLUICE_TRANSFER_SPARSE : 0u),
         .transform = scenario->transform ? &inverted : NULL,
         .turn = 30000,
     };
@@ -477,6 +490,8 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
         sluice_end_close(sinks[i]);
         if (keep[i] >= 0) {
             world.size[i] = (size_t)lseek(keep[i], 0, SEEK_END);
+            if (scenario->sparse && world.size[i] > outcome->receipts[i].sent)
+                world.size[i] = outcome->receipts[i].sent; /* then come the bytes it had */
             if (pread(keep[i], world.data[i], world.size[i], 0) != (ssize_t)world.size[i])
                 world.size[i] = 0;
             close(keep[i]);
@@ -723,6 +738,33 @@ static const struct scenario scenarios[] = {
     {.name = "run: block device to Unix", .from = A_BLOCK_DEVICE, .to = {A_UNIX}, .size = LARGE, .slow = true},
     {.name = "run: file to pipe", .from = A_FILE, .to = {A_PIPE}, .size = LARGE, .slow = true},
     {.name = "run: file to file", .from = A_FILE, .to = {A_FILE}, .size = LARGE},
+    {.name = "run: file to file by reflink",
+     .from = A_FILE,
+     .to = {A_FILE},
+     .size = LARGE,
+     .bare = true,
+     .route = SLUICE_ROUTE_REFLINK,
+     .refused = true},
+    {.name = "run: file to the position of a file by copy_file_range",
+     .from = A_FILE,
+     .to = {APPENDED},
+     .size = LARGE,
+     .route = SLUICE_ROUTE_COPY_FILE_RANGE},
+    {.name = "run: sparse file over a file by copy",
+     .from = A_FILE,
+     .to = {A_FILE},
+     .size = LARGE,
+     .bare = true,
+     .sparse = true,
+     .route = SLUICE_ROUTE_COPY},
+    {.name = "step: sparse file over a file",
+     .way = STEP,
+     .from = OWN_FILE,
+     .to = {A_FILE},
+     .size = LARGE,
+     .bare = true,
+     .sparse = true},
+    {.name = "run: empty file to TCP by sendfile", .from = A_FILE, .to = {A_TCP}, .route = SLUICE_ROUTE_SENDFILE},
     {.name = "run: file to the end of a file by copy",
      .from = A_FILE,
      .to = {APPENDED},
@@ -846,6 +888,8 @@ static bool harmless(const struct fault *fault, const struct scenario *scenario)
         return false;
     if (strcmp(call, "sendfile") == 0)
         return kind->error == EINVAL || kind->error == ENOSYS || kind->error == EOVERFLOW;
+    if (strcmp(call, "copy_file_range") == 0 || strcmp(call, "clone_range") == 0)
+        return kind->error != EIO && kind->error != ENOSPC && kind->error != ENOMEM && kind->error != EFBIG;
     if (strcmp(call, "splice") == 0)
         return kind->error == EINVAL || kind->error == ENOMEM;
     return strcmp(call, "pipe2") == 0 || (strcmp(call, "mmap") == 0 && kind->error != ENFILE && !to_buffer);

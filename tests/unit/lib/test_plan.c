@@ -19,6 +19,7 @@
 static struct seen {
     uint64_t read, sendfile, filled, drained; /* bytes; filled: splice out of what is no pipe; drained: out of a pipe */
     uint64_t written, mapped;                 /* written from user memory; of these, out of a mapping of a file */
+    uint64_t ranges;                          /* by copy_file_range */
     unsigned sendfile_calls, splice_calls, calls;
 } seen;
 
@@ -143,6 +144,14 @@ static ssize_t seen_splice(int in, off_t *in_offset, int out, off_t *out_offset,
     return result;
 }
 
+static ssize_t seen_copy_file_range(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags)
+{
+    ssize_t result = copy_file_range(in, in_offset, out, out_offset, size, flags);
+    seen.calls++;
+    seen.ranges += result > 0 ? (uint64_t)result : 0;
+    return result;
+}
+
 static struct sys before;
 
 static void watch_calls(void)
@@ -160,6 +169,7 @@ static void watch_calls(void)
     sys.pwritev = seen_pwritev;
     sys.sendfile = seen_sendfile;
     sys.splice = seen_splice;
+    sys.copy_file_range = seen_copy_file_range;
 }
 
 static void stop_watching(void)
@@ -266,10 +276,10 @@ TEST("a plan names every route once, in the order of its verdicts, with a reason
 static const struct {
     enum place from, to;
     enum sluice_route first;
-    const char *verdicts; /* of copy, mmap, sendfile, splice: y yes, l not now, n never */
+    const char *verdicts; /* of the routes in columns: y yes, l not now, n never */
 } expected[] = {
     {FILE_, TCP, SLUICE_ROUTE_SENDFILE, "ylyy"},   {FILE_, UNIX, SLUICE_ROUTE_SENDFILE, "ylyy"},
-    {FILE_, PIPE, SLUICE_ROUTE_SENDFILE, "ylyy"},  {FILE_, FILE_, SLUICE_ROUTE_SPLICE, "ylny"},
+    {FILE_, PIPE, SLUICE_ROUTE_SENDFILE, "ylyy"},  {FILE_, FILE_, SLUICE_ROUTE_REFLINK, "ylny"},
     {FILE_, MEMORY, SLUICE_ROUTE_COPY, "ynnn"},    {FILE_, APPEND_FILE, SLUICE_ROUTE_COPY, "ylnn"},
     {SMALL_FILE, TCP, SLUICE_ROUTE_MMAP, "yyyy"},  {SMALL_FILE, PIPE, SLUICE_ROUTE_SENDFILE, "ylyy"},
     {TCP, TCP, SLUICE_ROUTE_SPLICE, "ynny"},       {TCP, FILE_, SLUICE_ROUTE_SPLICE, "ynny"},
@@ -279,6 +289,40 @@ static const struct {
     {DATAGRAM, TCP, SLUICE_ROUTE_COPY, "ynnn"},    {MEMORY, TCP, SLUICE_ROUTE_COPY, "ynnn"},
     {FILE_, DATAGRAM, SLUICE_ROUTE_AUTO, "nnnn"},
 };
+static const enum sluice_route columns[] = {SLUICE_ROUTE_COPY, SLUICE_ROUTE_MMAP, SLUICE_ROUTE_SENDFILE,
+                                            SLUICE_ROUTE_SPLICE};
+
+/* Routes for few pairs: the others are never. */
+static const struct {
+    enum place from, to;
+    enum sluice_route route;
+    enum sluice_verdict verdict;
+} served_by_few[] = {
+    {FILE_, FILE_, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_YES},
+    {SMALL_FILE, FILE_, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_YES},
+    {FILE_, SMALL_FILE, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_YES},
+    {SMALL_FILE, SMALL_FILE, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_YES},
+    {FILE_, FILE_, SLUICE_ROUTE_REFLINK, SLUICE_YES},
+    {SMALL_FILE, FILE_, SLUICE_ROUTE_REFLINK, SLUICE_YES},
+    {FILE_, SMALL_FILE, SLUICE_ROUTE_REFLINK, SLUICE_YES},
+    {SMALL_FILE, SMALL_FILE, SLUICE_ROUTE_REFLINK, SLUICE_YES},
+};
+
+static bool is_for_few(enum sluice_route route)
+{
+    for (size_t i = 0; i < sizeof served_by_few / sizeof *served_by_few; i++)
+        if (served_by_few[i].route == route)
+            return true;
+    return false;
+}
+
+static enum sluice_verdict verdict_for_few(enum place from, enum place to, enum sluice_route route)
+{
+    for (size_t i = 0; i < sizeof served_by_few / sizeof *served_by_few; i++)
+        if (served_by_few[i].from == from && served_by_few[i].to == to && served_by_few[i].route == route)
+            return served_by_few[i].verdict;
+    return SLUICE_NEVER;
+}
 
 TEST("each pair of ends has the verdicts that the routes' man pages give it")
 {
@@ -287,10 +331,12 @@ TEST("each pair of ends has the verdicts that the routes' man pages give it")
         struct sluice_plan plan;
         struct sluice_segment segment = source_of(expected[i].from, &a);
         struct sluice_end *sink = sink_of(expected[i].to, &b);
-        char got[5] = "";
+        char got[SLUICE_ROUTE_COUNT + 1] = "";
         CHECK_EQ(sluice_plan_make(&segment, sink, &plan), 0);
         for (unsigned k = 0; k < plan.count; k++)
-            got[plan.entries[k].route - 1] = "nly"[plan.entries[k].verdict];
+            for (size_t c = 0; c < sizeof columns / sizeof *columns; c++)
+                if (plan.entries[k].route == columns[c])
+                    got[c] = "nly"[plan.entries[k].verdict];
         if (strcmp(got, expected[i].verdicts) != 0)
             CHECK_FAIL("%s to %s: %s, not %s", place_names[expected[i].from], place_names[expected[i].to], got,
                        expected[i].verdicts);
@@ -300,6 +346,30 @@ TEST("each pair of ends has the verdicts that the routes' man pages give it")
         sluice_end_close(sink);
         close(a);
         close(b);
+    }
+}
+
+TEST("routes that serve few pairs say never of all others")
+{
+    for (int from = 0; from <= DATAGRAM; from++) {
+        for (int to = 0; to < PLACES; to++) {
+            int a, b;
+            struct sluice_plan plan;
+            struct sluice_segment segment = source_of((enum place)from, &a);
+            struct sluice_end *sink = sink_of((enum place)to, &b);
+            CHECK_EQ(sluice_plan_make(&segment, sink, &plan), 0);
+            for (unsigned i = 0; i < plan.count; i++) {
+                enum sluice_route route = plan.entries[i].route;
+                if (is_for_few(route) &&
+                    plan.entries[i].verdict != verdict_for_few((enum place)from, (enum place)to, route))
+                    CHECK_FAIL("%s to %s by %s: %d", place_names[from], place_names[to], sluice_route_name(route),
+                               plan.entries[i].verdict);
+            }
+            sluice_end_close(segment.end);
+            sluice_end_close(sink);
+            close(a);
+            close(b);
+        }
     }
 }
 
@@ -474,6 +544,8 @@ static uint64_t carried(enum sluice_route route, enum place from, enum place to)
         return seen.mapped;
     case SLUICE_ROUTE_SENDFILE:
         return seen.sendfile;
+    case SLUICE_ROUTE_COPY_FILE_RANGE:
+        return seen.ranges;
     default: /* a source that is no pipe is spliced out of; without a pipe at either end, ours is as well */
         if (from == PIPE)
             return seen.drained;
@@ -508,10 +580,17 @@ TEST("a forced route carries at least 99 % of the bytes, by the system calls mad
                     int result = sluice_transfer_run(&options, NULL, &error);
                     stop_watching();
                     sluice_error_format(&error, text, sizeof text);
+                    if (route == SLUICE_ROUTE_REFLINK) { /* tmpfs refuses it; test_extents is about it */
+                        CHECK_EQ(result, -EOPNOTSUPP);
+                        sluice_end_close(segment.end);
+                        sluice_end_close(sink);
+                        continue;
+                    }
                     if (result < 0)
                         CHECK_FAIL("%s to %s: %s", place_names[from], place_names[to], text);
                     uint64_t bytes = carried((enum sluice_route)route, (enum place)from, (enum place)to);
-                    uint64_t others = seen.read + seen.sendfile + seen.mapped + seen.filled + seen.drained - bytes;
+                    uint64_t others =
+                        seen.read + seen.sendfile + seen.mapped + seen.filled + seen.drained + seen.ranges - bytes;
                     if (route == SLUICE_ROUTE_SPLICE && seen.filled > 0 && seen.drained > 0)
                         others -= bytes; /* into our pipe and out of it */
                     if (bytes < size / 100 * 99 || others > size / 100)

@@ -237,3 +237,21 @@ struct sluice_end *end_of(int fd)
     }
     return end;
 }
+
+bool goes_to_tcp(enum sluice_route route)
+{
+    int fds[2];
+    struct sluice_plan plan;
+    bool goes = route == SLUICE_ROUTE_AUTO;
+    tcp_pair(fds);
+    struct sluice_end *source = end_of(pattern_file(NULL, 1)), *sink = end_of(fds[0]);
+    struct sluice_segment segment = file_segment(source, 0, 1);
+    sluice_plan_make(&segment, sink, &plan);
+    for (unsigned i = 0; i < plan.count; i++)
+        if (plan.entries[i].route == route)
+            goes = plan.entries[i].verdict != SLUICE_NEVER;
+    sluice_end_close(source);
+    sluice_end_close(sink);
+    close(fds[1]);
+    return goes;
+}

@@ -35,6 +35,9 @@ void feeder_finish(struct feeder *feeder);
 /* Number of open descriptors of this process. */
 int open_descriptors(void);
 
+/* Is it a route from files to TCP sockets at all? True for AUTO. */
+bool goes_to_tcp(enum sluice_route route);
+
 /* Segments in short. */
 struct sluice_segment memory_segment(const void *data, size_t size);
 struct sluice_segment file_segment(struct sluice_end *end, uint64_t offset, uint64_t length);
