@@ -362,14 +362,14 @@ static void look(struct account *account, uint32_t pid, const struct trial *tria
 /* copy_file_range lets the file system choose: where the trace cannot know what it chose, the file's extents tell. */
 static void look_at_extents(int fd, struct seen *seen)
 {
-    struct {
-        struct fiemap map;
-        struct fiemap_extent extents[512];
-    } request = {.map = {.fm_length = CASE_BYTES, .fm_extent_count = 512}};
-    if (seen->unknown == 0 || fd < 0 || ioctl(fd, FS_IOC_FIEMAP, &request) < 0)
+    enum { EXTENTS = 512 };
+    _Alignas(struct fiemap) char space[sizeof(struct fiemap) + EXTENTS * sizeof(struct fiemap_extent)];
+    struct fiemap *map = (struct fiemap *)(void *)space;
+    *map = (struct fiemap){.fm_length = CASE_BYTES, .fm_extent_count = EXTENTS};
+    if (seen->unknown == 0 || fd < 0 || ioctl(fd, FS_IOC_FIEMAP, map) < 0)
         return;
-    for (uint32_t i = 0; i < request.map.fm_mapped_extents; i++) {
-        const struct fiemap_extent *extent = &request.extents[i];
+    for (uint32_t i = 0; i < map->fm_mapped_extents; i++) {
+        const struct fiemap_extent *extent = &map->fm_extents[i];
         uint64_t end =
             extent->fe_logical + extent->fe_length < CASE_BYTES ? extent->fe_logical + extent->fe_length : CASE_BYTES;
         uint64_t length = end > extent->fe_logical ? end - extent->fe_logical : 0;

@@ -54,22 +54,20 @@ static uint64_t enter_extent(const struct fiemap_extent *extent, uint64_t from, 
 
 int extents_map(struct sluice_end *end, uint64_t offset, uint64_t length, uint64_t *calls, struct extents *ret)
 {
-    struct {
-        struct fiemap map;
-        struct fiemap_extent extents[EXTENTS_AT_ONCE];
-    } request;
+    _Alignas(struct fiemap) char space[sizeof(struct fiemap) + EXTENTS_AT_ONCE * sizeof(struct fiemap_extent)];
+    struct fiemap *map = (struct fiemap *)(void *)space;
     struct extents found = {0};
     const uint64_t to = offset + length;
     for (uint64_t from = offset; from < to;) {
-        request.map = (struct fiemap){.fm_start = from, .fm_length = to - from, .fm_extent_count = EXTENTS_AT_ONCE};
+        *map = (struct fiemap){.fm_start = from, .fm_length = to - from, .fm_extent_count = EXTENTS_AT_ONCE};
         ++*calls;
-        if (sys.ioctl(end->fd, FS_IOC_FIEMAP, &request) < 0)
+        if (sys.ioctl(end->fd, FS_IOC_FIEMAP, map) < 0)
             return -errno;
         uint64_t before = from;
-        bool last = request.map.fm_mapped_extents < EXTENTS_AT_ONCE;
-        for (uint32_t i = 0; i < request.map.fm_mapped_extents; i++) {
-            from = enter_extent(&request.extents[i], from, to, &found);
-            last |= (request.extents[i].fe_flags & FIEMAP_EXTENT_LAST) != 0;
+        bool last = map->fm_mapped_extents < EXTENTS_AT_ONCE;
+        for (uint32_t i = 0; i < map->fm_mapped_extents; i++) {
+            from = enter_extent(&map->fm_extents[i], from, to, &found);
+            last |= (map->fm_extents[i].fe_flags & FIEMAP_EXTENT_LAST) != 0;
         }
         if (last || from == before)
             break;

@@ -6,14 +6,15 @@
 #include "check.h"
 #include "lib/core/receipt.h"
 #include "trace/check.h"
+#include "unit/lib/file_systems.h"
 #include <errno.h>
 #include <unistd.h>
 
 enum receipt_rule receipt_mutant;
 
-static struct check_result check_with(enum receipt_rule mutant)
+static struct check_result check_in(const char *directory, enum receipt_rule mutant)
 {
-    struct check_options options = {.stream = NULL};
+    struct check_options options = {.directory = directory};
     struct check_result result;
     receipt_mutant = mutant;
     int error = check_receipts(&options, &result);
@@ -22,6 +23,11 @@ static struct check_result check_with(enum receipt_rule mutant)
         SKIP("needs CAP_BPF and CAP_PERFMON, and a build with clang, bpftool and libbpf; run as root");
     CHECK_EQ(error, 0);
     return result;
+}
+
+static struct check_result check_with(enum receipt_rule mutant)
+{
+    return check_in(NULL, mutant);
 }
 
 TEST("receipts as they are agree with the trace")
@@ -49,5 +55,30 @@ NOTICED("a receipt that says splicing into a file copies nothing is caught", RUL
 NOTICED("a receipt that says splicing into a pipe copies is caught", RULE_REFERENCE_INTO_PIPE)
 NOTICED("a receipt that says sendfile to a device with scatter-gather copies is caught",
         RULE_REFERENCE_TO_SCATTER_GATHER)
+
+/* What files share depends on where they are. */
+#define NOTICED_ON(type, sentence, rule)                                                                               \
+    TEST(sentence)                                                                                                     \
+    {                                                                                                                  \
+        const char *reason, *directory = file_system_directory(type, &reason);                                         \
+        if (directory == NULL)                                                                                         \
+            SKIP(reason);                                                                                              \
+        struct check_result result = check_in(directory, rule);                                                        \
+        CHECK(result.disagreed > 0);                                                                                   \
+        CHECK(result.agreed > 0);                                                                                      \
+    }
+
+TEST("receipts of files on XFS, where extents are shared, agree with the trace")
+{
+    const char *reason, *directory = file_system_directory("xfs", &reason);
+    if (directory == NULL)
+        SKIP(reason);
+    struct check_result result = check_in(directory, RULE_NONE);
+    CHECK_EQ(result.disagreed, 0);
+}
+
+NOTICED_ON("xfs", "a receipt that says shared extents were copied is caught", RULE_EXTENTS_SHARED)
+NOTICED_ON("ext4", "a receipt that says copy_file_range copied nothing on ext4 is caught", RULE_EXTENTS_OWN)
+NOTICED_ON("tmpfs", "a receipt that says copy_file_range copied nothing in memory is caught", RULE_RANGE_OF_PAGES)
 
 CHECK_MAIN()
