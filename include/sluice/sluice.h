@@ -53,6 +53,7 @@ enum sluice_route {
     SLUICE_ROUTE_MMAP,            /* a mapping of the file, written from: one copy, none of it by user code */
     SLUICE_ROUTE_SENDFILE,        /* sendfile(2) */
     SLUICE_ROUTE_SPLICE,          /* splice(2), through a pooled pipe where neither end is one */
+    SLUICE_ROUTE_TEE,             /* tee(2): a stream's pages go to several sinks by reference */
     SLUICE_ROUTE_COPY_FILE_RANGE, /* copy_file_range(2): the file system shares extents, or copies in the kernel */
     SLUICE_ROUTE_REFLINK,         /* ioctl_ficlonerange(2): both files share extents, until one is written to */
     SLUICE_ROUTE_COUNT
@@ -262,41 +263,6 @@ struct sluice_plan {
 SLUICE_API int sluice_plan_make(const struct sluice_segment *segment, struct sluice_end *sink,
                                 struct sluice_plan *ret_plan);
 
-/* ---- Crossovers --------------------------------------------------------------------------------------------- */
-
-/* From which size on a route is cheaper than copying is learned while transfers run, per pair of ends and kind of
- * egress device, in this process: about one segment in 16 whose size decides about its route is measured. What follows
- * shares and keeps it; none of it happens unasked. */
-struct sluice_crossover {
-    enum sluice_route route;
-    enum sluice_end_kind source, sink;
-    struct sluice_egress device; /* what it is, not which: ifindex and name are empty. All zero for sinks without one */
-    uint64_t from;               /* the route pays from so many bytes on; SLUICE_NEVER_PAYS */
-    uint64_t samples;            /* of the route, that this was learned from */
-    bool closed;                 /* not now: the kernel copied what the route had lent it; it will be tried again */
-};
-
-typedef void sluice_crossover_fn(void *context, const struct sluice_crossover *crossover);
-
-/* Call visit for everything learned. Any thread. */
-SLUICE_API void sluice_crossovers_each(sluice_crossover_fn *visit, void *context);
-
-/* From now on, processes forked by this one learn together with it (40 KiB of shared memory). Call before threads and
- * transfers are there. Returns 0 or -ENOMEM. */
-SLUICE_API int sluice_crossovers_share(void);
-
-/* Take over what an earlier run learned on this kernel and CPU; what this process measured already stays. path: NULL
- * for the user's cache, $XDG_CACHE_HOME/sluice or ~/.cache/sluice. ret_reason: NULL, or why not, a static string
- * ("there is none yet"). Never fatal: without it there are the defaults. Returns 0, or: -ENOENT; -EPERM not a file of
- * this user's; -EFBIG; -EBADMSG malformed; -ESTALE measured on another kernel or CPU; -ENOMEM; and what open(2) says.
- */
-SLUICE_API int sluice_crossovers_load(const char *path, const char **ret_reason);
-
-/* Write everything learned, by way of a temporary file beside it, if anything was measured in this process. Returns 1,
- * 0 (nothing to write) or: -ENOENT neither XDG_CACHE_HOME nor HOME is set; -EPERM the directory is another user's;
- * -ENOSPC, -EACCES, -EROFS and what else open(2), write(2) and rename(2) say. */
-SLUICE_API int sluice_crossovers_save(const char *path);
-
 /* ---- Transfers ---------------------------------------------------------------------------------------------- */
 
 /* A transform stands between source and sink: encryption, compression. It forces the bytes through user memory. */
@@ -321,22 +287,47 @@ enum sluice_transfer_flags {
                                              longer. Other sinks, and file systems without holes, get zeros */
 };
 
+/* What becomes of a sink that keeps the others from getting more of a stream, or that fails. */
+enum sluice_fanout_policy {
+    SLUICE_FANOUT_BLOCK = 0, /* the others wait for the slowest once it is `window` bytes behind what was read; a sink
+                                that fails ends the transfer */
+    SLUICE_FANOUT_DROP,      /* a sink that is `window` bytes behind, and so in the way of the others, has `patience`
+                                milliseconds to catch up by half of that; else it ends with -ENOBUFS. One that fails
+                                ends with its error. The others go on. A sink that ended so has got the first bytes of
+                                what was to be sent, without a gap (its receipt counts them), and gets no more; a TCP
+                                connection is reset at once, lest its peer take what it has for all there is */
+    SLUICE_FANOUT_COPY,      /* as DROP, but a sink may be `window` + `buffer` bytes behind: what its pipe does not hold
+                                is copied into memory of its own, and it gets by reference again once that is sent */
+};
+
 struct sluice_transfer_options {
     size_t size;                           /* sizeof (struct sluice_transfer_options) */
     const struct sluice_segment *segments; /* copied; the ends and memory are borrowed until the transfer is done */
     size_t segment_count;
     struct sluice_end *const *sinks; /* copied array of borrowed ends */
-    size_t sink_count; /* 1 to SLUICE_SINKS_MAX. Several: each gets all bytes at its own pace. A stream source waits for
-                          the slowest sink once that is SLUICE_FANOUT_WINDOW bytes behind */
+    size_t
+        sink_count; /* 1 to SLUICE_SINKS_MAX. Several: each gets all bytes at its own pace, memory and files without
+                       regard to the others; of a stream, which is read once for all, see enum sluice_fanout_policy */
     uint64_t sink_offset;    /* where in file sinks to write; SLUICE_APPEND: at the file position */
     enum sluice_route route; /* force one for the file and stream segments */
     unsigned flags;
     const struct sluice_transform *transform; /* NULL: none. One sink only. Borrowed */
     uint64_t turn; /* bytes to move before giving way to others (step returns SLUICE_STEP_YIELD); 0: the default */
+
+    /* Several sinks: */
+    enum sluice_fanout_policy policy;
+    size_t window;                    /* 0: SLUICE_FANOUT_WINDOW; at most that */
+    size_t buffer;                    /* of SLUICE_FANOUT_COPY; 0: SLUICE_FANOUT_BUFFER */
+    unsigned patience;                /* milliseconds; 0: SLUICE_FANOUT_PATIENCE */
+    struct sluice_error *sink_errors; /* NULL, or one for each sink, which must outlive the transfer: code 0, or why
+                                         this sink ended before the others. As long as one sink gets everything, the
+                                         transfer succeeds */
 };
 
 #define SLUICE_APPEND UINT64_MAX
-#define SLUICE_FANOUT_WINDOW (256u << 10)
+#define SLUICE_FANOUT_WINDOW (1u << 20) /* a pipe's most, and the cheapest per byte */
+#define SLUICE_FANOUT_BUFFER (16u << 20)
+#define SLUICE_FANOUT_PATIENCE 1000
 #define SLUICE_SINKS_MAX 16
 
 /* Move everything; return when the sinks have accepted it all. Blocks, whatever the descriptors' flags; no signal
@@ -382,6 +373,7 @@ struct sluice_wait {
 struct sluice_waits {
     unsigned count;
     struct sluice_wait wait[SLUICE_WAITS_MAX]; /* any of them is reason to step again */
+    int timeout; /* -1, or step again after so many milliseconds all the same: a slow sink's patience will be over */
 };
 
 /* Move what can be moved without blocking. Edge-triggered waiting is safe: a step returns SLUICE_STEP_WAIT only after

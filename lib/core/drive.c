@@ -116,8 +116,8 @@ static int wait_for(const struct sluice_waits *waits)
         fds[i].events = waits->wait[i].kind == SLUICE_WAIT_READABLE ? POLLIN : POLLOUT;
     }
     for (;;) {
-        int ready = sys.poll(fds, waits->count, -1);
-        if (ready > 0)
+        int ready = sys.poll(fds, waits->count, waits->timeout);
+        if (ready > 0 || (ready == 0 && waits->timeout >= 0))
             return 0;
         if (ready < 0 && errno != EINTR)
             return -errno;

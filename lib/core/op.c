@@ -21,6 +21,8 @@ enum op_blocker op_blocker(const struct op *op)
     case OP_COPY_RANGE:
     case OP_CLONE:
     case OP_HOLE:
+    case OP_TEE: /* from a pipe of ours that holds bytes into one of ours that is full */
+    case OP_TAKE:
         return OP_BLOCKS_ON_NEITHER;
     case OP_WRITE:
     case OP_SENDFILE:
@@ -43,7 +45,10 @@ const char *op_name(const struct op *op)
     case OP_FILL:
     case OP_DRAIN:
     case OP_PASS:
+    case OP_TAKE:
         return "splice";
+    case OP_TEE:
+        return "tee";
     case OP_COPY_RANGE:
         return "copy_file_range";
     case OP_CLONE:
@@ -159,7 +164,10 @@ static ssize_t execute_once(const struct op *op, uint64_t *calls)
     case OP_FILL:
     case OP_DRAIN:
     case OP_PASS:
+    case OP_TAKE:
         return execute_splice(op);
+    case OP_TEE:
+        return sys.tee(op->in, op->out, op->length, (unsigned)op->flags);
     case OP_COPY_RANGE:
         return execute_copy_range(op);
     case OP_CLONE:

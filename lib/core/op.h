@@ -20,6 +20,8 @@ enum op_kind {
     OP_FILL,       /* source -> pipe, by splice */
     OP_DRAIN,      /* pipe -> sink, by splice */
     OP_PASS,       /* splice between two ends of which one is a pipe itself */
+    OP_TEE,        /* pipe -> pipe; the bytes stay in the first, too */
+    OP_TAKE,       /* pipe -> pipe, by splice */
     OP_COPY_RANGE, /* file -> file, by copy_file_range */
     OP_CLONE,      /* file -> file: share these extents; all of them or none. Length 0: up to the source's end */
     OP_HOLE,       /* this range of a file becomes a hole, and the file as long as that if it was shorter */
@@ -31,7 +33,7 @@ enum op_blocker {
     OP_BLOCKS_ON_SOURCE,
     OP_BLOCKS_ON_SINK,
     OP_BLOCKS_ON_EITHER,
-    OP_BLOCKS_ON_NEITHER, /* files: it is an error like others, there is nothing to wait for */
+    OP_BLOCKS_ON_NEITHER, /* files and pipes of ours: there is nothing to wait for */
 };
 
 #define OP_NO_OFFSET (-1)

@@ -22,6 +22,8 @@
  *               tmpfs, which has none      1 copy, by definition
  *               else                       unknown; reflink by reference, by definition
  *
+ *   tee         as splice, for each of the sinks: they refer to the same pages
+ *
  * "Pages can be referred to": a pipe's, a socket's, and those of a file whose file system splices from the page cache;
  * O_DIRECT, DAX and some network file systems read into fresh pages instead (copy_splice_read).
  */
@@ -45,6 +47,13 @@ static struct fate ruled(enum receipt_rule rule, unsigned copies, enum sluice_ev
 {
     (void)rule;
     return (struct fate){.copies = MUTATED(rule, copies), .evidence = evidence};
+}
+
+static struct fate ruled_again(enum receipt_rule rule, struct fate what)
+{
+    (void)rule;
+    what.copies = MUTATED(rule, what.copies);
+    return what;
 }
 
 static struct fate fate_of_reference(struct sluice_end *source, struct sluice_end *sink, uint64_t *calls)
@@ -95,6 +104,10 @@ static struct fate fate(enum sluice_route route, struct sluice_end *source, stru
     case SLUICE_ROUTE_SENDFILE:
     case SLUICE_ROUTE_SPLICE:
         return fate_of_reference(source, sink, calls);
+    case SLUICE_ROUTE_TEE: {
+        struct fate what = fate_of_reference(source, sink, calls);
+        return what.evidence == SLUICE_EVIDENCE_UNKNOWN ? what : ruled_again(RULE_TEE, what);
+    }
     case SLUICE_ROUTE_COPY_FILE_RANGE:
     case SLUICE_ROUTE_REFLINK:
         return (struct fate){.evidence = SLUICE_EVIDENCE_NONE}; /* receipt_prove will tell */

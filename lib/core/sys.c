@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -83,6 +82,7 @@ struct sys sys = {
     .fallocate = fallocate,
     .ftruncate = ftruncate,
     .splice = splice,
+    .tee = tee,
     .pipe2 = pipe2,
     .fcntl = fcntl_long,
     .ioctl = ioctl_pointer,
@@ -96,6 +96,7 @@ struct sys sys = {
     .socket = socket,
     .getsockopt = getsockopt,
     .setsockopt = setsockopt,
+    .connect = connect,
     .getpeername = getpeername,
     .getsockname = getsockname,
     .accept4 = accept4,
@@ -107,8 +108,5 @@ struct sys sys = {
     .timerfd_create = timerfd_create,
     .timerfd_settime = timerfd_settime,
     .open = open_mode,
-    .mkdir = mkdir,
-    .rename = rename,
-    .unlink = unlink,
     .allocate = calloc,
 };

@@ -30,6 +30,7 @@ struct sys {
     int (*fallocate)(int fd, int mode, off_t offset, off_t size);
     int (*ftruncate)(int fd, off_t size);
     ssize_t (*splice)(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags);
+    ssize_t (*tee)(int in, int out, size_t size, unsigned flags);
     int (*pipe2)(int fds[2], int flags);
     int (*fcntl)(int fd, int command, long argument);
     int (*ioctl)(int fd, unsigned long request, void *argument);
@@ -43,6 +44,7 @@ struct sys {
     int (*socket)(int domain, int type, int protocol);
     int (*getsockopt)(int fd, int level, int name, void *value, socklen_t *size);
     int (*setsockopt)(int fd, int level, int name, const void *value, socklen_t size);
+    int (*connect)(int fd, const struct sockaddr *address, socklen_t size);
     int (*getpeername)(int fd, struct sockaddr *address, socklen_t *size);
     int (*getsockname)(int fd, struct sockaddr *address, socklen_t *size);
     int (*accept4)(int fd, struct sockaddr *address, socklen_t *size, int flags);
@@ -54,9 +56,6 @@ struct sys {
     int (*timerfd_create)(int clock, int flags);
     int (*timerfd_settime)(int fd, int flags, const struct itimerspec *value, struct itimerspec *old);
     int (*open)(const char *path, int flags, mode_t mode);
-    int (*mkdir)(const char *path, mode_t mode);
-    int (*rename)(const char *from, const char *to);
-    int (*unlink)(const char *path);
     void *(*allocate)(size_t count, size_t size); /* calloc; freed by free() */
 };
 

@@ -7,20 +7,23 @@
  *   1. lane->segment, lane->at name the next byte the sink is to get; they move only in lane_delivered(), by what the
  *      kernel said it took. Whatever else happens (short counts, refusals, EAGAIN), the lane goes on from there.
  *   2. Bytes taken from a stream and not yet delivered are in lane->stage, and after those in lane->pipe; nowhere else.
- *      They are delivered before anything more is read, whichever route comes next.
+ *      They are delivered before anything more is read, whichever route comes next. (One stream into several sinks:
+ *      see fanout.c.)
  *   3. A file is read by position, so what was staged from it can be dropped and read again.
  *   4. A lane waits (lane->wait) only after the end itself said EAGAIN, so edge-triggered waiting loses nothing.
  *
  *   state               set by                                  left by
  *   LANE_RUNS           lane_begin, wake                        a wait, or the end
+ *   LANE_TAKES          would_block, fanout_wake                fanout_take: nothing to take, or no room
  *   LANE_WAITS_SOURCE   would_block                             wake, at the next step
- *   LANE_WAITS_SINK     would_block                             wake
+ *   LANE_WAITS_SINK     would_block, fanout_take                wake
  *   LANE_WAITS_PAGES    admit_file                              wake
- *   LANE_WAITS_OTHERS   step_segment (shared stage)             wake: another lane moved
- *   LANE_DONE           lane_finish                             never
+ *   LANE_WAITS_OTHERS   fanout_step                             wake: another lane moved
+ *   LANE_DONE           lane_finish, lane_drop                  never
  */
 #include "transfer.h"
 #include "extents.h"
+#include "fanout.h"
 #include "plan.h"
 #include "receipt.h"
 #include "sys.h"
@@ -28,6 +31,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 /* From here on partial segments are held back (TCP_CORK): full segments make a 1 MiB body 15 to 20 % cheaper, and cost
@@ -71,7 +75,7 @@ static size_t step_size(const struct lane *lane, const struct route *route)
     return (size_t)turn / FILE_STEP_MIN * FILE_STEP_MIN; /* extents are shared by whole blocks */
 }
 
-static bool in_list(const int *errnos, int error)
+bool errno_in_list(const int *errnos, int error)
 {
     for (; errnos != NULL && *errnos != 0; errnos++)
         if (*errnos == error)
@@ -147,7 +151,7 @@ void lane_delivered(struct lane *lane, enum sluice_route route, uint64_t bytes)
     struct sluice_transfer *transfer = lane->transfer;
     struct sluice_segment *segment = &transfer->segments[lane->segment];
     receipt_enter(&lane->receipt, route, segment->kind == SLUICE_SEGMENT_MEMORY ? NULL : segment->end, lane->sink,
-                  lane_shares(lane, segment), bytes);
+                  lane_shares(lane, segment) && fanout_is_shared_read(lane), bytes);
     move_on(lane, bytes);
 }
 
@@ -269,10 +273,62 @@ static int demote(struct lane *lane, int error, const char *operation, const cha
     return 0;
 }
 
+enum sluice_route lane_would_choose(const struct lane *lane, uint32_t segment)
+{
+    const struct route *route = choose(lane, segment, 0);
+    return route != NULL ? route->id : SLUICE_ROUTE_AUTO;
+}
+
+void lane_demote_to_copy(struct lane *lane, int error, const char *reason)
+{
+    struct sluice_fallback fallback = {
+        .from = lane->route->id, .to = SLUICE_ROUTE_COPY, .error = error, .at = lane->receipt.sent, .reason = reason};
+    lane->tried |= 1u << lane->route->id;
+    leave_route(lane);
+    lane->route = route_registry[SLUICE_ROUTE_COPY];
+    receipt_enter_fallback(&lane->receipt, &fallback);
+}
+
+static void settle_lane(struct lane *lane);
+
+int lane_drop(struct lane *lane, int code, const char *operation, const char *reason, const char *remedy)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    struct sluice_error error = {.code = code,
+                                 .route = lane->route != NULL ? lane->route->id : SLUICE_ROUTE_AUTO,
+                                 .operation = operation,
+                                 .reason = reason,
+                                 .remedy = remedy,
+                                 .delivered = lane->receipt.sent};
+    if (transfer->fanout->live == 1)
+        return transfer_fail(lane, code, operation, reason, remedy);
+    if (lane->sink->kind == SLUICE_END_TCP) { /* its peer must not take the end of the connection for the stream's */
+        const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+        const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+        lane->receipt.system_calls += 2;
+        sys.setsockopt(lane->sink->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once); /* in case connect fails */
+        sys.connect(lane->sink->fd, &nowhere, sizeof nowhere);
+    }
+    settle_lane(lane);
+    for (uint32_t i = lane->segment; i < transfer->segment_count; i++)
+        if (--transfer->releases_due[i] == 0)
+            release(&transfer->segments[i]);
+    fanout_forget(lane, &error);
+    lane->wait = LANE_DONE;
+    return 0;
+}
+
+static int sink_failed(struct lane *lane, int code, const char *operation, const char *remedy)
+{
+    if (lane->transfer->fanout->policy == SLUICE_FANOUT_BLOCK)
+        return transfer_fail(lane, code, operation, NULL, remedy);
+    return lane_drop(lane, code, operation, NULL, remedy);
+}
+
 /* A route or an op of it failed with this negative errno. */
 static int refused_or_failed(struct lane *lane, int code, const char *operation)
 {
-    if (lane->route != NULL && in_list(lane->route->refusals, -code)) {
+    if (lane->route != NULL && errno_in_list(lane->route->refusals, -code)) {
         const char *reason = lane->route->explain != NULL ? lane->route->explain(-code) : NULL;
         return demote(lane, -code, operation, reason != NULL ? reason : lane->route->refusal_reason);
     }
@@ -281,6 +337,8 @@ static int refused_or_failed(struct lane *lane, int code, const char *operation)
         remedy = "Raise the limit on open descriptors (ulimit -n).";
     else if (code == -ENOSPC)
         remedy = "Make room at the sink.";
+    if (lane->transfer->fanout != NULL)
+        return sink_failed(lane, code, operation, remedy);
     return transfer_fail(lane, code, operation, NULL, remedy);
 }
 
@@ -305,11 +363,13 @@ static void stream_ended(struct lane *lane)
 {
     struct sluice_transfer *transfer = lane->transfer;
     struct sluice_segment *segment = &transfer->segments[lane->segment];
-    struct stage *stage = lane->stage;
+    struct stage *stage = &lane->stage;
     uint64_t end = lane->at;
     if (stage->segment == lane->segment && stage->end > end)
         end = stage->end;
     end += lane->in_pipe;
+    if (transfer->fanout != NULL)
+        end = transfer->fanout->tail;
     if (segment->length != SLUICE_UNTIL_END) {
         stage->segment = lane->segment;
         stage->begin = stage->end = end;
@@ -448,8 +508,10 @@ static int admit_file(struct lane *lane, uint32_t index, uint64_t at, const stru
 static ssize_t expose_of_end(struct lane *lane, uint32_t index, uint64_t at, struct iovec *piece,
                              enum sluice_route *ret_route)
 {
-    const struct stage *stage = lane->stage;
+    const struct stage *stage = &lane->stage;
     *ret_route = SLUICE_ROUTE_COPY;
+    if (lane_shares(lane, lane_segment(lane, index)))
+        return index == lane->segment ? fanout_expose(lane, at, piece) : 0;
     if (stage->segment == index && at >= stage->begin && at < stage->end) {
         *piece = (struct iovec){.iov_base = stage->data + (at - stage->begin), .iov_len = stage->end - at};
         return (ssize_t)piece->iov_len;
@@ -636,19 +698,6 @@ int lane_finish(struct lane *lane, struct op *ops)
     return 0;
 }
 
-/* All lanes of a shared stage have passed its end (then it can be filled anew). */
-static bool all_passed(const struct lane *lane)
-{
-    const struct sluice_transfer *transfer = lane->transfer;
-    const struct stage *stage = lane->stage;
-    for (uint32_t i = 0; i < transfer->lane_count; i++) {
-        const struct lane *other = &transfer->lanes[i];
-        if (other->segment < stage->segment || (other->segment == stage->segment && other->at < stage->end))
-            return false;
-    }
-    return true;
-}
-
 static struct op hole_op(struct lane *lane)
 {
     return (struct op){.kind = OP_HOLE,
@@ -676,11 +725,11 @@ static int hole_made(struct lane *lane, ssize_t result)
 static int step_segment(struct lane *lane, struct op *ops, int room)
 {
     const struct sluice_segment *segment = lane_segment(lane, lane->segment);
-    if (lane_shares(lane, segment) && !all_passed(lane)) {
-        lane->wait = LANE_WAITS_OTHERS;
-        return 0;
+    if (lane_shares(lane, segment)) {
+        int steps = fanout_step(lane, ops);
+        return steps == FANOUT_SHORT ? source_ended(lane) : steps;
     }
-    if (lane->stage->segment == lane->segment && lane->stage->source_ended && lane->in_pipe == 0)
+    if (lane->stage.segment == lane->segment && lane->stage.source_ended && lane->in_pipe == 0)
         return source_ended(lane);
     if (segment->kind == SLUICE_SEGMENT_FILE) {
         int admission = admit_file(lane, lane->segment, lane->at, lane->route);
@@ -712,7 +761,7 @@ static int link_body(struct lane *lane, const struct gathered *got, struct op *o
     if (room < 1 || got->segment == lane->segment || got->segment >= transfer->segment_count || got->at != 0)
         return 0;
     const struct sluice_segment *segment = &transfer->segments[got->segment];
-    if (segment->kind != SLUICE_SEGMENT_FILE || lane->stage->end > lane->stage->begin)
+    if (segment->kind != SLUICE_SEGMENT_FILE || lane->stage.end > lane->stage.begin)
         return 0;
     const struct route *route = choose(lane, got->segment, 0);
     if (route == NULL || route->id != SLUICE_ROUTE_SENDFILE || admit_file(lane, got->segment, 0, route) != ADMITTED)
@@ -766,6 +815,8 @@ int lane_next(struct lane *lane, struct op *ops)
         if (result > 0)
             return count + result;
     }
+    if (lane->wait == LANE_TAKES && count == 0)
+        return fanout_take(lane, ops);
     return count;
 }
 
@@ -810,6 +861,9 @@ static int pollable_now(int fd, short events, uint64_t *calls)
 static int would_block(struct lane *lane, const struct op *op)
 {
     enum op_blocker blocker = op_blocker(op);
+    struct sluice_transfer *transfer = lane->transfer;
+    if (transfer->fanout != NULL)
+        fanout_would_block(lane, op);
     lane->receipt.waits++;
     /* splice does not say which side was not ready (KERNEL-FACTS 17.27). When both are by now, an edge to wait for has
      * passed: come again, after others had their turn. */
@@ -821,11 +875,14 @@ static int would_block(struct lane *lane, const struct op *op)
             return transfer_fail(lane, source < 0 ? source : sink, "poll", NULL, NULL);
         blocker = source > 0 ? OP_BLOCKS_ON_SINK : OP_BLOCKS_ON_SOURCE;
         if (sink > 0) {
-            lane->moved_in_turn = lane->transfer->turn_size;
+            lane->moved_in_turn = transfer->turn_size;
             return 0;
         }
     }
-    lane->wait = blocker == OP_BLOCKS_ON_SOURCE ? LANE_WAITS_SOURCE : LANE_WAITS_SINK;
+    if (blocker == OP_BLOCKS_ON_SOURCE)
+        lane->wait = LANE_WAITS_SOURCE;
+    else
+        lane->wait = transfer->fanout != NULL ? LANE_TAKES : LANE_WAITS_SINK;
     return 0;
 }
 
@@ -876,7 +933,8 @@ int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
     if (lane->route == NULL)
         return transfer_fail(lane, -EOPNOTSUPP, "plan", "no route carries this pair of ends", NULL);
     enum sluice_route route = lane->route->id;
-    int outcome = lane->route->complete(lane, op, result);
+    bool shared = lane->transfer->fanout != NULL && fanout_owns(lane, op);
+    int outcome = shared ? fanout_complete(lane, op, result) : lane->route->complete(lane, op, result);
     if (result > 0)
         lane->receipt.routes[route].calls++;
     if (outcome == ROUTE_SOURCE_ENDED) {
@@ -886,7 +944,7 @@ int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
         return 0;
     }
     if (outcome < 0)
-        return refused_or_failed(lane, outcome, op_name(op));
+        return shared ? outcome : refused_or_failed(lane, outcome, op_name(op));
     return result >= 0 && (size_t)result == op->length;
 }
 
@@ -937,6 +995,8 @@ static const char *fault_in_options(const struct sluice_transfer_options *option
         return "a transform has one sink";
     if ((unsigned)options->route >= SLUICE_ROUTE_COUNT)
         return "no such route";
+    if ((unsigned)options->policy > SLUICE_FANOUT_COPY)
+        return "no such policy";
     for (size_t i = 0; i < options->sink_count; i++)
         if (options->sinks[i] == NULL)
             return "a sink is missing";
@@ -974,8 +1034,7 @@ static int check_routes(const struct sluice_transfer *transfer, struct sluice_er
     return 0;
 }
 
-static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, struct sluice_end *sink, uint64_t offset,
-                       struct stage *stage)
+static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, struct sluice_end *sink, uint64_t offset)
 {
     /* Not the iovecs: they are filled before use, and clearing them would cost more than the rest. */
     lane->transfer = transfer;
@@ -987,8 +1046,7 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->started = lane->cork = lane->paced = lane->fills_holes = false;
     lane->sampled = false;
     lane->unproven = 0;
-    lane->own_stage = (struct stage){.data = NULL};
-    lane->stage = stage;
+    lane->stage = (struct stage){.data = NULL};
     lane->pipe = (struct pipe){.read = -1, .write = -1};
     lane->in_pipe = 0;
     lane->pieces_max = 0;
@@ -996,17 +1054,6 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     memset(&lane->receipt, 0, offsetof(struct sluice_receipt, fallbacks));
     lane->receipt.transfers = 1;
     enter_segment(lane, 0);
-}
-
-/* Files are read by position, so each of several sinks stages for itself; a stream is staged once for all. */
-static bool shares_a_stream(const struct sluice_transfer_options *options)
-{
-    if (options->sink_count == 1)
-        return false;
-    for (size_t i = 0; i < options->segment_count; i++)
-        if (options->segments[i].kind == SLUICE_SEGMENT_STREAM)
-            return true;
-    return false;
 }
 
 static void free_arrays(struct sluice_transfer *transfer)
@@ -1019,6 +1066,8 @@ static void free_arrays(struct sluice_transfer *transfer)
         free(transfer->releases_due);
     if (transfer->transform_state != NULL)
         transform_free(transfer);
+    if (transfer->fanout != NULL)
+        free(transfer->fanout);
 }
 
 static int allocate_arrays(struct sluice_transfer *transfer)
@@ -1059,18 +1108,16 @@ int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfe
     transfer->transform = options->transform;
     transfer->turn_size = options->turn != 0 ? options->turn : DEFAULT_TURN;
     int result = allocate_arrays(transfer);
+    if (result == 0 && transfer->lane_count > 1)
+        result = fanout_begin(transfer, options);
     if (result < 0) {
         free_arrays(transfer);
         return reject(ret_error, result, SLUICE_ROUTE_AUTO, "no memory for the transfer", NULL);
     }
     if (options->segment_count > 0)
         memcpy(transfer->segments, options->segments, options->segment_count * sizeof *transfer->segments);
-    bool shared = shares_a_stream(options);
-    for (uint32_t i = 0; i < transfer->lane_count; i++) {
-        struct lane *lane = &transfer->lanes[i];
-        lane_begin(lane, transfer, options->sinks[i], options->sink_offset,
-                   shared ? &transfer->shared_stage : &lane->own_stage);
-    }
+    for (uint32_t i = 0; i < transfer->lane_count; i++)
+        lane_begin(&transfer->lanes[i], transfer, options->sinks[i], options->sink_offset);
     result = check_routes(transfer, ret_error);
     if (result < 0)
         free_arrays(transfer);
@@ -1084,15 +1131,20 @@ static void stage_free(struct stage *stage)
     stage->data = NULL;
 }
 
+static void settle_lane(struct lane *lane)
+{
+    leave_route(lane);
+    pipe_put(&lane->pipe, lane->in_pipe);
+    lane->in_pipe = 0;
+    stage_free(&lane->stage);
+}
+
 void transfer_settle(struct sluice_transfer *transfer)
 {
-    for (uint32_t i = 0; i < transfer->lane_count; i++) {
-        struct lane *lane = &transfer->lanes[i];
-        leave_route(lane);
-        pipe_put(&lane->pipe, lane->in_pipe);
-        stage_free(&lane->own_stage);
-    }
-    stage_free(&transfer->shared_stage);
+    for (uint32_t i = 0; i < transfer->lane_count; i++)
+        settle_lane(&transfer->lanes[i]);
+    if (transfer->fanout != NULL)
+        fanout_settle(transfer);
     for (uint32_t i = 0; i < transfer->segment_count; i++)
         release(&transfer->segments[i]);
 }
@@ -1124,6 +1176,7 @@ static int run_lane(struct lane *lane)
     struct sluice_transfer *transfer = lane->transfer;
     struct op ops[OPS_MAX];
     uint64_t before = lane->receipt.sent;
+    uint64_t taken = transfer->fanout != NULL ? transfer->fanout->progress : 0;
     if (lane->sampled)
         crossover_resume(&lane->sample);
     while (transfer->blocking || lane->moved_in_turn < turn_of(lane)) {
@@ -1146,7 +1199,7 @@ static int run_lane(struct lane *lane)
         if (lane->wait == LANE_DONE && lane->tried == 0)
             crossover_finish(&lane->sample);
     }
-    return lane->receipt.sent != before;
+    return lane->receipt.sent != before || (transfer->fanout != NULL && transfer->fanout->progress != taken);
 }
 
 static void add_wait(struct sluice_waits *waits, const struct lane *lane)
@@ -1185,22 +1238,24 @@ int transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_wai
         if (lane->wait != LANE_DONE)
             lane->wait = LANE_RUNS;
     }
+    if (transfer->fanout != NULL)
+        transfer->fanout->deadline = 0;
     bool moved, running, done;
     do {
         moved = running = false;
         done = true;
+        if (transfer->fanout != NULL)
+            fanout_wake(transfer);
         for (uint32_t i = 0; i < transfer->lane_count; i++) {
             struct lane *lane = &transfer->lanes[i];
-            if (lane->wait == LANE_WAITS_OTHERS)
-                lane->wait = LANE_RUNS;
-            if (lane->wait == LANE_RUNS) {
+            if (lane->wait == LANE_RUNS || lane->wait == LANE_TAKES) {
                 int result = run_lane(lane);
                 if (result < 0)
                     return result;
                 moved |= result > 0;
             }
             done &= lane->wait == LANE_DONE;
-            running |= lane->wait == LANE_RUNS;
+            running |= lane->wait == LANE_RUNS || lane->wait == LANE_TAKES;
         }
     } while (moved && !done && !running && transfer->lane_count > 1);
     if (done)
@@ -1208,6 +1263,7 @@ int transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_wai
     if (running)
         return SLUICE_STEP_YIELD;
     ret_waits->count = 0;
+    ret_waits->timeout = transfer->fanout != NULL ? fanout_timeout(transfer->fanout) : -1;
     for (uint32_t i = 0; i < transfer->lane_count; i++)
         add_wait(ret_waits, &transfer->lanes[i]);
     return SLUICE_STEP_WAIT;

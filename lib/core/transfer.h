@@ -19,7 +19,15 @@ struct stage {
     bool source_ended; /* nothing will follow what is staged */
 };
 
-enum lane_wait { LANE_RUNS, LANE_WAITS_SOURCE, LANE_WAITS_SINK, LANE_WAITS_PAGES, LANE_WAITS_OTHERS, LANE_DONE };
+enum lane_wait {
+    LANE_RUNS,
+    LANE_TAKES, /* its sink is full, but the others of a fan-out may wait for it to take its share of the stream */
+    LANE_WAITS_SOURCE,
+    LANE_WAITS_SINK,
+    LANE_WAITS_PAGES,
+    LANE_WAITS_OTHERS,
+    LANE_DONE
+};
 
 /* One sink's way through the source. */
 struct lane {
@@ -45,8 +53,7 @@ struct lane {
     uint64_t known_to;
     uint64_t wait_offset, wait_length; /* LANE_WAITS_PAGES */
 
-    struct stage *stage; /* own_stage, or the transfer's when several sinks share a stream */
-    struct stage own_stage;
+    struct stage stage; /* not of a stream that several sinks share: fanout.h */
     struct pipe pipe;   /* read -1: none */
     size_t in_pipe;     /* bytes of the source in it, next to deliver after what is staged */
     const char *window; /* a mapping of [window_offset, + window_size) of the current segment's file */
@@ -77,7 +84,7 @@ struct sluice_transfer {
     struct transform_state *transform_state;
     uint64_t turn_size;
     uint64_t loop_now, loop_turn; /* 0 outside a loop */
-    struct stage shared_stage;
+    struct fanout *fanout;        /* NULL with one lane */
     struct sluice_error error;
     const enum sluice_route *order; /* tests: the routes to try, in this order; ends with AUTO */
 
@@ -103,7 +110,7 @@ static inline const struct sluice_segment *lane_segment(const struct lane *lane,
 /* Is this segment a stream that is read once for several sinks? */
 static inline bool lane_shares(const struct lane *lane, const struct sluice_segment *segment)
 {
-    return lane->stage != &lane->own_stage && segment->kind == SLUICE_SEGMENT_STREAM;
+    return lane->transfer->fanout != NULL && segment->kind == SLUICE_SEGMENT_STREAM;
 }
 
 /* Bytes of the segment from position `at` on, at most limit. */
@@ -154,6 +161,14 @@ void transfer_end(struct sluice_transfer *transfer);
 
 /* A step with op_execute as the loop: SLUICE_STEP_* or a negative errno. */
 int transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_waits);
+
+/* For fanout.c: what would carry this segment to the lane's sink; the lane goes on by copy; the lane ends with an error
+ * of its own (negative: that was the last one, and the transfer failed); and whether an errno is in a list of refusals.
+ */
+enum sluice_route lane_would_choose(const struct lane *lane, uint32_t segment);
+void lane_demote_to_copy(struct lane *lane, int error, const char *reason);
+int lane_drop(struct lane *lane, int code, const char *operation, const char *reason, const char *remedy);
+bool errno_in_list(const int *errnos, int error);
 
 /* The remedy and reason go into the transfer's error; returns code. */
 int transfer_fail(struct lane *lane, int code, const char *operation, const char *reason, const char *remedy);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "loop.h"
+#include "../core/fanout.h"
 #include "../core/receipt.h"
 #include "../core/sys.h"
 #include <errno.h>
@@ -289,10 +290,21 @@ static void stop_waiting(struct sluice_transfer *transfer)
     }
 }
 
+/* Of the others with a slow sink. */
+static void patience_is_over(void *context)
+{
+    struct sluice_transfer *transfer = context;
+    loop_queue_transfer(transfer->fanout->loop, transfer);
+}
+
 /* Returns 0 or a negative errno: then the transfer cannot go on. */
 static int start_waiting(struct sluice_loop *loop, struct sluice_transfer *transfer, const struct sluice_waits *waits)
 {
     transfer->waited = true;
+    if (waits->timeout >= 0) {
+        transfer->fanout->loop = loop;
+        sluice_timer_start(loop, &transfer->fanout->timer, (unsigned)waits->timeout, patience_is_over, transfer);
+    }
     for (unsigned i = 0; i < waits->count; i++) {
         const struct sluice_wait *wait = &waits->wait[i];
         if (wait->kind == SLUICE_WAIT_PAGES) {

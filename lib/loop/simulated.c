@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "simulated.h"
+#include "../core/fanout.h"
 #include "../core/sys.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -9,6 +10,11 @@
 
 #define FIRST_FD 1000 /* no descriptor of this process */
 #define PIPE_SIZE 65536
+
+static size_t pipe_size(const struct simulation *simulation)
+{
+    return simulation->pipe_size != 0 ? simulation->pipe_size : PIPE_SIZE;
+}
 
 static struct simulation *current;
 static struct sys real;
@@ -100,7 +106,7 @@ static int simulated_pipe2(int fds[2], int flags)
 static int simulated_fcntl(int fd, int command, long argument)
 {
     (void)fd, (void)argument;
-    return command == F_GETPIPE_SZ ? PIPE_SIZE : 0;
+    return command == F_GETPIPE_SZ ? (int)pipe_size(current) : 0;
 }
 
 static int simulated_close(int fd)
@@ -190,6 +196,10 @@ static enum sluice_route route_of(const struct lane *lane, const struct op *op)
     case OP_FILL:
     case OP_DRAIN:
     case OP_PASS:
+        return lane->transfer->fanout != NULL ? SLUICE_ROUTE_TEE : SLUICE_ROUTE_SPLICE;
+    case OP_TEE:
+    case OP_TAKE:
+        return SLUICE_ROUTE_TEE;
         return SLUICE_ROUTE_SPLICE;
     case OP_COPY_RANGE:
         return SLUICE_ROUTE_COPY_FILE_RANGE;
@@ -203,19 +213,35 @@ static enum sluice_route route_of(const struct lane *lane, const struct op *op)
     return SLUICE_ROUTE_COPY;
 }
 
+/* The same for tee's ops between source and pipes: it is about the byte's place in the source. */
+static ssize_t until_refused_taking(const struct simulation *simulation, const struct op *op, size_t length)
+{
+    const struct simulated_refusal *refusal = &simulation->refusal;
+    const struct simulated_object *from = object_of(op->in), *source = &simulation->objects[0];
+    size_t at = op->kind == OP_FILL ? from->at : (size_t)(from->pipe_data + from->at - source->data);
+    if (refusal->at_drain || refusal->at_tee != (op->kind != OP_FILL))
+        return (ssize_t)length;
+    return at >= refusal->at ? -EINVAL : (ssize_t)least(length, (size_t)(refusal->at - at));
+}
+
 /* How far the op gets before the refusal that the test asked for: length, less, or a negative errno. */
 static ssize_t until_refusal(const struct simulation *simulation, const struct lane *lane, const struct op *op,
                              size_t length)
 {
     const struct simulated_refusal *refusal = &simulation->refusal;
     static const int errnos[SLUICE_ROUTE_COUNT] = {
-        [SLUICE_ROUTE_COPY] = ENOSYS,   [SLUICE_ROUTE_MMAP] = EFAULT,           [SLUICE_ROUTE_SENDFILE] = EINVAL,
-        [SLUICE_ROUTE_SPLICE] = EINVAL, [SLUICE_ROUTE_COPY_FILE_RANGE] = EXDEV, [SLUICE_ROUTE_REFLINK] = EOPNOTSUPP,
+        [SLUICE_ROUTE_COPY] = ENOSYS,        [SLUICE_ROUTE_MMAP] = EFAULT,   [SLUICE_ROUTE_SENDFILE] = EINVAL,
+        [SLUICE_ROUTE_TEE] = EINVAL,         [SLUICE_ROUTE_SPLICE] = EINVAL, [SLUICE_ROUTE_COPY_FILE_RANGE] = EXDEV,
+        [SLUICE_ROUTE_REFLINK] = EOPNOTSUPP,
     };
     if (refusal->route == SLUICE_ROUTE_AUTO || route_of(lane, op) != refusal->route)
         return (ssize_t)length;
     if (refusal->route == SLUICE_ROUTE_COPY && op->kind != OP_READ)
         return (ssize_t)length; /* writing is every route's */
+    if (refusal->sink != 0 && op->sink->fd != refusal->sink)
+        return (ssize_t)length;
+    if (refusal->route == SLUICE_ROUTE_TEE && op->kind != OP_DRAIN)
+        return until_refused_taking(simulation, op, length);
     if (op->kind == OP_FILL && refusal->at_drain)
         return (ssize_t)length;
     if (op->kind == OP_DRAIN && !refusal->at_drain)
@@ -260,6 +286,14 @@ static ssize_t carry_out(struct simulation *simulation, const struct lane *lane,
         return 0;
     if (op->out_offset != OP_NO_OFFSET && (size_t)op->out_offset != object_of(op->sink->fd)->at)
         object_of(op->sink->fd)->wrong = true;
+    bool between_pipes = op->kind == OP_TEE || op->kind == OP_TAKE;
+    if (between_pipes) {
+        const struct simulated_object *to = object_of(op->out);
+        size_t free = pipe_size(simulation) - (to->filled - to->at);
+        if (free == 0)
+            return -EAGAIN;
+        length = least(length, free);
+    }
     if (simulation->lies != 0) {
         uint32_t dice = draw(simulation) & 255;
         if (dice < simulation->lies && op_blocker(op) != OP_BLOCKS_ON_NEITHER)
@@ -271,6 +305,13 @@ static ssize_t carry_out(struct simulation *simulation, const struct lane *lane,
     if (allowed < 0)
         return allowed;
     length = (size_t)allowed;
+    if (op->kind == OP_WRITE || op->kind == OP_DRAIN) {
+        const struct simulated_object *sink = object_of(op->out);
+        if (sink->stops_at != 0 && sink->at >= sink->stops_at)
+            return -sink->stop_error;
+        if (sink->stops_at != 0)
+            length = least(length, sink->stops_at - sink->at);
+    }
     if (op->kind == OP_WRITE) {
         size_t left = length;
         for (int i = 0; i < op->iov_count && left > 0; i++) {
@@ -281,13 +322,15 @@ static ssize_t carry_out(struct simulation *simulation, const struct lane *lane,
         return (ssize_t)(length - left);
     }
     if (op->kind == OP_FILL)
-        length = least(length, PIPE_SIZE);
+        length = least(length, pipe_size(simulation));
     ssize_t size = read_object(object_of(op->in), op, length, &bytes);
+    if (op->kind == OP_TEE && size > 0)
+        object_of(op->in)->at -= (size_t)size;
     if (size <= 0)
         return size;
     if (op->kind == OP_READ)
         memcpy(op->buffer, bytes, (size_t)size);
-    else if (op->kind == OP_FILL)
+    else if (op->kind == OP_FILL || between_pipes)
         fill_pipe(object_of(op->out), bytes, (size_t)size);
     else
         deliver(object_of(op->out), bytes, (size_t)size);
@@ -298,19 +341,28 @@ static ssize_t carry_out(struct simulation *simulation, const struct lane *lane,
 static int run_lane(struct simulation *simulation, struct lane *lane)
 {
     struct op ops[OPS_MAX];
-    int count = lane_next(lane, ops);
-    for (int i = 0; i < count; i++) {
-        int go_on = lane_complete(lane, &ops[i], carry_out(simulation, lane, &ops[i]));
-        if (go_on <= 0)
-            return go_on < 0 ? go_on : 1;
-    }
-    return count < 0 ? count : count > 0;
+    bool done_any = false;
+    do {
+        int count = lane_next(lane, ops);
+        if (count < 0)
+            return count;
+        for (int i = 0; i < count; i++) {
+            int go_on = lane_complete(lane, &ops[i], carry_out(simulation, lane, &ops[i]));
+            done_any = true;
+            if (go_on < 0)
+                return go_on;
+            if (go_on == 0)
+                break;
+        }
+    } while (lane->wait == LANE_TAKES);
+    return done_any;
 }
 
 int simulation_run(struct simulation *simulation, struct sluice_transfer *transfer)
 {
     for (;;) {
         bool done = true, active = false;
+        uint64_t progress = transfer->fanout != NULL ? transfer->fanout->progress : 0;
         for (uint32_t i = 0; i < transfer->lane_count; i++) {
             struct lane *lane = &transfer->lanes[i];
             if (lane->wait == LANE_DONE)
@@ -326,7 +378,7 @@ int simulation_run(struct simulation *simulation, struct sluice_transfer *transf
         }
         if (done)
             return 0;
-        if (!active)
+        if (!active && (transfer->fanout == NULL || transfer->fanout->progress == progress))
             return -EDEADLK;
     }
 }

@@ -8,7 +8,7 @@
 
 #include "../core/transfer.h"
 
-#define SIMULATED_OBJECTS 16
+#define SIMULATED_OBJECTS 32
 
 enum simulated_kind { SIMULATED_FILE, SIMULATED_STREAM, SIMULATED_PIPE, SIMULATED_SINK };
 
@@ -20,18 +20,23 @@ struct simulated_object {
     size_t filled;                  /* pipe: bytes put in */
     const unsigned char *pipe_data; /* pipe: where byte 0 of it lies in a source's data */
     bool wrong;                     /* sink: got a byte that is not the expected one */
+    size_t stops_at;                /* sink: when it has this much it says stop_error; 0: it never does */
+    int stop_error;                 /* positive errno */
 };
 
 /* Make a route fail at one byte: its ops bring the sink to exactly this position and are refused there. */
 struct simulated_refusal {
     enum sluice_route route;
     uint64_t at;
-    bool at_drain; /* splice: after filling the pipe beyond that byte */
+    bool at_drain; /* splice, tee: after filling the pipe beyond that byte */
+    bool at_tee;   /* tee: while taking that byte from the pipe of the window */
+    int sink;      /* for ops of this sink's descriptor only; 0: of every */
 };
 
 struct simulation {
     uint64_t seed;
-    unsigned lies; /* of 256 ops, how many are short, and how many meet EAGAIN; 0: an honest kernel */
+    size_t pipe_size; /* 0: 64 KiB */
+    unsigned lies;    /* of 256 ops, how many are short, and how many meet EAGAIN; 0: an honest kernel */
     struct simulated_refusal refusal;
     struct simulated_object objects[SIMULATED_OBJECTS];
     int object_count;

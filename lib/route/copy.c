@@ -4,8 +4,7 @@
  * every benchmark, and the oracle: every other route must deliver these bytes. Memory segments, which need no reading,
  * are its too: one send or write.
  */
-#include "../core/receipt.h"
-#include "../core/transfer.h"
+#include "../core/fanout.h"
 #include "routes.h"
 #include <errno.h>
 #include <sys/socket.h>
@@ -46,14 +45,16 @@ static size_t min_size(size_t a, size_t b)
 static bool reads_into_sink(const struct lane *lane)
 {
     return lane->sink->kind == SLUICE_END_MEMORY && lane->sink->memory.used < lane->sink->memory.size &&
-           lane->stage == &lane->own_stage && lane->transfer->transform == NULL;
+           lane->transfer->transform == NULL;
 }
 
 static int step(struct lane *lane, uint32_t index, uint64_t at, struct op *ops, int room)
 {
     (void)room;
     const struct sluice_segment *segment = lane_segment(lane, index);
-    struct stage *stage = lane->stage;
+    struct stage *stage = &lane->stage;
+    if (lane_shares(lane, segment))
+        return fanout_read_outlet(lane, ops);
     if (lane->in_pipe > 0 && segment->kind == SLUICE_SEGMENT_FILE)
         pipe_put(&lane->pipe, lane->in_pipe), lane->in_pipe = 0;
     ops[0] = lane->in_pipe > 0 ? read_pipe(lane) : read_source(lane, segment, at);
@@ -85,15 +86,18 @@ static int complete(struct lane *lane, const struct op *op, ssize_t result)
         return (int)result;
     if (result == 0)
         return ROUTE_SOURCE_ENDED;
+    if (lane_shares(lane, lane_segment(lane, lane->segment))) {
+        if (fanout_was_read(lane, op, (size_t)result))
+            lane_delivered(lane, SLUICE_ROUTE_COPY, (uint64_t)result);
+        return 0;
+    }
     if (op->in == lane->pipe.read && lane->in_pipe > 0) {
         lane->in_pipe -= (size_t)result;
         if (lane->in_pipe == 0)
             pipe_put(&lane->pipe, 0);
     }
-    if (op->buffer == lane->stage->data) {
-        lane->stage->end += (uint64_t)result;
-        if (lane_shares(lane, lane_segment(lane, lane->segment)))
-            receipt_enter_shared_read(&lane->receipt, (uint64_t)result);
+    if (op->buffer == lane->stage.data) {
+        lane->stage.end += (uint64_t)result;
     } else {
         lane->sink->memory.used += (size_t)result;
         lane_delivered(lane, SLUICE_ROUTE_COPY, (uint64_t)result);
@@ -104,7 +108,7 @@ static int complete(struct lane *lane, const struct op *op, ssize_t result)
 static void leave(struct lane *lane)
 {
     /* What is staged for this lane alone goes back to the pool once it is empty; what is not is still to be sent. */
-    struct stage *stage = &lane->own_stage;
+    struct stage *stage = &lane->stage;
     bool done = stage->segment != lane->segment || stage->end <= lane->at || lane->at == lane->ends_at;
     if (stage->data != NULL && done) {
         buffer_put(stage->data);

@@ -8,6 +8,7 @@ extern const struct route route_copy;
 extern const struct route route_mmap;
 extern const struct route route_sendfile;
 extern const struct route route_splice;
+extern const struct route route_tee;
 extern const struct route route_copy_file_range;
 extern const struct route route_reflink;
 

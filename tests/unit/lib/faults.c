@@ -54,6 +54,7 @@ CALL(clone_range, FAILS(EIO), FAILS(ENOSPC), FAILS(EXDEV), FAILS(EINVAL), FAILS(
      FAILS(ETXTBSY), FAILS(EBADF), FAILS(EAGAIN), NOT_YET(EINTR));
 CALL(fallocate, HARMLESS(EOPNOTSUPP), HARMLESS(EIO), HARMLESS(EPERM), NOT_YET(EINTR));
 CALL(ftruncate, HARMLESS(EIO), HARMLESS(EFBIG), HARMLESS(EPERM), NOT_YET(EINTR));
+CALL(tee, FAILS(EINVAL), FAILS(ENOMEM), FAILS(EFAULT), NOT_YET(EINTR), SHORTER);
 CALL(pipe2, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENOMEM));
 CALL(fcntl, FAILS(EPERM), FAILS(EBUSY), FAILS(ENOMEM));
 CALL(ioctl, HARMLESS(EOPNOTSUPP), HARMLESS(ENODEV), HARMLESS(EPERM), HARMLESS(ENOMEM));
@@ -67,6 +68,7 @@ CALL(close, HARMLESS(EIO), HARMLESS(EINTR), HARMLESS(ENOSPC));
 CALL(socket, HARMLESS(EMFILE), HARMLESS(ENFILE), HARMLESS(ENOBUFS), HARMLESS(EAFNOSUPPORT));
 CALL(getsockopt, FAILS(ENOPROTOOPT), FAILS(ENOBUFS));
 CALL(setsockopt, HARMLESS(ENOPROTOOPT), HARMLESS(ENOMEM));
+CALL(connect, HARMLESS(EINTR), HARMLESS(EACCES));
 CALL(getpeername, HARMLESS(ENOTCONN), HARMLESS(ENOBUFS));
 CALL(getsockname, HARMLESS(ENOBUFS));
 CALL(accept4, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENOMEM), FAILS(ENOBUFS), FAILS(EPERM), NOT_YET(ECONNABORTED),
@@ -79,9 +81,6 @@ CALL(eventfd, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENODEV), FAILS(ENOMEM));
 CALL(timerfd_create, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENOMEM), FAILS(ENODEV));
 CALL(timerfd_settime, HARMLESS(EINVAL), HARMLESS(ECANCELED));
 CALL(open, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENOMEM));
-CALL(mkdir, FAILS(EACCES), FAILS(ENOSPC), FAILS(EROFS));
-CALL(rename, FAILS(EACCES), FAILS(ENOSPC), FAILS(EROFS));
-CALL(unlink, FAILS(EACCES), FAILS(EROFS));
 CALL(allocate, FAILS(ENOMEM));
 
 /* ---- The run ------------------------------------------------------------------------------------------------ */
@@ -439,6 +438,12 @@ static int faulty_ftruncate(int fd, off_t size)
     return error != 0 ? fail(error) : real.ftruncate(fd, size);
 }
 
+static ssize_t faulty_tee(int in, int out, size_t size, unsigned flags)
+{
+    int error = strike(&call_tee, in, out, &size);
+    return error != 0 ? fail(error) : real.tee(in, out, size, flags);
+}
+
 static int faulty_pipe2(int fds[2], int flags)
 {
     int error = strike(&call_pipe2, -1, -1, NULL);
@@ -551,6 +556,12 @@ static int faulty_setsockopt(int fd, int level, int name, const void *value, soc
     return error != 0 ? fail(error) : real.setsockopt(fd, level, name, value, size);
 }
 
+static int faulty_connect(int fd, const struct sockaddr *address, socklen_t size)
+{
+    int error = strike(&call_connect, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.connect(fd, address, size);
+}
+
 static int faulty_getpeername(int fd, struct sockaddr *address, socklen_t *size)
 {
     int error = strike(&call_getpeername, -1, -1, NULL);
@@ -648,24 +659,6 @@ static int faulty_open(const char *path, int flags, mode_t mode)
     return error != 0 ? fail(error) : real.open(path, flags, mode);
 }
 
-static int faulty_mkdir(const char *path, mode_t mode)
-{
-    int error = strike(&call_mkdir, -1, -1, NULL);
-    return error != 0 ? fail(error) : real.mkdir(path, mode);
-}
-
-static int faulty_rename(const char *from, const char *to)
-{
-    int error = strike(&call_rename, -1, -1, NULL);
-    return error != 0 ? fail(error) : real.rename(from, to);
-}
-
-static int faulty_unlink(const char *path)
-{
-    int error = strike(&call_unlink, -1, -1, NULL);
-    return error != 0 ? fail(error) : real.unlink(path);
-}
-
 static int faulty_timerfd_create(int clock, int flags)
 {
     int error = strike(&call_timerfd_create, -1, -1, NULL);
@@ -710,6 +703,7 @@ void fault_install(void)
     sys.clone_range = faulty_clone_range;
     sys.fallocate = faulty_fallocate;
     sys.ftruncate = faulty_ftruncate;
+    sys.tee = faulty_tee;
     sys.pipe2 = faulty_pipe2;
     sys.fcntl = faulty_fcntl;
     sys.ioctl = faulty_ioctl;
@@ -723,6 +717,7 @@ void fault_install(void)
     sys.socket = faulty_socket;
     sys.getsockopt = faulty_getsockopt;
     sys.setsockopt = faulty_setsockopt;
+    sys.connect = faulty_connect;
     sys.getpeername = faulty_getpeername;
     sys.getsockname = faulty_getsockname;
     sys.accept4 = faulty_accept4;
@@ -732,9 +727,6 @@ void fault_install(void)
     sys.epoll_wait = faulty_epoll_wait;
     sys.eventfd = faulty_eventfd;
     sys.open = faulty_open;
-    sys.mkdir = faulty_mkdir;
-    sys.rename = faulty_rename;
-    sys.unlink = faulty_unlink;
     sys.timerfd_create = faulty_timerfd_create;
     sys.timerfd_settime = faulty_timerfd_settime;
     sys.allocate = faulty_allocate;

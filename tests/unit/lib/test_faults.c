@@ -10,14 +10,10 @@
  * pooled or cached from the run before.
  */
 #include "../check.h"
-#include "crossover.h"
 #include "faults.h"
-#include "routes.h"
 #include "world.h"
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <limits.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -56,7 +52,9 @@ struct scenario {
     bool transform; /* every byte inverted */
     bool slow;      /* little room at the sinks */
     bool sparse;    /* holes, to be kept; in a file that has bytes there */
-    bool refused;   /* the route cannot serve the pair */
+    bool dead;      /* the last sink is, from the start */
+    enum sluice_fanout_policy policy;
+    bool refused;                                                           /* the route cannot serve the pair */
     void (*play)(const struct scenario *scenario, struct outcome *outcome); /* not a single transfer */
 };
 
@@ -66,6 +64,7 @@ struct outcome {
     struct sluice_error error;
     unsigned receipts_known;
     struct sluice_receipt receipts[SINKS_MAX];
+    struct sluice_error sink_errors[SINKS_MAX];
     bool spoilt; /* a later transfer did not get its own bytes */
     bool began;  /* the library took the memory segments over */
     unsigned segment_count, released[SEGMENTS_MAX];
@@ -481,7 +480,17 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
         .flags = (scenario->cold ? SLUICE_TRANSFER_NEVER_BLOCK : 0u) | (scenario->sparse ? SLUICE_TRANSFER_SPARSE : 0u),
         .transform = scenario->transform ? &inverted : NULL,
         .turn = 30000,
+        .policy = scenario->policy,
+        .window = scenario->policy == SLUICE_FANOUT_BLOCK ? 0 : 16384,
+        .buffer = LARGE,
+        .patience = 1,
+        .sink_errors = outcome->sink_errors,
     };
+    if (scenario->dead) {
+        close_without_trace(world.drain[sink_count - 1]);
+        close(world.sent[sink_count - 1]);
+        world.drain[sink_count - 1] = -1;
+    }
     if (outcome->result == 0) {
         static void (*const ways[])(const struct sluice_transfer_options *, struct outcome *) = {run_it, step_it,
                                                                                                  loop_it};
@@ -732,66 +741,6 @@ static void play_reset(const struct scenario *scenario, struct outcome *outcome)
     world_end(outcome);
 }
 
-/* ---- What was learned is kept ------------------------------------------------------------------------------- */
-
-static int remove_entry(const char *path, const struct stat *status, int type, struct FTW *where)
-{
-    (void)status, (void)type, (void)where;
-    return remove(path);
-}
-
-/* Leaves behind what a process that was killed while it wrote leaves behind. */
-static void leave_stale_file(const char *directory)
-{
-    char path[600];
-    DIR *list = opendir(directory);
-    for (struct dirent *entry; list != NULL && (entry = readdir(list)) != NULL;) {
-        if (entry->d_name[0] == '.')
-            continue;
-        snprintf(path, sizeof path, "%s/%s.%ld", directory, entry->d_name, (long)getpid());
-        int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-        if (fd >= 0)
-            close(fd);
-        break;
-    }
-    if (list != NULL)
-        closedir(list);
-}
-
-static void play_crossovers(const struct scenario *scenario, struct outcome *outcome)
-{
-    char home[] = "/tmp/sluice-crossovers-XXXXXX", directory[64];
-    struct crossover_sample sample;
-    struct pair pair = {.segment = SLUICE_SEGMENT_STREAM,
-                        .source = SLUICE_END_UNIX_STREAM,
-                        .sink = SLUICE_END_UNIX_STREAM,
-                        .length = 16384};
-    bool copies = false;
-    (void)scenario;
-    world_begin(65536);
-    expect(outcome, pattern, 0);
-    if (mkdtemp(home) == NULL)
-        abort();
-    snprintf(directory, sizeof directory, "%s/cache", home);
-    setenv("XDG_CACHE_HOME", directory, 1);
-    snprintf(directory, sizeof directory, "%s/cache/sluice", home);
-    int result = sluice_crossovers_share();
-    if (result == 0 && crossover_weigh(&route_splice, &pair, &copies, &sample))
-        crossover_finish(&sample);
-    if (result == 0)
-        result = sluice_crossovers_save(NULL);
-    leave_stale_file(directory);
-    if (result > 0)
-        result = sluice_crossovers_save(NULL);
-    if (result > 0)
-        result = sluice_crossovers_load(NULL, NULL);
-    /* Without the CPU's name another file is looked for. */
-    failed(outcome, result == -ENOENT ? 0 : result);
-    crossover_forget();
-    nftw(home, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
-    world_end(outcome);
-}
-
 static const struct scenario scenarios[] = {
     {.name = "run: small file to TCP", .from = A_FILE, .to = {A_TCP}, .size = SMALL, .exact = true},
     {.name = "run: large file to TCP, six segments", .from = OWN_FILE, .to = {A_TCP}, .size = LARGE, .many = true},
@@ -848,6 +797,29 @@ static const struct scenario scenarios[] = {
      .route = SLUICE_ROUTE_COPY},
     {.name = "run: file to three", .from = A_FILE, .to = {A_TCP, A_UNIX, A_PIPE}, .size = LARGE, .slow = true},
     {.name = "run: stream to three", .from = A_UNIX, .to = {A_TCP, A_UNIX, A_FILE}, .size = LARGE, .slow = true},
+    {.name = "run: TCP to three by tee", .from = A_TCP, .to = {A_TCP, A_PIPE, A_FILE}, .size = LARGE, .slow = true},
+    {.name = "run: pipe to memory and two by tee", .from = A_PIPE, .to = {A_TCP, MEMORY, A_UNIX}, .size = LARGE},
+    {.name = "run: TCP to three, the dead one dropped",
+     .from = A_TCP,
+     .to = {A_UNIX, A_FILE, A_TCP},
+     .size = LARGE,
+     .policy = SLUICE_FANOUT_DROP,
+     .dead = true},
+    {.name = "step: pipe to three with buffers",
+     .way = STEP,
+     .from = A_PIPE,
+     .to = {A_TCP, A_UNIX, A_PIPE},
+     .size = LARGE,
+     .slow = true,
+     .policy = SLUICE_FANOUT_COPY},
+    {.name = "loop: Unix to two with buffers by copy",
+     .way = LOOP,
+     .from = A_UNIX,
+     .to = {A_UNIX, A_PIPE},
+     .size = LARGE,
+     .slow = true,
+     .route = SLUICE_ROUTE_COPY,
+     .policy = SLUICE_FANOUT_COPY},
     {.name = "run: file transformed to Unix",
      .from = A_FILE,
      .to = {A_UNIX},
@@ -896,7 +868,6 @@ static const struct scenario scenarios[] = {
      .cold = true,
      .slow = true},
     {.name = "server", .size = LARGE, .play = play_server},
-    {.name = "crossovers are kept", .play = play_crossovers},
     {.name = "receiver of TCP", .from = A_TCP, .size = LARGE, .play = play_receiver},
     {.name = "receiver of a pipe", .from = A_PIPE, .size = LARGE, .play = play_receiver},
     {.name = "paused receiver of a connection that breaks", .from = A_TCP, .play = play_reset},
@@ -947,10 +918,6 @@ static bool harmless(const struct fault *fault, const struct scenario *scenario)
     const struct fault_kind *kind = kind_of(fault);
     const char *call = site->call->name;
     bool to_buffer = strcmp(site->function, "buffer_get") == 0;
-    if (strcmp(site->function, "replace_file") == 0 || strcmp(site->function, "sluice_crossovers_share") == 0)
-        return false; /* closing a file tells of a full disk; sharing is what was asked for */
-    if (strcmp(site->function, "ask_machine") == 0)
-        return true;
     if (kind->harmless || strcmp(site->function, "end_paces") == 0 || strcmp(site->function, "read_addresses") == 0)
         return true;
     if (scenario->route != SLUICE_ROUTE_AUTO)
@@ -976,11 +943,14 @@ static const char *judge_bytes(const struct outcome *outcome, int sinks)
 {
     for (int i = 0; i < sinks; i++) {
         size_t size = outcome->arrived_size[i];
+        const struct sluice_error *lost = &outcome->sink_errors[i];
         if (size > outcome->expected_size || memcmp(outcome->arrived[i], outcome->expected, size) != 0)
             return "wrong bytes arrived";
-        if (outcome->result == 0 && size != outcome->expected_size)
+        if (outcome->result == 0 && lost->code == 0 && size != outcome->expected_size)
             return "bytes are missing, without an error";
-        if (i < (int)outcome->receipts_known && outcome->receipts[i].sent != size)
+        if (lost->code != 0 && (lost->operation == NULL || lost->delivered < size))
+            return "a sink's own error does not say what failed, or how much was delivered";
+        if (lost->code == 0 && i < (int)outcome->receipts_known && outcome->receipts[i].sent != size)
             return "what arrived is not what the receipt says was sent";
     }
     return NULL;

@@ -55,6 +55,7 @@ NOTICED("a receipt that says splicing into a file copies nothing is caught", RUL
 NOTICED("a receipt that says splicing into a pipe copies is caught", RULE_REFERENCE_INTO_PIPE)
 NOTICED("a receipt that says sendfile to a device with scatter-gather copies is caught",
         RULE_REFERENCE_TO_SCATTER_GATHER)
+NOTICED("a receipt that says pages were copied that tee gave to several sinks is caught", RULE_TEE)
 
 /* What files share depends on where they are. */
 #define NOTICED_ON(type, sentence, rule)                                                                               \
