@@ -9,6 +9,7 @@
 #include "http/server.h"
 #include "service/address.h"
 #include "service/confine.h"
+#include "service/crossovers.h"
 #include "service/log.h"
 #include "service/options.h"
 #include "service/shared.h"
@@ -383,7 +384,10 @@ static int run(struct serve *serve, const char *path)
         .worker_ended = on_worker_ended,
         .say = on_say,
     };
+    /* The supervisor is not confined: the workers learn into memory that they share with it. */
+    crossovers_begin("sluice serve", true, options->verbose ? on_say : NULL, serve);
     int code = supervisor_run(&supervisor);
+    crossovers_end("sluice serve", options->verbose ? on_say : NULL, serve);
     if (options->receipts)
         on_report(serve);
     return code;

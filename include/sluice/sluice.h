@@ -263,6 +263,41 @@ struct sluice_plan {
 SLUICE_API int sluice_plan_make(const struct sluice_segment *segment, struct sluice_end *sink,
                                 struct sluice_plan *ret_plan);
 
+/* ---- Crossovers --------------------------------------------------------------------------------------------- */
+
+/* From which size on a route is cheaper than copying is learned while transfers run, per pair of ends and kind of
+ * egress device, in this process: about one segment in 16 whose size decides about its route is measured. What follows
+ * shares and keeps it; none of it happens unasked. */
+struct sluice_crossover {
+    enum sluice_route route;
+    enum sluice_end_kind source, sink;
+    struct sluice_egress device; /* what it is, not which: ifindex and name are empty. All zero for sinks without one */
+    uint64_t from;               /* the route pays from so many bytes on; SLUICE_NEVER_PAYS */
+    uint64_t samples;            /* of the route, that this was learned from */
+    bool closed;                 /* not now: the kernel copied what the route had lent it; it will be tried again */
+};
+
+typedef void sluice_crossover_fn(void *context, const struct sluice_crossover *crossover);
+
+/* Call visit for everything learned. Any thread. */
+SLUICE_API void sluice_crossovers_each(sluice_crossover_fn *visit, void *context);
+
+/* From now on, processes forked by this one learn together with it (40 KiB of shared memory). Call before threads and
+ * transfers are there. Returns 0 or -ENOMEM. */
+SLUICE_API int sluice_crossovers_share(void);
+
+/* Take over what an earlier run learned on this kernel and CPU; what this process measured already stays. path: NULL
+ * for the user's cache, $XDG_CACHE_HOME/sluice or ~/.cache/sluice. ret_reason: NULL, or why not, a static string
+ * ("there is none yet"). Never fatal: without it there are the defaults. Returns 0, or: -ENOENT; -EPERM not a file of
+ * this user's; -EFBIG; -EBADMSG malformed; -ESTALE measured on another kernel or CPU; -ENOMEM; and what open(2) says.
+ */
+SLUICE_API int sluice_crossovers_load(const char *path, const char **ret_reason);
+
+/* Write everything learned, by way of a temporary file beside it, if anything was measured in this process. Returns 1,
+ * 0 (nothing to write) or: -ENOENT neither XDG_CACHE_HOME nor HOME is set; -EPERM the directory is another user's;
+ * -ENOSPC, -EACCES, -EROFS and what else open(2), write(2) and rename(2) say. */
+SLUICE_API int sluice_crossovers_save(const char *path);
+
 /* ---- Transfers ---------------------------------------------------------------------------------------------- */
 
 /* A transform stands between source and sink: encryption, compression. It forces the bytes through user memory. */

@@ -20,9 +20,11 @@
  * that (sluice_crossovers_share): every cell is one 64-bit word, a lost update is a lost sample.
  */
 #include "crossover.h"
+#include "sys.h"
 #include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #define DEVICES 16 /* 0 is "none" */
@@ -442,7 +444,7 @@ void crossover_each(void (*visit)(void *context, const struct crossover_record *
     }
 }
 
-static bool is_sensible(const struct crossover_record *record)
+bool crossover_is_sensible(const struct crossover_record *record)
 {
     bool boundary = record->from == 0 || record->from == CROSSOVER_NEVER ||
                     (record->from >= CROSSOVER_FLOOR && record->from == class_begin(class_of(record->from)));
@@ -460,7 +462,7 @@ static bool is_sensible(const struct crossover_record *record)
 
 int crossover_restore(const struct crossover_record *record)
 {
-    if (!is_sensible(record))
+    if (!crossover_is_sensible(record))
         return -EINVAL;
     bool has_device = record->device.driver[0] != '\0' || record->device.loopback || record->device.scatter_gather ||
                       record->device.checksum || record->device.segmentation;
@@ -482,7 +484,24 @@ int crossover_restore(const struct crossover_record *record)
     return 0;
 }
 
+int sluice_crossovers_share(void)
+{
+    struct table *table = the_table();
+    if (table != &own_table)
+        return 0;
+    struct table *memory = sys.mmap(NULL, sizeof *memory, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return -errno;
+    memcpy(memory, table, sizeof *memory);
+    atomic_store_explicit(&shared_table, memory, memory_order_release);
+    return 0;
+}
+
 void crossover_forget(void)
 {
-    memset(the_table(), 0, sizeof(struct table));
+    struct table *table = the_table();
+    atomic_store_explicit(&shared_table, &own_table, memory_order_release);
+    if (table != &own_table)
+        sys.munmap(table, sizeof *table);
+    memset(&own_table, 0, sizeof own_table);
 }

@@ -76,9 +76,10 @@ struct crossover_record {
 
 /* Everything that was measured, copying included. */
 void crossover_each(void (*visit)(void *context, const struct crossover_record *record), void *context);
-/* Put it back; what was measured since stays. Records that say nothing sensible are refused: -EINVAL. -ENOSPC: full. */
+bool crossover_is_sensible(const struct crossover_record *record);
+/* Put it back; what was measured since stays. Returns 0, -EINVAL (not sensible) or -ENOSPC (full). */
 int crossover_restore(const struct crossover_record *record);
-/* Forget everything (tests). */
+/* Forget everything, and share nothing any more (tests). */
 void crossover_forget(void);
 /* Counts what was entered since the start of the process: is there anything to write? */
 uint64_t crossover_entered(void);

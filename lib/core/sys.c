@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -108,5 +109,8 @@ struct sys sys = {
     .timerfd_create = timerfd_create,
     .timerfd_settime = timerfd_settime,
     .open = open_mode,
+    .mkdir = mkdir,
+    .rename = rename,
+    .unlink = unlink,
     .allocate = calloc,
 };

@@ -56,6 +56,9 @@ struct sys {
     int (*timerfd_create)(int clock, int flags);
     int (*timerfd_settime)(int fd, int flags, const struct itimerspec *value, struct itimerspec *old);
     int (*open)(const char *path, int flags, mode_t mode);
+    int (*mkdir)(const char *path, mode_t mode);
+    int (*rename)(const char *from, const char *to);
+    int (*unlink)(const char *path);
     void *(*allocate)(size_t count, size_t size); /* calloc; freed by free() */
 };
 

@@ -81,6 +81,9 @@ CALL(eventfd, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENODEV), FAILS(ENOMEM));
 CALL(timerfd_create, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENOMEM), FAILS(ENODEV));
 CALL(timerfd_settime, HARMLESS(EINVAL), HARMLESS(ECANCELED));
 CALL(open, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENOMEM));
+CALL(mkdir, FAILS(EACCES), FAILS(ENOSPC), FAILS(EROFS));
+CALL(rename, FAILS(EACCES), FAILS(ENOSPC), FAILS(EROFS));
+CALL(unlink, FAILS(EACCES), FAILS(EROFS));
 CALL(allocate, FAILS(ENOMEM));
 
 /* ---- The run ------------------------------------------------------------------------------------------------ */
@@ -659,6 +662,24 @@ static int faulty_open(const char *path, int flags, mode_t mode)
     return error != 0 ? fail(error) : real.open(path, flags, mode);
 }
 
+static int faulty_mkdir(const char *path, mode_t mode)
+{
+    int error = strike(&call_mkdir, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.mkdir(path, mode);
+}
+
+static int faulty_rename(const char *from, const char *to)
+{
+    int error = strike(&call_rename, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.rename(from, to);
+}
+
+static int faulty_unlink(const char *path)
+{
+    int error = strike(&call_unlink, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.unlink(path);
+}
+
 static int faulty_timerfd_create(int clock, int flags)
 {
     int error = strike(&call_timerfd_create, -1, -1, NULL);
@@ -727,6 +748,9 @@ void fault_install(void)
     sys.epoll_wait = faulty_epoll_wait;
     sys.eventfd = faulty_eventfd;
     sys.open = faulty_open;
+    sys.mkdir = faulty_mkdir;
+    sys.rename = faulty_rename;
+    sys.unlink = faulty_unlink;
     sys.timerfd_create = faulty_timerfd_create;
     sys.timerfd_settime = faulty_timerfd_settime;
     sys.allocate = faulty_allocate;
