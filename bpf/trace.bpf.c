@@ -112,8 +112,9 @@ struct thread_state {
     __u32 pid, thread; /* in the tracer's pid namespace */
     __u64 transitions;
     __u64 delivered;
-    __u32 pieces; /* whether this call was entered already */
-    __u32 newest; /* of ranges */
+    __u32 pieces;    /* whether this call was entered already */
+    __u64 unentered; /* bytes that it moved and that are not entered yet */
+    __u32 newest;    /* of ranges */
     struct range ranges[RANGES];
     struct descriptor descriptors[DESCRIPTORS];
     struct trace_flow_key lent;  /* last flow with MSG_ZEROCOPY */
@@ -539,13 +540,18 @@ static __always_inline struct trace_flow_value *flow_at(const struct trace_flow_
     return bpf_map_lookup_elem(&flows, key);
 }
 
-__noinline int enter_copies(struct thread_state *state, struct trace_flow_key *flow)
+/* Enter what the call copied with the piece of it that this is, in proportion to its bytes; 0 or all that are left: the
+ * rest. */
+__noinline int enter_copies(struct thread_state *state, struct trace_flow_key *flow, __u64 bytes)
 {
     if (!state || !flow)
         return 0;
+    __u64 whole = state->unentered;
+    bool rest = bytes == 0 || bytes >= whole;
     for (__u32 i = 0; i < TRACE_FUNCTION_COUNT; i++) {
-        if (state->copies[i] == 0)
+        if (state->copied[i] == 0)
             continue;
+        __u64 part = rest ? state->copied[i] : state->copied[i] * bytes / whole;
         struct trace_copy_key key = {.flow = *flow, .function = i};
         struct trace_copy_value *value = bpf_map_lookup_elem(&copies, &key);
         if (!value) {
@@ -554,13 +560,14 @@ __noinline int enter_copies(struct thread_state *state, struct trace_flow_key *f
         }
         if (value) {
             value->calls += state->copies[i];
-            value->bytes += state->copied[i];
+            value->bytes += part;
         } else {
-            LOST(copies, state->copied[i]);
+            LOST(copies, part);
         }
         state->copies[i] = 0;
-        state->copied[i] = 0;
+        state->copied[i] -= part;
     }
+    state->unentered = rest ? 0 : whole - bytes;
     return 0;
 }
 
@@ -576,7 +583,7 @@ static __always_inline struct trace_flow_key flow_key(const struct thread_state 
 static __always_inline void enter(struct thread_state *state, struct trace_flow_key *key, long bytes)
 {
     if (trace_functions)
-        enter_copies(state, key);
+        enter_copies(state, key, bytes > 0 ? (__u64)bytes : 0);
     struct trace_flow_key own = *key; /* on this function's stack: see end_of_file */
     struct trace_flow_value *flow = flow_at(&own);
     if (!flow) {
@@ -1073,6 +1080,7 @@ int BPF_PROG(on_call, struct pt_regs *regs, long result)
         return 0;
     state->transitions++;
     state->pieces = 0;
+    state->unentered = result > 0 ? (__u64)result : 0;
 #if defined(__TARGET_ARCH_x86)
     if (task->thread_info.status & 2 /* TS_COMPAT */) {
         LOST(foreign, 1);
@@ -1142,7 +1150,7 @@ int BPF_PROG(on_call, struct pt_regs *regs, long result)
     state->delivered = 0;  /* of a call that was not entered: it must not count for the next */
     if (trace_functions) { /* nor may what it copied: execve reads files, fstat copies nothing but could */
         struct trace_flow_key none = flow_key(state, TRACE_NONE, 0, 0);
-        enter_copies(state, &none);
+        enter_copies(state, &none, 0);
     }
     return 0;
 }
@@ -1584,6 +1592,8 @@ static __always_inline void on_ring_operation(struct io_kiocb *request, long res
             drain_pipe(&flow, other, result);
     }
     flow.way = TRACE_BY_RING;
+    state->pieces = 0;
+    state->unentered = result > 0 ? (__u64)result : 0;
     __u64 memory = memory_of(request, opcode);
     if (memory && !in && result > 0)
         enter_from_memory(state, &flow, memory, result);

@@ -731,9 +731,9 @@ static void list_unattributed(struct account *account)
     }
     size_t count = 0;
     for (uint32_t i = 0; i < TRACE_FUNCTION_COUNT; i++) {
-        if (account->elsewhere[i].calls != 0)
+        if (account->elsewhere[i].bytes != 0)
             account->unattributed[count++] = (struct account_unattributed){i, false, account->elsewhere[i]};
-        if (calls[i].calls != 0)
+        if (calls[i].bytes != 0)
             account->unattributed[count++] = (struct account_unattributed){i, true, calls[i]};
     }
     account->unattributed_count = count;

@@ -62,6 +62,36 @@ static int open_tcp(int *ret_near, int *ret_far)
     return 0;
 }
 
+int check_parse_peer(const char *text, struct sockaddr_in *ret_address)
+{
+    char host[INET_ADDRSTRLEN];
+    uint64_t port;
+    const char *colon = strchr(text, ':');
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    if (colon == NULL || (size_t)(colon - text) >= sizeof host)
+        return -EINVAL;
+    snprintf(host, sizeof host, "%.*s", (int)(colon - text), text);
+    if (text_parse_unsigned(colon + 1, &port) < 0 || port == 0 || port > UINT16_MAX ||
+        inet_pton(AF_INET, host, &address.sin_addr) != 1)
+        return -EINVAL;
+    address.sin_port = htons((uint16_t)port);
+    *ret_address = address;
+    return 0;
+}
+
+static int connect_to(const char *peer, int *ret_fd)
+{
+    struct sockaddr_in address;
+    int error = check_parse_peer(peer, &address);
+    if (error < 0)
+        return error;
+    CLEANUP_FD int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0)
+        return -errno;
+    *ret_fd = TAKE_FD(fd);
+    return 0;
+}
+
 static int open_file(const char *directory, bool filled)
 {
     int fd = open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
@@ -82,7 +112,8 @@ static int open_file(const char *directory, bool filled)
     return fd;
 }
 
-static int open_channel(enum side side, bool source, const char *directory, struct channel *ret_channel)
+static int open_channel(enum side side, bool source, const char *directory, const char *peer,
+                        struct channel *ret_channel)
 {
     int pair[2] = {-1, -1}, error = 0;
     switch (side) {
@@ -99,7 +130,7 @@ static int open_channel(enum side side, bool source, const char *directory, stru
         }
         break;
     case SIDE_TCP:
-        error = open_tcp(&pair[0], &pair[1]);
+        error = peer == NULL ? open_tcp(&pair[0], &pair[1]) : connect_to(peer, &pair[0]);
         break;
     case SIDE_UNIX:
         error = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0 ? -errno : 0;
@@ -432,10 +463,13 @@ static void print_case(FILE *stream, const struct trial *trial, const struct out
 /* ---- One case ------------------------------------------------------------------------------------------------------
  */
 
-struct checking {
-    const struct check_options *options;
-    const char *directory;
+struct check {
+    struct check_options options;
+    enum account_tier tier;
     struct collect *collect;
+    /* Of this run. */
+    enum sluice_route route; /* SLUICE_ROUTE_AUTO: all */
+    const char *directory;
     struct account *account;
     struct check_result *result;
 };
@@ -467,11 +501,11 @@ static bool serves(const struct trial *trial)
     return yes;
 }
 
-static int run_processes(struct checking *checking, struct trial *trial)
+static int run_processes(struct check *check, struct trial *trial)
 {
     struct outcome outcome;
     struct seen seen;
-    uint64_t stray = stray_bytes(checking->account);
+    uint64_t stray = stray_bytes(check->account);
     pid_t feeder = trial->in.theirs >= 0 ? start(feed, trial->in.theirs, trial) : 0;
     pid_t drainers[SINKS_MAX] = {0};
     for (unsigned i = 0; i < trial->sinks; i++)
@@ -481,9 +515,9 @@ static int run_processes(struct checking *checking, struct trial *trial)
     trial->said[1] = close_fd(trial->said[1]);
     int error = mover < 0 || feeder < 0 || drainers[0] < 0 || drainers[1] < 0 || drainers[2] < 0 ? -EAGAIN : 0;
     if (error == 0)
-        error = collect_add(checking->collect, (uint32_t)mover);
+        error = collect_add(check->collect, (uint32_t)mover);
     if (error == 0)
-        error = account_enter_process(checking->account, (uint32_t)mover, 0, "mover");
+        error = account_enter_process(check->account, (uint32_t)mover, 0, "mover");
     if (error == 0 && write(trial->go[1], "g", 1) != 1)
         error = -errno;
     if (error < 0 && mover > 0)
@@ -495,11 +529,11 @@ static int run_processes(struct checking *checking, struct trial *trial)
         if (all[i] > 0)
             waitpid(all[i], NULL, 0);
     if (error == 0)
-        error = collect_drain(checking->collect, checking->account, NULL);
+        error = collect_drain(check->collect, check->account, NULL);
     if (error < 0)
         return error;
     if (outcome.result == -EOPNOTSUPP && outcome.receipt.bytes == 0) { /* these files', not such files' refusal */
-        checking->result->unserved++;
+        check->result->unserved++;
         return 0;
     }
     if (outcome.result < 0) {
@@ -512,21 +546,20 @@ static int run_processes(struct checking *checking, struct trial *trial)
     uint64_t calls = 0;
     for (unsigned i = 0; i < SLUICE_ROUTE_COUNT; i++)
         calls += outcome.receipt.routes[i].calls;
-    look(checking->account, (uint32_t)mover, trial, &seen);
+    look(check->account, (uint32_t)mover, trial, &seen);
     if (trial->route == SLUICE_ROUTE_COPY_FILE_RANGE)
         look_at_extents(trial->kept_sink, &seen);
-    seen.stray = stray_bytes(checking->account) - stray;
-    bool agreed = agrees(&outcome.receipt, &seen, calls, checking->result->tier);
-    print_case(checking->options->stream, trial, &outcome, &seen, calls, agreed);
+    seen.stray = stray_bytes(check->account) - stray;
+    bool agreed = agrees(&outcome.receipt, &seen, calls, check->result->tier);
+    print_case(check->options.stream, trial, &outcome, &seen, calls, agreed);
     if (agreed)
-        checking->result->agreed++;
+        check->result->agreed++;
     else
-        checking->result->disagreed++;
+        check->result->disagreed++;
     return 0;
 }
 
-static int run_case(struct checking *checking, enum sluice_route route, enum side source, enum side sink,
-                    unsigned sinks)
+static int run_case(struct check *check, enum sluice_route route, enum side source, enum side sink, unsigned sinks)
 {
     struct trial trial = {.route = route,
                           .source = source,
@@ -538,9 +571,9 @@ static int run_case(struct checking *checking, enum sluice_route route, enum sid
                           .kept_source = -1,
                           .go = {-1, -1},
                           .said = {-1, -1}};
-    int error = open_channel(source, true, checking->directory, &trial.in);
+    int error = open_channel(source, true, check->directory, NULL, &trial.in);
     for (unsigned i = 0; i < sinks && error == 0; i++) {
-        error = open_channel(sink, false, checking->directory, &trial.out[i]);
+        error = open_channel(sink, false, check->directory, check->options.peer, &trial.out[i]);
         trial.inodes[i] = inode_of(trial.out[i].ours);
     }
     if (error == 0 && source == SIDE_FILE && sink == SIDE_FILE) {
@@ -548,12 +581,12 @@ static int run_case(struct checking *checking, enum sluice_route route, enum sid
         trial.kept_sink = fcntl(trial.out[0].ours, F_DUPFD_CLOEXEC, 0);
     }
     if (error == 0 && !serves(&trial)) {
-        checking->result->unserved++;
+        check->result->unserved++;
     } else if (error == 0) {
         if (pipe2(trial.go, O_CLOEXEC) != 0 || pipe2(trial.said, O_CLOEXEC) != 0)
             error = -errno;
         else
-            error = run_processes(checking, &trial);
+            error = run_processes(check, &trial);
     }
     close_channels(&trial);
     close_fd(trial.kept_sink);
@@ -565,14 +598,16 @@ static int run_case(struct checking *checking, enum sluice_route route, enum sid
     return error;
 }
 
-static int run_cases(struct checking *checking)
+static int run_cases(struct check *check)
 {
     for (unsigned route = SLUICE_ROUTE_AUTO + 1; route < SLUICE_ROUTE_COUNT; route++)
         for (unsigned source = 0; source < SIDE_COUNT; source++)
             for (unsigned sink = SIDE_MEMORY; sink < SIDE_COUNT; sink++) {
-                if (source == SIDE_MEMORY && sink == SIDE_MEMORY)
-                    continue; /* a memcpy: nothing of it passes the kernel */
-                int error = run_case(checking, (enum sluice_route)route, (enum side)source, (enum side)sink, 1);
+                if ((source == SIDE_MEMORY && sink == SIDE_MEMORY) || /* a memcpy: nothing of it passes the kernel */
+                    (check->route != SLUICE_ROUTE_AUTO && route != check->route) ||
+                    (check->options.peer != NULL && sink != SIDE_TCP))
+                    continue;
+                int error = run_case(check, (enum sluice_route)route, (enum side)source, (enum side)sink, 1);
                 if (error < 0)
                     return error;
             }
@@ -589,41 +624,63 @@ static int run_cases(struct checking *checking)
         {SLUICE_ROUTE_TEE, SIDE_TCP, SIDE_FILE, 3},  {SLUICE_ROUTE_TEE, SIDE_PIPE, SIDE_UNIX, 2},
     };
     for (size_t i = 0; i < sizeof fans / sizeof fans[0]; i++) {
-        int error = run_case(checking, fans[i].route, fans[i].source, fans[i].sink, fans[i].sinks);
+        if ((check->route != SLUICE_ROUTE_AUTO && check->route != fans[i].route) ||
+            (check->options.peer != NULL && fans[i].sink != SIDE_TCP))
+            continue;
+        int error = run_case(check, fans[i].route, fans[i].source, fans[i].sink, fans[i].sinks);
         if (error < 0)
             return error;
     }
     return 0;
 }
 
-int check_receipts(const struct check_options *options, struct check_result *ret_result)
+int check_open(const struct check_options *options, struct check **ret_check)
 {
     struct failure failure = {.text = ""};
     struct collect_options collect = {.scope = TRACE_SCOPE_PROCESSES, .functions = !options->trust_tier_b};
-    struct checking checking = {.options = options, .directory = options->directory, .result = ret_result};
-    memset(ret_result, 0, sizeof *ret_result);
-    if (checking.directory == NULL)
-        checking.directory = getenv("TMPDIR") != NULL ? getenv("TMPDIR") : "/tmp";
-    int error = collect_open(&collect, &checking.collect, &ret_result->tier, &failure);
-    if (error == 0 && options->functions && ret_result->tier != ACCOUNT_TIER_FUNCTIONS)
+    struct check *check = calloc(1, sizeof *check);
+    if (check == NULL)
+        return -ENOMEM;
+    check->options = *options;
+    int error = collect_open(&collect, &check->collect, &check->tier, &failure);
+    if (error == 0 && options->functions && check->tier != ACCOUNT_TIER_FUNCTIONS)
         error = -ENOTSUP;
     if (error < 0) {
         fprintf(stderr, "sluice trace: --check needs to count in the kernel: %s\n", failure.text);
-        collect_close(checking.collect);
+        check_close(check);
         return error;
     }
-    error = account_new(ret_result->tier, &checking.account);
+    *ret_check = check;
+    return 0;
+}
+
+int check_run(struct check *check, enum sluice_route route, const char *directory, struct check_result *ret_result)
+{
+    memset(ret_result, 0, sizeof *ret_result);
+    ret_result->tier = check->tier;
+    check->result = ret_result;
+    check->route = route;
+    check->directory = directory != NULL ? directory : getenv("TMPDIR") != NULL ? getenv("TMPDIR") : "/tmp";
+    int error = account_new(check->tier, &check->account);
     if (error == 0)
-        account_watch(checking.account, collect_functions(checking.collect));
+        account_watch(check->account, collect_functions(check->collect));
     if (error == 0)
-        error = run_cases(&checking);
+        error = run_cases(check);
     if (error < 0)
         fprintf(stderr, "sluice trace: --check: %s (%s)\n", text_errno_meaning(error), text_errno_name(error));
-    else if (options->stream != NULL)
-        fprintf(options->stream,
+    else if (check->options.stream != NULL)
+        fprintf(check->options.stream,
                 "tier (%c): %u receipts agree with the trace, %u do not; %u pairs have no such route\n",
                 ret_result->tier, ret_result->agreed, ret_result->disagreed, ret_result->unserved);
-    account_free(checking.account);
-    collect_close(checking.collect);
+    account_free(check->account);
+    check->account = NULL;
     return error;
+}
+
+void check_close(struct check *check)
+{
+    if (check == NULL)
+        return;
+    collect_close(check->collect);
+    free(check);
 }

@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <locale.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <sluice/sluice.h>
@@ -33,7 +34,7 @@
 #include <unistd.h>
 
 struct trace_options {
-    const char *pids, *comm, *cgroup, *output;
+    const char *pids, *comm, *cgroup, *output, *peer;
     const char *sample;
     uint64_t duration, interval, frequency, rows;
     unsigned tier;
@@ -93,6 +94,9 @@ static const struct option_spec option_table[] = {
     {.type = OPTION_HEADING, .help = "Instead"},
     {"check", 0, NULL, "run sluice's own routes, and compare their receipts with what was traced", OPTION_FLAG,
      MEMBER(check), .default_text = NULL},
+    {"peer", 0, "ADDRESS:PORT",
+     "with --check: send over the device on the way to a service there that throws away what it is sent", OPTION_TEXT,
+     MEMBER(peer), .default_text = NULL},
     {.type = OPTION_END},
 };
 
@@ -598,8 +602,13 @@ static int check_usage(const struct trace_options *options, unsigned command_wor
     int scopes = (options->pids != NULL) + (options->comm != NULL) + (options->cgroup != NULL) + options->all +
                  (command_words > 0);
     const char *wrong = NULL;
+    struct sockaddr_in peer;
     if (options->check && scopes > 0)
         wrong = "--check runs its own processes: leave out what to watch";
+    else if (options->peer != NULL && !options->check)
+        wrong = "--peer goes with --check";
+    else if (options->peer != NULL && check_parse_peer(options->peer, &peer) < 0)
+        wrong = "--peer takes an IPv4 address and a port: 10.0.0.7:9";
     else if (!options->check && scopes == 0)
         wrong = "whom to trace? Give -p PID, --comm NAME, --cgroup PATH, -a, or -- COMMAND";
     else if (scopes > 1)
@@ -613,6 +622,21 @@ static int check_usage(const struct trace_options *options, unsigned command_wor
     return -EINVAL;
 }
 
+static int check_routes(const struct trace_options *options)
+{
+    struct check_options own = {.functions = options->tier == TIER_FUNCTIONS,
+                                .trust_tier_b = options->tier == TIER_TRACEPOINTS,
+                                .peer = options->peer,
+                                .stream = stdout};
+    struct check_result result;
+    struct check *check;
+    if (check_open(&own, &check) < 0)
+        return EXIT_CODE_FAILED;
+    int error = check_run(check, SLUICE_ROUTE_AUTO, NULL, &result);
+    check_close(check);
+    return error == 0 && result.disagreed == 0 ? EXIT_CODE_DONE : EXIT_CODE_FAILED;
+}
+
 int trace_main(int argc, char **argv)
 {
     struct session session = {.stream = stdout};
@@ -622,14 +646,8 @@ int trace_main(int argc, char **argv)
         return code;
     if (check_usage(&session.options, words.count) < 0 || parse_sample(&session, words.count > 0) < 0)
         return EXIT_CODE_USAGE;
-    if (session.options.check) {
-        struct check_result result;
-        struct check_options check = {.functions = session.options.tier == TIER_FUNCTIONS,
-                                      .trust_tier_b = session.options.tier == TIER_TRACEPOINTS,
-                                      .stream = stdout};
-        return check_receipts(&check, &result) == 0 && result.disagreed == 0 ? EXIT_CODE_DONE : EXIT_CODE_FAILED;
-    }
-
+    if (session.options.check)
+        return check_routes(&session.options);
     if (check_proc() < 0)
         return EXIT_CODE_FAILED;
     int exit_status = 0, go = -1;

@@ -285,7 +285,7 @@ class Archive:
         return self.data + bytes(-len(self.data) % 512)
 
 
-def _initial_file_system(modules, files, setup):
+def _initial_file_system(modules, later, files, setup):
     busybox = shutil.which("busybox")
     if not busybox:
         raise Unavailable("no busybox here: apt-get install busybox-static")
@@ -302,6 +302,8 @@ def _initial_file_system(modules, files, setup):
     archive.file("init", (INIT % setup).encode(), 0o755)
     for number, (name, data) in enumerate(modules):
         archive.file("modules/%03d-%s.ko" % (number, name), data)
+    for number, (name, data) in enumerate(later):
+        archive.file("later/%03d-%s.ko" % (number, name), data)
     for source, destination in files:
         for path in [pathlib.Path(source), *sorted(pathlib.Path(source).rglob("*"))]:
             inside = os.path.normpath(os.path.join(destination, path.relative_to(source)))
@@ -319,21 +321,23 @@ def _initial_file_system(modules, files, setup):
 class Guest:
     """A booted guest. files: [(path here, path there)], directories with what is in them. memory in MiB. network: None
     or a QEMU device model (e1000: real zero copy; virtio-net-pci without scatter-gather), with this machine's loopback
-    at 10.0.2.2. disk: None or a file system, mounted at /disk. limit: seconds that booting may take."""
+    at 10.0.2.2. disk: None or a file system, mounted at /disk, or several, each mounted at /disk/NAME. later: those of
+    them whose disks are there but not mounted (/dev/vda is the first), and whose modules lie in /later instead of being
+    loaded. limit: seconds that booting may take."""
 
-    def __init__(self, files=(), modules=(), memory=512, cpus=1, network=None, disk=None, limit=60):
+    def __init__(self, files=(), modules=(), memory=512, cpus=1, network=None, disk=None, later=(), limit=60):
         self._ended = False
         self._process = self._port = None
         self._stack = contextlib.ExitStack()
         started = time.monotonic()
         try:
-            self._boot(files, modules, memory, cpus, network, disk, limit)
+            self._boot(files, modules, memory, cpus, network, disk, later, limit)
         except BaseException:
             self._kill()
             raise
         self.boot_seconds = time.monotonic() - started
 
-    def _boot(self, files, modules, memory, cpus, network, disk, limit):
+    def _boot(self, files, modules, memory, cpus, network, disk, later, limit):
         qemu = shutil.which("qemu-system-x86_64")
         if not qemu:
             raise Unavailable("no qemu-system-x86_64 here: apt-get install qemu-system-x86")
@@ -346,12 +350,19 @@ class Guest:
             # romfile: no boot from the network, so no boot code for it.
             devices += ["-netdev", "user,id=net0", "-device", network + ",netdev=net0,romfile="]
             setup += ["ip link set eth0 up", "ip addr add 10.0.2.15/24 dev eth0", "ip route add default via " + HOST]
-        if disk:
-            needed += ["virtio_blk", disk]
-            _make_disk(scratch / "disk", disk)
-            devices += ["-drive", f"file={scratch}/disk,format=raw,if=virtio,cache=unsafe"]
-            setup += [f"mount -t {disk} /dev/vda /disk"]
-        image = _initial_file_system(self.kernel.modules([*needed, *modules]), files, " && ".join(setup or ["true"]))
+        disks = [] if not disk else [(disk, "/disk")] if isinstance(disk, str) else [
+            (name, "/disk/" + name) for name in disk]
+        for number, (name, where) in enumerate(disks):
+            _make_disk(scratch / name, name)
+            devices += ["-drive", f"file={scratch}/{name},format=raw,if=virtio,cache=unsafe"]
+            needed += ["virtio_blk"]
+            if name not in later:
+                needed += [name]
+                setup += [f"mkdir -p {where}", f"mount -t {name} /dev/vd{chr(ord('a') + number)} {where}"]
+        loaded = self.kernel.modules([*needed, *modules])
+        image = _initial_file_system(
+            loaded, [module for module in self.kernel.modules(later) if module not in loaded], files,
+            " && ".join(setup or ["true"]))
         (scratch / "initramfs").write_bytes(image)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -459,15 +470,15 @@ class Guest:
         self._received += data
 
 
-def once(*arguments, **options):
+def once(find_options=dict, **options):
     """A function that boots a guest when it is first called, and answers with that guest, or that Unavailable, whenever
-    it is called: booting takes seconds, so cases share one."""
+    it is called: booting takes seconds, so cases share one. find_options: a function that finds more options then."""
     outcome = []
 
     def machine():
         if not outcome:
             try:
-                outcome.append(Guest(*arguments, **options))
+                outcome.append(Guest(**options, **find_options()))
                 atexit.register(outcome[0]._kill)
             except (Unavailable, Failed) as error:
                 outcome.append(error)

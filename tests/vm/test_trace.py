@@ -2,9 +2,13 @@
 # SPDX-License-Identifier: MIT
 """sluice trace at tier (a), where a kernel lets programs see its functions: what is copied is measured."""
 
+import contextlib
 import json
 import os
+import pathlib
+import shutil
 import socket
+import subprocess
 import sys
 import threading
 
@@ -13,11 +17,30 @@ from harness import SLUICE, Skip, case, equal, main, note  # noqa: E402
 
 import guest  # noqa: E402
 
-JUDGE, SENDER = sys.argv[2:4]
-del sys.argv[2:4]
-FILES = [(SLUICE, "/bin/sluice"), (JUDGE, "/bin/judge"), (SENDER, "/bin/sender")]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PEERS = ROOT / "build/peers"
+JUDGE, JUDGE_DEVICE, SENDER = sys.argv[2:5]
+del sys.argv[2:5]
+FILES = [(SLUICE, "/bin/sluice"), (JUDGE, "/bin/judge"), (JUDGE_DEVICE, "/bin/judge-device"), (SENDER, "/bin/sender")]
 BYTES = 8 << 20
-linear = guest.once(files=FILES, network="virtio-net-pci")  # QEMU's user network: no scatter-gather
+PROGRAMS = ("cp", "cat", "curl")  # in place of busybox's
+
+
+def programs():
+    """Software that nobody here wrote: this machine's, and nginx as Debian has it."""
+    done = subprocess.run([ROOT / "bench/peers", PEERS, "nginx"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise guest.Unavailable("nginx is not here: " + done.stderr.strip())
+    missing = [name for name in PROGRAMS if not shutil.which(name)]
+    if missing:
+        raise guest.Unavailable("not here: %s. apt-get install coreutils curl" % " ".join(missing))
+    return [(PEERS / "root/usr/sbin/nginx", "/sbin/nginx"),
+            *((os.path.realpath(shutil.which(name)), "/usr/local/bin/" + name) for name in PROGRAMS)]
+
+
+# QEMU's user network: no scatter-gather.
+linear = guest.once(lambda: {"files": FILES + programs(), "network": "virtio-net-pci", "disk": ["xfs", "btrfs", "ext4"],
+                             "later": ["btrfs"], "modules": ["tls"]})
 gather = guest.once(files=FILES, network="e1000")
 
 
@@ -35,7 +58,8 @@ def done(machine, command, limit=60):
 
 
 def trace(machine, command):
-    return json.loads(done(machine, "sluice trace --json --rows 0 --tier a --frequency 0 -- " + command).splitlines()[-1])
+    said = done(machine, "sluice trace --json --rows 0 --tier a --frequency 0 -- " + command)
+    return json.loads(said.splitlines()[-1])
 
 
 def receive(machine, how):
@@ -67,7 +91,32 @@ def flow(report, mechanism, into):
 
 
 def softirq(report):
-    return sum(entry["bytes"] for entry in report["unattributed"])
+    return sum(entry["bytes"] for entry in report["unattributed"] if not entry["in_calls"])
+
+
+@contextlib.contextmanager
+def discarding():
+    """A service here that throws away what it is sent; its address as a guest sees it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def take():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    while connection.recv(1 << 20, socket.MSG_TRUNC):
+                        pass
+    threading.Thread(target=take, daemon=True).start()
+    try:
+        yield "%s:%d" % (guest.HOST, listener.getsockname()[1])
+    finally:
+        listener.close()
+
+
+def rows(report, comm, sink=None, **fields):
+    return [row for row in report["flows"] if comm in (None, row["comm"]) and
+            (sink is None or row["sink"]["name"] == sink or row["sink"]["kind"] == sink) and
+            all(row[field] == value for field, value in fields.items())]
 
 
 @case("every receipt of libsluice's routes agrees with what the kernel's functions were seen to copy", limit=200)
@@ -80,12 +129,23 @@ def _():
 
 @case("a receipt that lies about a copy is caught, whichever of its rules lies", limit=300)
 def _():
-    said = done(booted(linear), "judge 2>&1", limit=250)
+    said = done(booted(linear), "mkdir -p /disk/tmpfs && mount -t tmpfs none /disk/tmpfs && "
+                                "SLUICE_TEST_FILE_SYSTEMS=/disk judge 2>&1", limit=250)
     note(said.splitlines()[0])
     assert "not ok" not in said and "# SKIP" not in said, said
 
 
-@case("read and write through user space copy every byte twice, measured")
+for device, once, right, wrong in (("without", linear, "linear", "gather"), ("with", gather, "gather", "linear")):
+    @case("a receipt of what is sent by sendfile over a device %s scatter-gather is right, and caught when it lies",
+          device, limit=120)
+    def _(_, once=once, right=right, wrong=wrong):
+        with discarding() as peer:
+            said = done(booted(once), f"judge-device {peer} sendfile none {wrong} {right}")
+        found = {words[0]: int(words[2]) for words in map(str.split, said.splitlines()) if len(words) == 3}
+        equal(found, {"none": 0, wrong: 0, right: found.get(right) or 1}, said)
+
+
+@case("read and write through user space copy every byte twice, measured", limit=120)
 def _():
     report = trace(booted(linear), "dd if=/bin/judge of=/tmp/copy bs=65536")
     [row] = [row for row in report["flows"] if row["sink"]["name"] == "/tmp/copy"]
@@ -94,7 +154,7 @@ def _():
           ("a", "read", "write", size, 2 * size, "measured"))
 
 
-@case("over a device with scatter-gather sendfile copies nothing, and send once")
+@case("over a device with scatter-gather sendfile copies nothing, and send once", limit=120)
 def _():
     report = receive(booted(gather), "sendfile")
     row = flow(report, "sendfile", guest.HOST)
@@ -105,20 +165,100 @@ def _():
     assert abs(row["copied"] - BYTES) <= BYTES // 100, row
 
 
-@case("MSG_ZEROCOPY over that device copies nothing, and the notifications say so")
+@case("MSG_ZEROCOPY over that device copies nothing, and the notifications say so", limit=120)
 def _():
     row = flow(receive(booted(gather), "zerocopy"), "MSG_ZEROCOPY", guest.HOST)
     equal(row["bytes"], BYTES)
     assert row["copied"] <= BYTES // 100, row
 
 
-@case("over a device without scatter-gather sendfile is found to copy all the same, in the kernel")
+@case("over a device without scatter-gather sendfile is found to copy all the same, in the kernel", limit=120)
 def _():
     report = receive(booted(linear), "sendfile")
     row = flow(report, "sendfile", guest.HOST)
     equal((row["bytes"], row["copied"], row["copier"]), (BYTES, BYTES, "skb_copy_and_csum_bits"))
     # As much of it as softirq sends, when the window opens, belongs to nobody; now and then that is nothing.
     assert softirq(report) <= BYTES, report["unattributed"]
+
+
+# ---- What is not hooked ----
+
+@case("a file system whose module comes later is not hooked: its copies are known by definition, and the notice says so",
+      limit=120)
+def _():
+    report = trace(booted(linear), """sh -c '
+for module in /later/*; do insmod $module; done
+mkdir /disk/btrfs && mount -t btrfs /dev/vdb /disk/btrfs
+dd if=/bin/judge of=/disk/btrfs/copy bs=65536
+cat /bin/judge >/disk/btrfs/range'""")
+    size = int(done(booted(linear), "stat -c %s /bin/judge"))
+    assert "btrfs_buffered_write" in report["notice"], report["notice"]
+    [row] = rows(report, None, "/disk/btrfs/copy")
+    equal((row["bytes"], row["copied"], row["evidence"]), (size, 2 * size, "by definition"))
+    report = trace(booted(linear), "dd if=/bin/judge of=/disk/btrfs/copy bs=65536")
+    assert "btrfs" not in (report["notice"] or ""), report["notice"]
+    [row] = rows(report, None, "/disk/btrfs/copy")
+    equal((row["bytes"], row["copied"], row["evidence"]), (size, 2 * size, "measured"))
+
+
+# ---- Software that nobody here wrote ----
+
+NGINX = """
+daemon off; master_process off; pid /tmp/pid; error_log /tmp/error.log crit;
+events { }
+http {
+    access_log off; sendfile %s;
+    client_body_temp_path /tmp/t1; proxy_temp_path /tmp/t2; fastcgi_temp_path /tmp/t3; uwsgi_temp_path /tmp/t4;
+    scgi_temp_path /tmp/t5;
+    server { listen 127.0.0.1:80; root /tmp/www; }
+}"""
+
+
+def served(sendfile):
+    """What nginx and curl do for one file of BYTES."""
+    machine = booted(linear)
+    done(machine, "mkdir -p /tmp/www && dd if=/dev/zero of=/tmp/www/data bs=1M count=%d" % (BYTES >> 20))
+    done(machine, "cat >/tmp/nginx.conf <<'END'\n%s\nEND" % (NGINX % sendfile))
+    return trace(machine, """sh -c '
+nginx -c /tmp/nginx.conf &
+until curl -s -o /dev/null http://127.0.0.1/nothing; do sleep 0.05; done
+curl -s -o /tmp/got http://127.0.0.1/data
+kill %1; wait; rm /tmp/got'""")
+
+
+@case("nginx with sendfile off: 2 copies a byte, measured; curl, which saves it, another 2", limit=120)
+def _():
+    report = served("off")
+    [row] = rows(report, "nginx", "tcp", first="read", mechanism="send")
+    equal((row["bytes"], row["copied"], row["evidence"]), (BYTES, 2 * BYTES, "measured"))
+    saved = rows(report, "curl", "/tmp/got")
+    equal(sum(row["bytes"] for row in saved), BYTES, saved)
+    [row] = rows(report, "curl", "/tmp/got", first="recv", mechanism="write")
+    equal((row["copied"], row["evidence"]), (2 * row["bytes"], "measured"))
+
+
+@case("nginx with sendfile on: none of the kernel's functions copies the file", limit=120)
+def _():
+    report = served("on")
+    [row] = rows(report, "nginx", "tcp", mechanism="sendfile")
+    equal((row["bytes"], row["copied"]), (BYTES, 0))
+    assert sum(row["copied"] for row in rows(report, "nginx", "tcp")) < 4096, rows(report, "nginx", "tcp")
+
+
+@case("cp shares extents on XFS and btrfs; cat's copy_file_range copies once on tmpfs, and nothing on XFS: measured",
+      limit=120)
+def _():
+    machine = booted(linear)
+    done(machine, "for at in /tmp /disk/xfs /disk/btrfs; do cp /tmp/www/data $at/source; done; sync")
+    for file_system in ("xfs", "btrfs"):
+        report = trace(machine, f"cp /disk/{file_system}/source /disk/{file_system}/clone")
+        [row] = rows(report, "cp", f"/disk/{file_system}/clone")
+        equal((row["mechanism"], row["bytes"], row["copied"]), ("reflink", BYTES, 0))
+    for where, copies in (("/tmp", 1), ("/disk/xfs", 0)):
+        report = trace(machine, f"sh -c '/usr/local/bin/cat {where}/source >{where}/range'")
+        [row] = rows(report, "cat", where + "/range")
+        equal((row["mechanism"], row["bytes"], row["copied"], row["evidence"]),
+              ("copy_file_range", BYTES, copies * BYTES, "measured"))
 
 
 main()

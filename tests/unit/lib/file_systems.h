@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * Directories on file systems of a given type. ext4, XFS and btrfs are loop mounts in a mount namespace of this
- * process: nothing of them is left when it ends, however it ends.
+ * process: nothing of them is left when it ends, however it ends. Where SLUICE_TEST_FILE_SYSTEMS names a directory (in
+ * guests, which have disks), they are what is mounted below it under their names.
  */
 #ifndef SLUICE_TESTS_FILE_SYSTEMS_H
 #define SLUICE_TESTS_FILE_SYSTEMS_H

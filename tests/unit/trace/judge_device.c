@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * judge-device ADDRESS:PORT ROUTE RULE...: with each of the rules about devices in turn made its opposite, is the judge
+ * of our receipts awake? (judge.c has the others.) What a device does shows only where packets leave by it, so this
+ * runs in guests (tests/vm/test_trace.py). Prints a line for each: the rule, how many receipts agree with the trace,
+ * and how many do not.
+ */
+#include "lib/core/receipt.h"
+#include "trace/check.h"
+#include <stdio.h>
+#include <string.h>
+
+enum receipt_rule receipt_mutant;
+
+static const struct {
+    const char *name;
+    enum receipt_rule rule;
+} rules[] = {
+    {"none", RULE_NONE},
+    {"gather", RULE_REFERENCE_TO_SCATTER_GATHER},
+    {"linear", RULE_REFERENCE_TO_LINEAR},
+};
+
+static int judge(struct check *check, enum sluice_route route, const char *name)
+{
+    struct check_result result;
+    size_t i = 0;
+    while (i < sizeof rules / sizeof rules[0] && strcmp(rules[i].name, name) != 0)
+        i++;
+    if (i == sizeof rules / sizeof rules[0])
+        return -1;
+    receipt_mutant = rules[i].rule;
+    if (check_run(check, route, NULL, &result) < 0)
+        return -1;
+    printf("%s %u %u\n", name, result.agreed, result.disagreed);
+    return 0;
+}
+
+int main(int count, char **arguments)
+{
+    struct check_options options = {.functions = true, .stream = stdout};
+    struct check *check;
+    int route = count > 3 ? sluice_route_by_name(arguments[2]) : -1, error = 0;
+    if (route < 0) {
+        fprintf(stderr, "usage: judge-device ADDRESS:PORT ROUTE RULE...\n");
+        return 2;
+    }
+    options.peer = arguments[1];
+    if (check_open(&options, &check) < 0)
+        return 1;
+    for (int i = 3; i < count && error == 0; i++)
+        error = judge(check, (enum sluice_route)route, arguments[i]);
+    check_close(check);
+    return error < 0;
+}
