@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The ladder of sluice doctor: every line of it against a plan and a receipt that are made here anew, from other ends.
+ */
+#include "../check.h"
+#include "doctor/report.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define SIZE ((256u << 10) + 123) /* as the ladder moves */
+
+static char memory[SIZE], sunk[SIZE];
+
+struct near_far {
+    struct sluice_end *end;
+    int far;
+    pthread_t thread;
+    bool source;
+};
+
+static void *serve(void *context)
+{
+    static char room[2][65536];
+    struct near_far *ends = context;
+    size_t left = SIZE;
+    while (left > 0) {
+        ssize_t size = ends->source ? write(ends->far, memory, left) : read(ends->far, room[0], sizeof room[0]);
+        if (size <= 0)
+            break;
+        left -= (size_t)size < left ? (size_t)size : left;
+    }
+    return NULL;
+}
+
+static void inet(int type, int fds[2])
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof address;
+    int listener = socket(AF_INET, type, 0);
+    fds[0] = socket(AF_INET, type, 0);
+    CHECK_EQ(bind(listener, (struct sockaddr *)&address, size), 0);
+    if (type == SOCK_STREAM)
+        CHECK_EQ(listen(listener, 1), 0);
+    CHECK_EQ(getsockname(listener, (struct sockaddr *)&address, &size), 0);
+    CHECK_EQ(connect(fds[0], (struct sockaddr *)&address, size), 0);
+    fds[1] = type == SOCK_STREAM ? accept(listener, NULL, NULL) : dup(listener);
+    close(listener);
+}
+
+static struct near_far make(const struct place *place, bool source)
+{
+    struct near_far made = {.far = -1, .source = source};
+    int fds[2] = {-1, -1};
+    switch (place->kind) {
+    case SLUICE_END_MEMORY:
+        if (!source)
+            CHECK_EQ(sluice_end_open_memory(sunk, sizeof sunk, &made.end), 0);
+        return made;
+    case SLUICE_END_FILE:
+        fds[0] = open(place->directory, O_TMPFILE | O_RDWR, 0600);
+        CHECK(fds[0] >= 0);
+        if (source)
+            CHECK_EQ(write(fds[0], memory, SIZE), SIZE);
+        break;
+    case SLUICE_END_PIPE:
+        CHECK_EQ(pipe(fds), 0);
+        if (!source) {
+            int reader = fds[0];
+            fds[0] = fds[1];
+            fds[1] = reader;
+        }
+        break;
+    case SLUICE_END_UNIX_STREAM:
+        CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+        break;
+    case SLUICE_END_TCP:
+        inet(SOCK_STREAM, fds);
+        break;
+    case SLUICE_END_DATAGRAM:
+        inet(SOCK_DGRAM, fds);
+        break;
+    default:
+        CHECK_FAIL("a place of kind %d", place->kind);
+    }
+    CHECK_EQ(sluice_end_open(fds[0], SLUICE_END_OWN_FD, &made.end), 0);
+    made.far = fds[1];
+    return made;
+}
+
+static void released(void *context, const void *data, size_t length)
+{
+    (void)context, (void)data, (void)length;
+}
+
+static struct sluice_segment segment_of(const struct place *place, const struct near_far *ends, uint64_t length)
+{
+    struct sluice_segment segment = {.kind = place->kind == SLUICE_END_MEMORY ? SLUICE_SEGMENT_MEMORY
+                                             : place->kind == SLUICE_END_FILE ? SLUICE_SEGMENT_FILE
+                                                                              : SLUICE_SEGMENT_STREAM,
+                                     .end = ends->end,
+                                     .length = length};
+    if (segment.kind == SLUICE_SEGMENT_MEMORY) {
+        segment.data = memory;
+        segment.release = released;
+    }
+    return segment;
+}
+
+static int move(const struct ladder_pair *pair, enum sluice_route route, struct sluice_receipt *ret_receipt,
+                struct sluice_plan *ret_plan)
+{
+    struct near_far from = make(&pair->source, true), to = make(&pair->sink, false);
+    struct sluice_segment segment = segment_of(&pair->source, &from, pair->length);
+    struct sluice_transfer_options options = {.size = sizeof options,
+                                              .segments = &segment,
+                                              .segment_count = 1,
+                                              .sinks = &to.end,
+                                              .sink_count = 1,
+                                              .route = route};
+    CHECK_EQ(sluice_plan_make(&segment, to.end, ret_plan), 0);
+    bool drains = to.far >= 0 && pair->sink.kind != SLUICE_END_DATAGRAM;
+    if (from.far >= 0)
+        CHECK_EQ(pthread_create(&from.thread, NULL, serve, &from), 0);
+    if (drains)
+        CHECK_EQ(pthread_create(&to.thread, NULL, serve, &to), 0);
+    int result = sluice_transfer_run(&options, ret_receipt, NULL);
+    sluice_end_close(from.end);
+    sluice_end_close(to.end);
+    if (from.far >= 0)
+        pthread_join(from.thread, NULL);
+    if (drains)
+        pthread_join(to.thread, NULL);
+    close(from.far);
+    close(to.far);
+    return result;
+}
+
+static struct ladder climb(int source, int sink)
+{
+    static const char *const directories[] = {"/dev/shm", "/tmp"};
+    struct ladder_options options = {.directories = directories, .directory_count = 2, .source = source, .sink = sink};
+    struct ladder ladder;
+    struct failure failure = {.text = ""};
+    signal(SIGPIPE, SIG_IGN);
+    if (ladder_climb(&options, &ladder, &failure) < 0)
+        CHECK_FAIL("%.400s", failure.text);
+    return ladder;
+}
+
+TEST("every line of the ladder is what a plan and a receipt made anew say")
+{
+    struct ladder ladder = climb(-1, -1);
+    unsigned lines = 0, moved = 0;
+    CHECK_EQ(ladder.count, 2 * 6 + 4 * 6 + 1);
+    for (size_t p = 0; p < ladder.count; p++) {
+        const struct ladder_pair *pair = &ladder.pairs[p];
+        char source[90], sink[90];
+        ladder_place_name(&pair->source, source, sizeof source);
+        ladder_place_name(&pair->sink, sink, sizeof sink);
+        CHECK_EQ(pair->count, SLUICE_ROUTE_COUNT - 1);
+        unsigned chosen = 0;
+        for (unsigned r = 0; r < pair->count; r++) {
+            const struct rung *rung = &pair->rungs[r];
+            const char *name = sluice_route_name(rung->plan.route);
+            struct sluice_plan plan;
+            struct sluice_receipt receipt;
+            lines++;
+            chosen += rung->chosen;
+            int result = move(pair, rung->plan.route, &receipt, &plan);
+            if (plan.entries[r].route != rung->plan.route || plan.entries[r].verdict != rung->plan.verdict ||
+                plan.entries[r].reason != rung->plan.reason || plan.entries[r].from != rung->plan.from)
+                CHECK_FAIL("%s to %s, %s: the plan says otherwise", source, sink, name);
+            if (rung->tried != (rung->plan.verdict != SLUICE_NEVER))
+                CHECK_FAIL("%s to %s, %s: tried %d", source, sink, name, rung->tried);
+            if (!rung->tried) {
+                if (result != -EOPNOTSUPP || rung->plan.reason == NULL)
+                    CHECK_FAIL("%s to %s, %s: never, but %d", source, sink, name, result);
+                continue;
+            }
+            if (result != rung->result)
+                CHECK_FAIL("%s to %s, %s: %d, not %d", source, sink, name, result, rung->result);
+            if (result < 0)
+                continue;
+            moved++;
+            if (strcmp(report_fate(&rung->receipt), report_fate(&receipt)) != 0 ||
+                receipt.routes[rung->plan.route].evidence != rung->receipt.routes[rung->plan.route].evidence ||
+                receipt.routes[rung->plan.route].bytes != pair->length)
+                CHECK_FAIL("%s to %s, %s: %s here, %s there", source, sink, name, report_fate(&receipt),
+                           report_fate(&rung->receipt));
+        }
+        struct sluice_plan plan;
+        struct sluice_receipt receipt;
+        CHECK_EQ(move(pair, SLUICE_ROUTE_AUTO, &receipt, &plan), 0);
+        for (unsigned r = 0; r < pair->count; r++)
+            if (pair->rungs[r].chosen && receipt.routes[pair->rungs[r].plan.route].bytes != pair->length)
+                CHECK_FAIL("%s to %s: auto does not take %s", source, sink,
+                           sluice_route_name(pair->rungs[r].plan.route));
+        CHECK_EQ(chosen, 1);
+    }
+    printf("# %u lines, %u with a transfer\n", lines, moved);
+    CHECK(moved > lines / 4);
+    ladder_free(&ladder);
+}
+
+TEST("a kind of source or sink can be asked for alone")
+{
+    struct ladder ladder = climb(SLUICE_END_FILE, SLUICE_END_TCP);
+    CHECK_EQ(ladder.count, 2);
+    for (size_t i = 0; i < ladder.count; i++) {
+        CHECK_EQ(ladder.pairs[i].source.kind, SLUICE_END_FILE);
+        CHECK_EQ(ladder.pairs[i].sink.kind, SLUICE_END_TCP);
+        CHECK_STR(ladder.pairs[i].sink.egress.name, "lo");
+    }
+    ladder_free(&ladder);
+}
+
+TEST("a receipt's fate in words")
+{
+    struct sluice_receipt receipt = {.bytes = 0};
+    CHECK_STR(report_fate(&receipt), "-");
+    receipt = (struct sluice_receipt){.bytes = 10, .by_reference = 10};
+    CHECK_STR(report_fate(&receipt), "by reference");
+    receipt = (struct sluice_receipt){.bytes = 10, .copied = 10, .copy_bytes = 10};
+    CHECK_STR(report_fate(&receipt), "copied once");
+    receipt.copy_bytes = 20;
+    CHECK_STR(report_fate(&receipt), "copied twice");
+    receipt.copy_bytes = 15;
+    CHECK_STR(report_fate(&receipt), "copied more");
+    receipt = (struct sluice_receipt){.bytes = 10, .copied = 4, .copy_bytes = 4, .by_reference = 6};
+    CHECK_STR(report_fate(&receipt), "copied in part");
+    receipt = (struct sluice_receipt){.bytes = 10, .unknown = 10};
+    CHECK_STR(report_fate(&receipt), "unknown");
+}
+
+TEST("a directory where no file can be made is an error that names it")
+{
+    static const char *const directories[] = {"/proc"};
+    struct ladder_options options = {.directories = directories, .directory_count = 1, .source = -1, .sink = -1};
+    struct ladder ladder;
+    struct failure failure = {.text = ""};
+    CHECK(ladder_climb(&options, &ladder, &failure) < 0);
+    CHECK(strstr(failure.text, "/proc") != NULL);
+}
+
+TEST("findings keep their order, and each its own texts")
+{
+    struct findings findings = {.check = "a check"};
+    finding_why(findings_add(&findings, FINDING_NOTE, "%d", 1), "because of %d", 1);
+    finding_remedy(findings_add(&findings, FINDING_PROBLEM, "%d", 2), "do %d", 2);
+    CHECK_EQ(findings.count, 2);
+    CHECK_STR(findings.items[0].what, "1");
+    CHECK_STR(findings.items[0].why, "because of 1");
+    CHECK_STR(findings.items[0].remedy, "");
+    CHECK_STR(findings.items[1].remedy, "do 2");
+    CHECK_STR(findings.items[1].check, "a check");
+    findings_free(&findings);
+}
+
+CHECK_MAIN()
