@@ -6,6 +6,7 @@
 #define SLUICE_APP_COMMANDS_H
 
 int doctor_main(int argc, char **argv);
+int fanout_main(int argc, char **argv);
 int serve_main(int argc, char **argv);
 int trace_main(int argc, char **argv);
 

@@ -12,6 +12,7 @@ static const struct command {
     int (*run)(int argc, char **argv);
 } commands[] = {
     {"doctor", "find what copies silently on this machine, and show which routes there are", doctor_main},
+    {"fanout", "send one input to several files, sockets and pipes", fanout_main},
     {"serve", "serve the files of a directory over HTTP", serve_main},
     {"trace", "find the hidden copies in any process", trace_main},
 };
