@@ -285,11 +285,11 @@ static int open_input(struct fanout *fanout)
 
 /* ---- Closing ---------------------------------------------------------------------------------------------------- */
 
-/* A connection is broken, not ended. */
+/* A connection is broken, not ended: now, or where that is forbidden when it is closed. */
 static void reset_connection(const struct place *place)
 {
     const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
-    connect(place->fd, &nowhere, sizeof nowhere);
+    (void)connect(place->fd, &nowhere, sizeof nowhere);
 }
 
 /* Everything was sent. Wait until the peer's kernel has it: a connection with bytes from the peer that nobody read
