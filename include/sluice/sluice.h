@@ -437,19 +437,49 @@ SLUICE_API void sluice_transfer_free(struct sluice_transfer *transfer);
  * callback of another object before it returns, sluice_loop_transfer_cancel (done) excepted. */
 struct sluice_loop;
 
+/* What carries it. The numbers are part of the ABI: append only. */
+enum sluice_loop_kind {
+    SLUICE_LOOP_AUTO = 0, /* the cheapest here as far as was measured: epoll */
+    SLUICE_LOOP_EPOLL,
+    SLUICE_LOOP_IO_URING, /* Linux 6.1 */
+    SLUICE_LOOP_KIND_COUNT
+};
+
+enum sluice_loop_flags {
+    SLUICE_LOOP_SQPOLL = 1 << 0, /* io_uring: a thread of the kernel takes submissions without a system call. It keeps
+                                    a processor busy while there is work and for 50 ms after */
+};
+
 struct sluice_loop_options {
     size_t size;
     unsigned helpers; /* threads for what blocks: cold file pages, offloaded work. 0: the default, 2 */
     int helper_nice;  /* added to the helpers' nice value, 0 to 19, so that they give way to the loop */
+    enum sluice_loop_kind kind;
+    unsigned flags;
 };
 
-/* A loop for the calling thread. NULL options: defaults. Returns 0, -ENOMEM, -EMFILE, -ENFILE, -EAGAIN (no thread). */
+/* "auto", "epoll", "io_uring"; "?" for a number that is none. Static. Any thread. */
+SLUICE_API const char *sluice_loop_kind_name(enum sluice_loop_kind kind);
+
+/* The kind called name, or -EINVAL. Any thread. */
+SLUICE_API int sluice_loop_kind_by_name(const char *name);
+
+/* Could sluice_loop_new make such a loop here and now? An io_uring is made for it and closed again. Any thread. Returns
+ * 0, or a negative errno, and in *ret_error (NULL: not wanted) why, and what to do: for io_uring -ENOSYS the kernel or
+ * a sandbox hides it; -EPERM forbidden by kernel.io_uring_disabled or a container; -EINVAL older than Linux 6.1;
+ * -ENOMEM the limit on locked memory; -EOPNOTSUPP the library was built without it. -EINVAL also for wrong options. */
+SLUICE_API int sluice_loop_probe(const struct sluice_loop_options *options, struct sluice_error *ret_error);
+
+/* A loop for the calling thread, which alone may run it. NULL options: defaults. No thread is made before the first
+ * sluice_loop_run, so that a process may be confined between the two.
+ * Returns 0, -ENOMEM, -EMFILE, -ENFILE, and the errors of sluice_loop_probe. */
 SLUICE_API int sluice_loop_new(const struct sluice_loop_options *options, struct sluice_loop **ret_loop);
 
 /* No transfer, receiver, listener, timer or watch may be left. Waits for helpers to end their work. */
 SLUICE_API void sluice_loop_free(struct sluice_loop *loop);
 
-/* Run until sluice_loop_stop, or until a signal handler asked for it. Returns 0 or a negative errno. */
+/* Run until sluice_loop_stop, or until a signal handler asked for it. Returns 0 or a negative errno: -EAGAIN no thread
+ * for the helpers. */
 SLUICE_API int sluice_loop_run(struct sluice_loop *loop);
 
 /* Make sluice_loop_run return after what is ready has been handled. The loop's thread, or a signal handler in it. */
@@ -499,7 +529,8 @@ SLUICE_API void sluice_loop_forget(struct sluice_loop *loop, struct sluice_end *
 
 /* A connection came in: fd is non-blocking, close-on-exec and the callee's. fd < 0: accepting failed with this negative
  * errno (-EMFILE, -ENFILE: one waiting connection was accepted and closed at once by means of a reserve descriptor, so
- * that the queue does not stand still). address: struct sockaddr, valid until return. */
+ * that the queue does not stand still). address: struct sockaddr, valid until return; of family AF_UNSPEC when the
+ * connection was gone before the kernel was asked (io_uring). */
 struct sockaddr;
 typedef void sluice_accept_fn(void *context, int fd, const struct sockaddr *address, unsigned address_length);
 

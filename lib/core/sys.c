@@ -34,6 +34,22 @@ static int plain_epoll_wait(int epoll, struct epoll_event *events, int size, int
     return (int)syscall(SYS_epoll_pwait, epoll, events, size, timeout, NULL, 0);
 }
 
+static int plain_io_uring_setup(unsigned entries, void *parameters)
+{
+    return (int)syscall(SYS_io_uring_setup, entries, parameters);
+}
+
+static int plain_io_uring_register(int ring, unsigned operation, const void *argument, unsigned count)
+{
+    return (int)syscall(SYS_io_uring_register, ring, operation, argument, count);
+}
+
+static int plain_io_uring_enter(int ring, unsigned submit, unsigned complete, unsigned flags, const void *argument,
+                                size_t size)
+{
+    return (int)syscall(SYS_io_uring_enter, ring, submit, complete, flags, argument, size);
+}
+
 /* The variadic calls get a fixed shape, so that the table can be typed. */
 static int fcntl_long(int fd, int command, long argument)
 {
@@ -108,6 +124,9 @@ struct sys sys = {
     .eventfd = eventfd,
     .timerfd_create = timerfd_create,
     .timerfd_settime = timerfd_settime,
+    .io_uring_setup = plain_io_uring_setup,
+    .io_uring_register = plain_io_uring_register,
+    .io_uring_enter = plain_io_uring_enter,
     .open = open_mode,
     .mkdir = mkdir,
     .rename = rename,

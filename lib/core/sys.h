@@ -55,6 +55,10 @@ struct sys {
     int (*eventfd)(unsigned value, int flags);
     int (*timerfd_create)(int clock, int flags);
     int (*timerfd_settime)(int fd, int flags, const struct itimerspec *value, struct itimerspec *old);
+    int (*io_uring_setup)(unsigned entries, void *parameters);
+    int (*io_uring_register)(int ring, unsigned operation, const void *argument, unsigned count);
+    int (*io_uring_enter)(int ring, unsigned submit, unsigned complete, unsigned flags, const void *argument,
+                          size_t size);
     int (*open)(const char *path, int flags, mode_t mode);
     int (*mkdir)(const char *path, mode_t mode);
     int (*rename)(const char *from, const char *to);

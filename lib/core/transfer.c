@@ -19,6 +19,7 @@
  *   LANE_WAITS_SINK     would_block, fanout_take                wake
  *   LANE_WAITS_PAGES    admit_file                              wake
  *   LANE_WAITS_OTHERS   fanout_step                             wake: another lane moved
+ *   LANE_WAITS_OPS      run_lane (a ring has its ops)           the carrier
  *   LANE_DONE           lane_finish, lane_drop                  never
  */
 #include "transfer.h"
@@ -770,6 +771,21 @@ static int link_body(struct lane *lane, const struct gathered *got, struct op *o
     return count > 0 ? count : 0;
 }
 
+/* What is read of a file into a stage may leave as soon as it is read, without asking here again. Not so with what is
+ * read for several sinks, for a transform, or into memory. */
+static int link_write(struct lane *lane, const struct op *read, struct op *ops, int room)
+{
+    const struct sluice_transfer *transfer = lane->transfer;
+    if (transfer->carrier == NULL || room < 1 || read->kind != OP_READ || read->in_offset == OP_NO_OFFSET ||
+        read->buffer != lane->stage.data)
+        return 0;
+    struct gathered got = {.count = 1, .bytes = read->length, .segment = lane->segment, .at = lane->at + read->length};
+    lane->iov[0] = (struct iovec){.iov_base = read->buffer, .iov_len = read->length};
+    lane->iov_route[0] = (uint8_t)lane->route->id;
+    ops[0] = write_op(lane, &got);
+    return 1;
+}
+
 int lane_next(struct lane *lane, struct op *ops)
 {
     struct sluice_transfer *transfer = lane->transfer;
@@ -813,7 +829,7 @@ int lane_next(struct lane *lane, struct op *ops)
         if (result < 0)
             return result;
         if (result > 0)
-            return count + result;
+            return count + result + link_write(lane, &ops[count], ops + count + result, OPS_MAX - count - result);
     }
     if (lane->wait == LANE_TAKES && count == 0)
         return fanout_take(lane, ops);
@@ -1186,7 +1202,13 @@ static int run_lane(struct lane *lane)
         if (count == 0)
             break;
         for (int i = 0; i < count; i++) {
-            ssize_t result = op_execute(&ops[i], &lane->receipt.system_calls);
+            ssize_t result;
+            if (transfer->carrier == NULL) {
+                result = op_execute(&ops[i], &lane->receipt.system_calls);
+            } else if (!transfer->carrier->carry(transfer->carrier, lane, &ops[i], count - i, &result)) {
+                lane->wait = LANE_WAITS_OPS;
+                return lane->receipt.sent != before;
+            }
             int go_on = lane_complete(lane, &ops[i], result);
             if (go_on < 0)
                 return go_on;
@@ -1235,7 +1257,7 @@ int transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_wai
     for (uint32_t i = 0; i < transfer->lane_count; i++) {
         struct lane *lane = &transfer->lanes[i];
         lane->moved_in_turn = 0;
-        if (lane->wait != LANE_DONE)
+        if (lane->wait < LANE_WAITS_OPS)
             lane->wait = LANE_RUNS;
     }
     if (transfer->fanout != NULL)

@@ -19,6 +19,7 @@ struct stage {
     bool source_ended; /* nothing will follow what is staged */
 };
 
+/* From LANE_WAITS_OPS on a step does not touch the lane. */
 enum lane_wait {
     LANE_RUNS,
     LANE_TAKES, /* its sink is full, but the others of a fan-out may wait for it to take its share of the stream */
@@ -26,6 +27,7 @@ enum lane_wait {
     LANE_WAITS_SINK,
     LANE_WAITS_PAGES,
     LANE_WAITS_OTHERS,
+    LANE_WAITS_OPS,
     LANE_DONE
 };
 
@@ -66,6 +68,7 @@ struct lane {
     struct iovec iov[OP_IOV_MAX];
     uint8_t iov_route[OP_IOV_MAX];
     struct crossover_sample sample;
+    void *under_way; /* the carrier's, while the lane waits for ops */
     struct sluice_receipt receipt;
 };
 
@@ -87,6 +90,8 @@ struct sluice_transfer {
     struct fanout *fanout;        /* NULL with one lane */
     struct sluice_error error;
     const enum sluice_route *order; /* tests: the routes to try, in this order; ends with AUTO */
+    struct op_carrier *carrier;     /* NULL: ops are carried out at once, by op_execute. With one lane only: those of
+                                       several share what they deliver, and wait for each other */
 
     /* the loop's */
     void *loop_context;
@@ -135,6 +140,15 @@ void lane_delivered_unproven(struct lane *lane, enum sluice_route route, const s
 void lane_prove(struct lane *lane, enum sluice_route route);
 
 /* ---- For loops ---------------------------------------------------------------------------------------------- */
+
+/* Whoever carries ops out in another way than op_execute. */
+struct op_carrier {
+    /* Carry out the first of these ops, whose successors lane_next linked to it. Returns true with its result, as
+     * op_execute; or false: it is under way, alone or with its successors, and the lane waits for it. Then the carrier
+     * reports every result to lane_complete, in order, until that does not return 1; sets lane->wait to LANE_RUNS; and
+     * steps the transfer. */
+    bool (*carry)(struct op_carrier *carrier, struct lane *lane, const struct op *ops, int count, ssize_t *ret_result);
+};
 
 /* Fill ops with what is to be done next for one lane. Returns their number; 0: lane->wait says why there is none; or
  * a negative errno after the transfer failed. */

@@ -122,9 +122,9 @@ static int await(struct loop_end *state, enum sluice_wait_kind kind, bool fresh)
     return 0;
 }
 
-static void withdraw(struct sluice_transfer *transfer)
+static void withdraw(struct sluice_loop *loop, struct sluice_transfer *transfer)
 {
-    (void)transfer; /* edges are reported whether anybody waits or not */
+    (void)loop, (void)transfer; /* edges are reported whether anybody waits or not */
 }
 
 /* ---- Listeners and watches ---------------------------------------------------------------------------------- */
@@ -149,9 +149,11 @@ static int listen_on(struct sluice_listener *listener)
     return watch_fd(listener->loop, listener->fd, EPOLLIN | EPOLLEXCLUSIVE, &listener->source);
 }
 
-static void unlisten(struct sluice_listener *listener)
+static void unlisten(struct sluice_listener *listener, bool for_good)
 {
-    unwatch_fd(listener->loop, listener->fd);
+    (void)for_good;
+    if (!listener->paused)
+        unwatch_fd(listener->loop, listener->fd);
 }
 
 static int watch(struct sluice_watch *watch)

@@ -22,7 +22,7 @@ struct helpers {
     struct queue waiting, ended;
     bool stopping;
     int wake, nice;
-    unsigned count;
+    unsigned count, wanted;
     pthread_t threads[];
 };
 
@@ -85,22 +85,26 @@ int helpers_new(unsigned threads, int nice, int wake, struct helpers **ret_helpe
     helpers->ended.last = &helpers->ended.first;
     helpers->wake = wake;
     helpers->nice = nice;
+    helpers->wanted = threads;
+    *ret_helpers = helpers;
+    return 0;
+}
+
+int helpers_start(struct helpers *helpers)
+{
+    if (helpers->count > 0)
+        return 0;
     /* Signals are the loop's thread's business. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = 0;
-    while (helpers->count < threads && error == 0) {
+    while (helpers->count < helpers->wanted && error == 0) {
         error = pthread_create(&helpers->threads[helpers->count], NULL, helper, helpers);
         helpers->count += error == 0;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (helpers->count == 0) {
-        helpers_free(helpers);
-        return -error;
-    }
-    *ret_helpers = helpers;
-    return 0;
+    return helpers->count > 0 ? 0 : -error;
 }
 
 void helpers_free(struct helpers *helpers)

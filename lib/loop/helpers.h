@@ -19,6 +19,8 @@ struct helper_job {
 
 /* wake: an eventfd that becomes readable when helpers_collect has something to do. */
 int helpers_new(unsigned threads, int nice, int wake, struct helpers **ret_helpers);
+/* Make the threads; before that jobs wait. Returns 0 or a negative errno when there is none. */
+int helpers_start(struct helpers *helpers);
 /* Waits for work under way. Jobs whose done was not called are freed without it. */
 void helpers_free(struct helpers *helpers);
 /* The job stays the caller's until done was called. */

@@ -351,7 +351,7 @@ static void put_transfer(struct sluice_loop *loop, struct sluice_transfer *trans
 static void detach(struct sluice_loop *loop, struct sluice_transfer *transfer)
 {
     if (transfer->waited) {
-        loop->kind->withdraw(transfer);
+        loop->kind->withdraw(loop, transfer);
         stop_waiting(transfer);
     }
     unqueue_transfer(loop, transfer);
@@ -431,6 +431,7 @@ int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_
     }
     transfer->done = done;
     transfer->done_context = context;
+    transfer->carrier = transfer->lane_count == 1 ? loop->carrier : NULL;
     result = step_on_loop(loop, transfer);
     if (result == 1) {
         if (ret_transfer != NULL)
@@ -529,7 +530,7 @@ void sluice_listener_pause(struct sluice_listener *listener)
 {
     timers_stop(&listener->retry);
     if (!listener->paused)
-        listener->loop->kind->unlisten(listener);
+        listener->loop->kind->unlisten(listener, false);
     listener->paused = true;
 }
 
@@ -554,7 +555,8 @@ void sluice_listener_free(struct sluice_listener *listener)
 {
     if (listener == NULL)
         return;
-    sluice_listener_pause(listener);
+    timers_stop(&listener->retry);
+    listener->loop->kind->unlisten(listener, true);
     loop_bury(listener->loop, &listener->source);
 }
 
@@ -676,12 +678,69 @@ static int set_alarm(struct sluice_loop *loop)
 
 /* ---- The loop ----------------------------------------------------------------------------------------------- */
 
+static const char *const kind_names[] = {"auto", "epoll", "io_uring"};
+_Static_assert(sizeof kind_names / sizeof *kind_names == SLUICE_LOOP_KIND_COUNT, "every kind has a name");
+
+const char *sluice_loop_kind_name(enum sluice_loop_kind kind)
+{
+    return (unsigned)kind < SLUICE_LOOP_KIND_COUNT ? kind_names[kind] : "?";
+}
+
+int sluice_loop_kind_by_name(const char *name)
+{
+    for (int i = 0; i < SLUICE_LOOP_KIND_COUNT; i++)
+        if (strcmp(name, kind_names[i]) == 0)
+            return i;
+    return -EINVAL;
+}
+
+/* io_uring has to be asked for: it ties at best for serving files (KERNEL-FACTS 12; bench/README.md). */
+static int choose_kind(const struct sluice_loop_options *options, const struct loop_kind **ret_kind)
+{
+    if (options->flags & ~(unsigned)SLUICE_LOOP_SQPOLL)
+        return -EINVAL;
+    switch (options->kind) {
+    case SLUICE_LOOP_AUTO:
+    case SLUICE_LOOP_EPOLL:
+        *ret_kind = &loop_epoll;
+        return options->flags & SLUICE_LOOP_SQPOLL ? -EINVAL : 0;
+    case SLUICE_LOOP_IO_URING:
+        *ret_kind = &loop_uring;
+        return 0;
+    case SLUICE_LOOP_KIND_COUNT:
+        break;
+    }
+    return -EINVAL;
+}
+
+static struct sluice_loop_options known_options(const struct sluice_loop_options *options)
+{
+    struct sluice_loop_options known = {.size = sizeof known};
+    if (options != NULL) /* an older caller's are shorter */
+        memcpy(&known, options, options->size < sizeof known ? options->size : sizeof known);
+    return known;
+}
+
+int sluice_loop_probe(const struct sluice_loop_options *options, struct sluice_error *ret_error)
+{
+    struct sluice_loop_options known = known_options(options);
+    const struct loop_kind *kind;
+    int result = choose_kind(&known, &kind);
+    if (result == 0)
+        return kind->probe != NULL ? kind->probe(&known, ret_error) : 0;
+    if (ret_error != NULL)
+        *ret_error = (struct sluice_error){
+            .code = result, .operation = "loop", .reason = "no such kind of loop, or a flag that is not this kind's"};
+    return result;
+}
+
 int sluice_loop_new(const struct sluice_loop_options *options, struct sluice_loop **ret_loop)
 {
-    struct sluice_loop_options given = {.size = sizeof given};
-    if (options != NULL) /* an older caller's are shorter */
-        memcpy(&given, options, options->size < sizeof given ? options->size : sizeof given);
-    const struct loop_kind *kind = &loop_epoll;
+    struct sluice_loop_options given = known_options(options);
+    const struct loop_kind *kind;
+    int result = choose_kind(&given, &kind);
+    if (result < 0)
+        return result;
     struct sluice_loop *loop = sys.allocate(1, kind->loop_size);
     if (loop == NULL)
         return -ENOMEM;
@@ -692,7 +751,7 @@ int sluice_loop_new(const struct sluice_loop_options *options, struct sluice_loo
     loop->wake = loop->alarm = loop->reserve = -1;
     loop->alarm_slot = UINT64_MAX;
     timers_begin(&loop->timers, loop->now);
-    int result = kind->open(loop, &given);
+    result = kind->open(loop, &given);
     if (result == 0) {
         loop->wake = sys.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         result = loop->wake < 0 ? -errno : 0;
@@ -732,13 +791,15 @@ void sluice_loop_free(struct sluice_loop *loop)
     helpers_free(loop->helpers);
     sluice_watch_free(loop->helper_watch);
     sluice_watch_free(loop->alarm_watch);
+    loop->kind->close(loop);
+    for (struct source *source = loop->dead; source != NULL; source = source->next_dead)
+        source->holds = 0; /* nothing is reported any more */
     clear_graveyard(loop);
     while (loop->idle != NULL) {
         struct sluice_transfer *transfer = loop->idle;
         loop->idle = transfer->next;
         free(transfer);
     }
-    loop->kind->close(loop);
     const int fds[] = {loop->wake, loop->alarm, loop->reserve};
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0)
@@ -779,6 +840,9 @@ void sluice_loop_each_turn(struct sluice_loop *loop, void (*run)(void *context),
 
 int sluice_loop_run(struct sluice_loop *loop)
 {
+    int started = helpers_start(loop->helpers);
+    if (started < 0)
+        return started;
     loop->running = true;
     while (!loop->stop) {
         int timeout = loop->ready != NULL || loop->queued != NULL ? 0 : set_alarm(loop);

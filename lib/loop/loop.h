@@ -63,6 +63,8 @@ struct loop_kind {
     /* Of its struct sluice_loop, loop_end and sluice_listener, which begin with those of this header. */
     size_t loop_size, end_size, listener_size;
 
+    /* Could a loop with these options be had here? Returns 0 or a negative errno, and why. NULL: always. */
+    int (*probe)(const struct sluice_loop_options *options, struct sluice_error *ret_error);
     int (*open)(struct sluice_loop *loop, const struct sluice_loop_options *options);
     void (*close)(struct sluice_loop *loop); /* also after open failed */
 
@@ -81,22 +83,23 @@ struct loop_kind {
     /* Queue state->reader or state->writer when the end can be read or written. fresh: the end has just become known.
      * Returns 0 or a negative errno. */
     int (*await)(struct loop_end *state, enum sluice_wait_kind kind, bool fresh);
-    /* A transfer no longer waits for anything: what the kernel has of it is taken back before this returns. */
-    void (*withdraw)(struct sluice_transfer *transfer);
+    /* A transfer that waited ends: what the kernel has of it is taken back before this returns. */
+    void (*withdraw)(struct sluice_loop *loop, struct sluice_transfer *transfer);
 
     int (*listen)(struct sluice_listener *listener);
-    void (*unlisten)(struct sluice_listener *listener);
+    void (*unlisten)(struct sluice_listener *listener, bool for_good); /* for good: also when paused already */
 
     /* Report edges of readability of fd. */
     int (*watch)(struct sluice_watch *watch);
     void (*unwatch)(struct sluice_watch *watch);
 };
 
-extern const struct loop_kind loop_epoll;
+extern const struct loop_kind loop_epoll, loop_uring;
 
 struct sluice_loop {
     const struct loop_kind *kind;
-    int wake;  /* an eventfd of the helpers' */
+    struct op_carrier *carrier; /* of all transfers; NULL: none */
+    int wake;                   /* an eventfd of the helpers' */
     int alarm; /* a timerfd: a timeout of epoll_wait would start and stop a kernel timer in every turn, for 1 us */
     uint64_t alarm_slot; /* of the timer wheel, for which it is set; UINT64_MAX: it is not */
     int reserve;         /* given up for a moment to accept and close a connection when descriptors run out */

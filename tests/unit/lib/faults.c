@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/io_uring.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -85,6 +86,9 @@ CALL(mkdir, FAILS(EACCES), FAILS(ENOSPC), FAILS(EROFS));
 CALL(rename, FAILS(EACCES), FAILS(ENOSPC), FAILS(EROFS));
 CALL(unlink, FAILS(EACCES), FAILS(EROFS));
 CALL(allocate, FAILS(ENOMEM));
+CALL(io_uring_setup, FAILS(ENOSYS), FAILS(EPERM), FAILS(EINVAL), FAILS(ENOMEM), FAILS(EMFILE));
+CALL(io_uring_register, FAILS(EINVAL), FAILS(ENOMEM), FAILS(EBUSY));
+CALL(io_uring_enter, NOT_YET(EINTR), NOT_YET(EAGAIN), NOT_YET(EBUSY), FAILS(EBADR));
 
 /* ---- The run ------------------------------------------------------------------------------------------------ */
 
@@ -692,6 +696,42 @@ static int faulty_timerfd_settime(int fd, int flags, const struct itimerspec *va
     return error != 0 ? fail(error) : real.timerfd_settime(fd, flags, value, old);
 }
 
+static int faulty_io_uring_setup(unsigned entries, void *parameters)
+{
+    int error = strike(&call_io_uring_setup, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.io_uring_setup(entries, parameters);
+}
+
+static int faulty_io_uring_register(int ring, unsigned operation, const void *argument, unsigned count)
+{
+    int error = strike(&call_io_uring_register, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.io_uring_register(ring, operation, argument, count);
+}
+
+/* The world moves while the ring waits. One that waits without end is given time in small pieces. */
+static int faulty_io_uring_enter(int ring, unsigned submit, unsigned complete, unsigned flags, const void *argument,
+                                 size_t size)
+{
+    int error = strike(&call_io_uring_enter, -1, -1, NULL);
+    if (error != 0)
+        return fail(error);
+    if (complete == 0)
+        return real.io_uring_enter(ring, submit, 0, flags, argument, size);
+    int result = real.io_uring_enter(ring, submit, 0, flags, argument, size);
+    for (int waited = 0; waited < PATIENCE_MS && result >= 0;) {
+        bool moved = fault_world();
+        struct __kernel_timespec patience = {.tv_nsec = moved ? 0 : 1000000};
+        struct io_uring_getevents_arg timed = {.ts = (uintptr_t)&patience};
+        int one = real.io_uring_enter(ring, 0, 1, flags | IORING_ENTER_EXT_ARG, &timed, sizeof timed);
+        if (one >= 0 || errno != ETIME)
+            return result;
+        waited += !moved;
+    }
+    if (result >= 0)
+        give_up("it waits for what does not come");
+    return result;
+}
+
 static void *faulty_allocate(size_t count, size_t size)
 {
     int error = strike(&call_allocate, -1, -1, NULL);
@@ -753,5 +793,8 @@ void fault_install(void)
     sys.unlink = faulty_unlink;
     sys.timerfd_create = faulty_timerfd_create;
     sys.timerfd_settime = faulty_timerfd_settime;
+    sys.io_uring_setup = faulty_io_uring_setup;
+    sys.io_uring_register = faulty_io_uring_register;
+    sys.io_uring_enter = faulty_io_uring_enter;
     sys.allocate = faulty_allocate;
 }

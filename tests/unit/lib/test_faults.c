@@ -35,10 +35,10 @@
 #define CORKED BODY_MAX
 #define EVERY_CALL 6 /* of a site's calls, so many are failed each; after that the one in the middle and the last */
 #define PAIRS 6000
-#define SERVER_TURNS 500 /* then nothing more will happen */
+#define SERVER_TURNS 5000 /* then nothing more will happen: helpers had time to start, too */
 #define SERVER_MS 600
 
-enum way { RUN, STEP, LOOP };
+enum way { RUN, STEP, LOOP, RING };
 enum place { NOWHERE, A_FILE, OWN_FILE, APPENDED, A_BLOCK_DEVICE, A_PIPE, A_TCP, A_UNIX, MEMORY };
 
 struct outcome;
@@ -46,6 +46,7 @@ struct outcome;
 struct scenario {
     const char *name;
     enum way way;
+    enum sluice_loop_kind loop; /* that is played on */
     enum place from, to[SINKS_MAX];
     size_t size;
     enum sluice_route route;
@@ -317,6 +318,7 @@ static void step_it(const struct sluice_transfer_options *options, struct outcom
 
 struct on_loop {
     struct sluice_loop *loop;
+    enum sluice_loop_kind kind;
     struct outcome *outcome;
     unsigned sinks;
     bool done;
@@ -353,11 +355,11 @@ static void transfer_on(struct on_loop *on_loop, const struct sluice_transfer_op
     outcome->result = result < 0 ? result : 0;
 }
 
-static void loop_it(const struct sluice_transfer_options *options, struct outcome *outcome)
+static void loop_on(const struct sluice_transfer_options *options, struct outcome *outcome, enum sluice_loop_kind kind)
 {
-    struct on_loop on_loop = {.outcome = outcome};
+    struct on_loop on_loop = {.outcome = outcome, .kind = kind};
     struct sluice_transfer *transfer = NULL;
-    struct sluice_loop_options loop_options = {.size = sizeof loop_options, .helpers = 1};
+    struct sluice_loop_options loop_options = {.size = sizeof loop_options, .helpers = 1, .kind = on_loop.kind};
     int result = sluice_loop_new(&loop_options, &on_loop.loop);
     if (result < 0) {
         failed(outcome, result);
@@ -375,6 +377,16 @@ static void loop_it(const struct sluice_transfer_options *options, struct outcom
     for (size_t i = 0; i < options->sink_count; i++)
         sluice_loop_forget(on_loop.loop, options->sinks[i]);
     sluice_loop_free(on_loop.loop);
+}
+
+static void loop_it(const struct sluice_transfer_options *options, struct outcome *outcome)
+{
+    loop_on(options, outcome, SLUICE_LOOP_EPOLL);
+}
+
+static void ring_it(const struct sluice_transfer_options *options, struct outcome *outcome)
+{
+    loop_on(options, outcome, SLUICE_LOOP_IO_URING);
 }
 
 /* An end that owns the descriptor; NULL on failure, with the descriptor closed. */
@@ -497,7 +509,7 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
     }
     if (outcome->result == 0) {
         static void (*const ways[])(const struct sluice_transfer_options *, struct outcome *) = {run_it, step_it,
-                                                                                                 loop_it};
+                                                                                                 loop_it, ring_it};
         ways[scenario->way](&options, outcome);
     }
     if (source != NULL && scenario->from == A_FILE)
@@ -650,7 +662,8 @@ static void play_server(const struct scenario *scenario, struct outcome *outcome
     world.drain[0] = client;
 
     server.file = open_end(pattern_file(NULL, scenario->size), SLUICE_END_OWN_FD, outcome);
-    int result = outcome->result == 0 ? sluice_loop_new(NULL, &server.on.loop) : outcome->result;
+    struct sluice_loop_options on = {.size = sizeof on, .kind = scenario->loop};
+    int result = outcome->result == 0 ? sluice_loop_new(&on, &server.on.loop) : outcome->result;
     failed(outcome, result);
     if (result == 0) {
         struct sluice_loop *loop = server.on.loop;
@@ -713,7 +726,8 @@ static void receive(const struct scenario *scenario, struct outcome *outcome, bo
     memset(&receiver, 0, sizeof receiver);
     world.data[0] = malloc(BODY_MAX + 4096);
     struct sluice_end *end = open_end(make_source(scenario->from, scenario->size), SLUICE_END_OWN_FD, outcome);
-    int result = end != NULL ? sluice_loop_new(NULL, &receiver.loop) : outcome->result;
+    struct sluice_loop_options on = {.size = sizeof on, .kind = scenario->loop};
+    int result = end != NULL ? sluice_loop_new(&on, &receiver.loop) : outcome->result;
     failed(outcome, result);
     if (result == 0) {
         result = sluice_loop_receive(receiver.loop, end, 0, take, NULL);
@@ -726,6 +740,141 @@ static void receive(const struct scenario *scenario, struct outcome *outcome, bo
         sluice_loop_free(receiver.loop);
     }
     sluice_end_close(end);
+}
+
+/* Bytes that come while it is paused are kept; then the connection breaks. */
+static int breaking;
+static unsigned moves;
+
+static void send_then_reset(void)
+{
+    ++moves;
+    if (moves == 1)
+        send(breaking, pattern, 100, MSG_NOSIGNAL);
+    if (moves == 10)
+        close_without_trace(breaking);
+}
+
+static void play_late_reset(const struct scenario *scenario, struct outcome *outcome)
+{
+    struct sluice_loop_options on = {.size = sizeof on, .kind = scenario->loop};
+    world_begin(65536);
+    memset(&receiver, 0, sizeof receiver);
+    world.data[0] = malloc(BODY_MAX + 4096);
+    struct sluice_end *end = open_end(make_source(A_TCP, 0), SLUICE_END_OWN_FD, outcome);
+    breaking = world.feed;
+    world.feed = -1;
+    world.extra = send_then_reset;
+    moves = 0;
+    int result = end != NULL ? sluice_loop_new(&on, &receiver.loop) : outcome->result;
+    failed(outcome, result);
+    if (result == 0) {
+        result = sluice_loop_receive(receiver.loop, end, 0, take, NULL);
+        sluice_loop_receive_pause(receiver.loop, end);
+        if (result == 0)
+            result = sluice_loop_run(receiver.loop);
+        failed(outcome, result);
+        sluice_loop_forget(receiver.loop, end);
+        sluice_loop_free(receiver.loop);
+    }
+    sluice_end_close(end);
+    world.extra = NULL;
+    if (moves < 10)
+        close_without_trace(breaking);
+    world_end(outcome);
+}
+
+/* ---- A listener that is paused, and freed, while connections wait ----------------------------------------------- */
+
+#define CALLERS 3
+#define DOOR_TURNS 12
+
+static struct {
+    struct sluice_loop *loop;
+    struct sluice_listener *listener;
+    struct sluice_watch *watch;
+    int event, socket;
+    struct sockaddr_in address;
+    int callers[2 * CALLERS];
+    unsigned called, turns, came;
+    struct outcome *outcome;
+} door;
+
+static void call(void)
+{
+    for (int i = 0; i < CALLERS; i++) {
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (connect(fd, (struct sockaddr *)&door.address, sizeof door.address) < 0)
+            failed(door.outcome, -errno);
+        door.callers[door.called++] = fd;
+    }
+}
+
+static void on_caller(void *context, int fd, const struct sockaddr *address, unsigned address_length)
+{
+    (void)context, (void)address, (void)address_length;
+    if (fd < 0) {
+        failed(door.outcome, fd);
+        return;
+    }
+    close(fd);
+    if (++door.came == 1) {
+        sluice_listener_pause(door.listener);
+    } else {
+        sluice_listener_free(door.listener); /* others wait, accepted by the kernel already */
+        door.listener = NULL;
+    }
+}
+
+static void door_turn(void *context)
+{
+    (void)context;
+    if (++door.turns == DOOR_TURNS)
+        sluice_loop_stop(door.loop);
+    eventfd_write(door.event, 1);
+    if (door.turns == 4 && door.listener != NULL)
+        sluice_listener_resume(door.listener);
+    if (door.turns == 7)
+        call();
+    if (door.turns == 8 && door.listener == NULL)
+        failed(door.outcome, sluice_loop_listen(door.loop, door.socket, on_caller, NULL, &door.listener));
+}
+
+static void play_door(const struct scenario *scenario, struct outcome *outcome)
+{
+    struct sluice_loop_options on = {.size = sizeof on, .kind = scenario->loop};
+    socklen_t size = sizeof door.address;
+    world_begin(65536);
+    memset(&door, 0, sizeof door);
+    door.address = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    door.outcome = outcome;
+    door.event = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
+    door.socket = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    bind(door.socket, (struct sockaddr *)&door.address, size);
+    listen(door.socket, 2 * CALLERS);
+    getsockname(door.socket, (struct sockaddr *)&door.address, &size);
+    call();
+    int result = sluice_loop_probe(&on, NULL);
+    if (result == 0)
+        result = sluice_loop_new(&on, &door.loop);
+    failed(outcome, result);
+    if (result == 0) {
+        sluice_loop_each_turn(door.loop, door_turn, NULL);
+        result = sluice_loop_watch(door.loop, door.event, on_event, NULL, &door.watch);
+        if (result == 0)
+            result = sluice_loop_listen(door.loop, door.socket, on_caller, NULL, &door.listener);
+        if (result == 0)
+            result = sluice_loop_run(door.loop);
+        failed(outcome, result);
+        sluice_listener_free(door.listener);
+        sluice_watch_free(door.watch);
+        sluice_loop_free(door.loop);
+    }
+    while (door.called > 0)
+        close_without_trace(door.callers[--door.called]);
+    close(door.event);
+    close(door.socket);
+    world_end(outcome);
 }
 
 static void play_receiver(const struct scenario *scenario, struct outcome *outcome)
@@ -936,6 +1085,59 @@ static const struct scenario scenarios[] = {
     {.name = "receiver of TCP", .from = A_TCP, .size = LARGE, .play = play_receiver},
     {.name = "receiver of a pipe", .from = A_PIPE, .size = LARGE, .play = play_receiver},
     {.name = "paused receiver of a connection that breaks", .from = A_TCP, .play = play_reset},
+    {.name = "ring: small file to TCP", .way = RING, .from = OWN_FILE, .to = {A_TCP}, .size = SMALL, .exact = true},
+    {.name = "ring: cold file to Unix",
+     .way = RING,
+     .from = OWN_FILE,
+     .to = {A_UNIX},
+     .size = LARGE,
+     .cold = true,
+     .slow = true},
+    {.name = "ring: file to Unix by copy",
+     .way = RING,
+     .from = OWN_FILE,
+     .to = {A_UNIX},
+     .size = LARGE,
+     .slow = true,
+     .route = SLUICE_ROUTE_COPY},
+    {.name = "ring: TCP to file by copy",
+     .way = RING,
+     .from = A_TCP,
+     .to = {A_FILE},
+     .size = LARGE,
+     .route = SLUICE_ROUTE_COPY},
+    {.name = "ring: pipe to Unix", .way = RING, .from = A_PIPE, .to = {A_UNIX}, .size = LARGE, .slow = true},
+    {.name = "ring: stream to three",
+     .way = RING,
+     .from = A_UNIX,
+     .to = {A_TCP, A_UNIX, A_PIPE},
+     .size = LARGE,
+     .slow = true},
+    {.name = "ring: file transformed to Unix",
+     .way = RING,
+     .from = OWN_FILE,
+     .to = {A_UNIX},
+     .size = LARGE,
+     .transform = true,
+     .slow = true},
+    {.name = "server on a ring", .loop = SLUICE_LOOP_IO_URING, .size = LARGE, .play = play_server},
+    {.name = "receiver of TCP on a ring",
+     .loop = SLUICE_LOOP_IO_URING,
+     .from = A_TCP,
+     .size = LARGE,
+     .play = play_receiver},
+    {.name = "receiver of a pipe on a ring",
+     .loop = SLUICE_LOOP_IO_URING,
+     .from = A_PIPE,
+     .size = LARGE,
+     .play = play_receiver},
+    {.name = "paused receiver of a connection that breaks, on a ring",
+     .loop = SLUICE_LOOP_IO_URING,
+     .from = A_TCP,
+     .play = play_reset},
+    {.name = "paused receiver of bytes and a reset, on a ring", .loop = SLUICE_LOOP_IO_URING, .play = play_late_reset},
+    {.name = "callers of a paused listener", .play = play_door},
+    {.name = "callers of a paused listener on a ring", .loop = SLUICE_LOOP_IO_URING, .play = play_door},
 };
 #define SCENARIOS (sizeof scenarios / sizeof *scenarios)
 
@@ -969,7 +1171,7 @@ static bool accounts_for(const struct plan *plan, int code)
             return true; /* a buffer is memory, whatever mmap calls its lack */
         if (code == -ETIMEDOUT && strcmp(call, "epoll_ctl") == 0 && plan->faults[i].times == UINT_MAX)
             return true; /* by this test: a listener that cannot be resumed tries again for ever */
-        if (code == -ECANCELED && strcmp(call, "epoll_wait") == 0)
+        if (code == -ECANCELED && (strcmp(call, "epoll_wait") == 0 || strcmp(call, "io_uring_enter") == 0))
             return true; /* by this test, after the loop gave up */
     }
     return false;
@@ -982,7 +1184,7 @@ static bool harmless(const struct fault *fault, const struct scenario *scenario)
     const struct fault_site *site = fault->site;
     const struct fault_kind *kind = kind_of(fault);
     const char *call = site->call->name;
-    bool to_buffer = strcmp(site->function, "buffer_get") == 0;
+    bool to_buffer = strcmp(site->function, "buffer_get") == 0 || strstr(site->file, "loop/uring.c") != NULL;
     if (strcmp(site->function, "replace_file") == 0 || strcmp(site->function, "sluice_crossovers_share") == 0)
         return false; /* closing a file tells of a full disk; sharing is what was asked for */
     if (strcmp(site->function, "ask_machine") == 0)
@@ -1220,6 +1422,12 @@ static void inject_pairs(void)
     }
 }
 
+static bool has_ring(void)
+{
+    struct sluice_loop_options on = {.size = sizeof on, .kind = SLUICE_LOOP_IO_URING};
+    return sluice_loop_probe(&on, NULL) == 0;
+}
+
 /* Once, for whichever test comes first. */
 static void inject_all(void)
 {
@@ -1230,7 +1438,8 @@ static void inject_all(void)
     fault_world = move_world;
     fault_install();
     for (size_t i = 0; i < SCENARIOS; i++)
-        inject_everywhere(i);
+        if (has_ring() || (scenarios[i].way != RING && scenarios[i].loop != SLUICE_LOOP_IO_URING))
+            inject_everywhere(i);
     inject_behind_faults();
     inject_pairs();
 }
@@ -1245,6 +1454,8 @@ TEST("no call site of the library is left out")
 {
     unsigned missed = 0, kinds = 0;
     inject_all();
+    fault_quiet(true);
+    bool ring = has_ring();
     printf("# %-52s %9s  %s\n", "site", "calls", "injected");
     for (size_t i = 0; i < fault_site_count(); i++) {
         const struct fault_site *site = fault_site(i);
@@ -1256,11 +1467,13 @@ TEST("no call site of the library is left out")
             kinds++;
         }
         printf("%s\n", site->injected == 0 ? " NOTHING" : "");
-        missed += site->injected == 0;
+        missed += site->injected == 0 && (ring || strstr(site->file, "loop/uring.c") == NULL);
     }
     printf("# %zu call sites, %u faults of them, %llu injections in %d runs\n", fault_site_count(), kinds, injections,
            plan_count);
     CHECK_EQ(missed, 0);
+    if (!ring)
+        SKIP("the sites of loop/uring.c were left out: no io_uring here (sluice serve --loop io_uring says why)");
 }
 
 CHECK_MAIN()

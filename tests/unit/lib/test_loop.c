@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * sluice's own loop, on epoll and with real sockets; timers by a clock of the test's.
+ * sluice's own loop with real sockets, on epoll and, as test-lib-loop io_uring, on io_uring: the same tests. Timers by
+ * a clock of the test's.
  */
 #include "../check.h"
 #include "sys.h"
@@ -22,10 +23,11 @@
 #include <unistd.h>
 
 static struct sluice_loop *loop;
+static struct sluice_loop_options loop_options = {.size = sizeof loop_options};
 
 static void begin(void)
 {
-    CHECK_EQ(sluice_loop_new(NULL, &loop), 0);
+    CHECK_EQ(sluice_loop_new(&loop_options, &loop), 0);
 }
 
 static void end(void)
@@ -429,6 +431,13 @@ static void crowd_turn(void *context)
     crowd.turns++;
 }
 
+/* A turn ends after the step that fills it. Closing a ring gives its thread work to do, which interrupts a splice: it
+ * gives less than it could, and the step after it goes beyond the turn. */
+static uint64_t crowd_slack(void)
+{
+    return loop_options.kind == SLUICE_LOOP_IO_URING ? 1 << 20 : 0;
+}
+
 /* Start count transfers before the loop has a turn, as requests that arrive together do, and run them to their ends. */
 static void crowd_run(unsigned count)
 {
@@ -466,9 +475,9 @@ static void crowd_run(unsigned count)
 TEST("hundreds of transfers that are ready together each have a whole turn of 1 MiB")
 {
     crowd_run(320);
-    CHECK_EQ(crowd.first_least, 1 << 20);
-    CHECK_EQ(crowd.longest, 1 << 20);
-    CHECK_EQ(crowd.most, 64 << 20);
+    CHECK(crowd.first_least >= 1 << 20 && crowd.first_least <= (1 << 20) + crowd_slack());
+    CHECK(crowd.longest >= 1 << 20 && crowd.longest <= (1 << 20) + crowd_slack());
+    CHECK(crowd.most >= 64 << 20 && crowd.most <= (64 << 20) + crowd_slack());
     CHECK(crowd.turns <= 4 * (320 / 64));
 }
 
@@ -481,11 +490,11 @@ TEST("of a crowd of transfers that are ready together each has a shorter turn, a
         SKIP("needs 1600 descriptors (ulimit -n)");
     crowd_run(CROWD_MAX);
     setrlimit(RLIMIT_NOFILE, &had);
-    CHECK_EQ(crowd.first_most, 1 << 20);
+    CHECK(crowd.first_most >= 1 << 20 && crowd.first_most <= (1 << 20) + crowd_slack());
     CHECK(crowd.first_least < 400 << 10); /* 1499 wait before it, and share 512 MiB */
-    CHECK(crowd.longest <= 1 << 20);
+    CHECK(crowd.longest <= (1 << 20) + crowd_slack());
     /* Between two looks at epoll 64 steps are made, of at most 1 MiB. */
-    CHECK(crowd.most <= 64 << 20);
+    CHECK(crowd.most <= (64 << 20) + crowd_slack());
     CHECK(crowd.turns >= CROWD_MAX * 3 / 64);
 }
 
@@ -1150,8 +1159,19 @@ TEST("a transfer that waits for pages can be cancelled, and the helper's late an
     sys.pread = pread; /* no helper is left to use it */
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    struct sluice_error error;
+    if (argc > 1)
+        loop_options.kind = (enum sluice_loop_kind)sluice_loop_kind_by_name(argv[1]);
+    if (argc > 2)
+        loop_options.flags = SLUICE_LOOP_SQPOLL;
+    if (sluice_loop_probe(&loop_options, &error) < 0) {
+        char text[256];
+        sluice_error_format(&error, text, sizeof text);
+        printf("1..0 # SKIP %s; %s\n", text, error.remedy);
+        return 0;
+    }
     alarm(60); /* a hang is a failure */
     return check_run_all();
 }

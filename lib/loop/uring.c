@@ -1,0 +1,1192 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The loop on io_uring, for Linux 6.1 and newer. Bytes from sockets arrive by multishot receives into provided buffers,
+ * connections by multishot accepts; descriptors that are no sockets are polled by the ring. An op of a transfer that
+ * cannot block is carried out at once, as on epoll, so that a small response is on its way when sluice_loop_transfer
+ * returns. One that would wait, for its socket or for a disk, is handed to the ring with its linked successors.
+ * sendfile and splice are never handed over: the first has no opcode, and the second is given to a worker thread of the
+ * kernel every time, which costs two switches and saves none; for them the ring waits until the descriptor is ready.
+ *
+ * What the kernel may still report on is not freed: every request raises holds of what its user data points to, and its
+ * last report lowers it. Where a function must not return before the kernel has let go of something (forgetting an end,
+ * cancelling a transfer), it cancels and waits (settle); reports on other things that come meanwhile are stashed, and
+ * handled in their order in the next turn.
+ *
+ * The rings are used without liburing: it is a few dozen lines, every system call goes through the seam (core/sys.h),
+ * and there is one library less to have. What is newer than the kernel headers of Debian 12 is written out here.
+ */
+#include "../core/sys.h"
+#include "loop.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+/* Small: the kernel charges them against the user's limit on locked memory, of which some systems leave 64 KiB. Reports
+ * that find no room wait in the kernel. */
+#define SUBMISSIONS 256
+#define COMPLETIONS 2048
+#define REPORTS_PER_TURN 1024
+/* Provided for receives. They are given back as soon as the receiver was called, so few are in use at a time. */
+#define BUFFERS 64
+#define BUFFER_GROUP 0
+#define SQPOLL_IDLE_MS 50 /* so long the kernel's thread looks for submissions after the last one, and burns a core */
+#define IDLE_FLIGHTS 64   /* kept for reuse; more are freed */
+
+/* What a report is about: the low bits of its user data. The rest points to a struct source. */
+enum about {
+    ABOUT_NOTHING, /* the user data is 0 */
+    ABOUT_RECEIVE,
+    ABOUT_READABLE,
+    ABOUT_WRITABLE,
+    ABOUT_BROKEN,
+    ABOUT_ACCEPT,
+    ABOUT_CALLERS, /* of a listener: somebody waits, or waited while it was paused */
+    ABOUT_WATCH,
+    ABOUT_OP, /* and three more, for the second to the fourth op of a flight */
+    ABOUT_MASK = 15
+};
+_Static_assert(ABOUT_OP + OPS_MAX - 1 <= ABOUT_MASK && _Alignof(max_align_t) > ABOUT_MASK, "user data has room");
+
+/* What came for a receiver that had been paused. */
+struct held {
+    struct held *next;
+    size_t at, length;
+    char data[];
+};
+
+struct uring_end {
+    struct loop_end common;
+    bool receiving, cancelling;   /* a multishot receive is under way; it has been cancelled */
+    bool asked_read, asked_write; /* a poll is under way */
+    bool asked_broken;            /* while paused and not receiving */
+    bool over;                    /* nothing more will come, and the receiver must still be told how it ended */
+    ssize_t how;
+    unsigned writing; /* flights into it */
+    struct held *held, **held_last;
+};
+
+struct uring_listener {
+    struct sluice_listener common;
+    bool accepting, asked;
+    int *held; /* accepted while it was paused */
+    unsigned held_count, held_size;
+};
+
+/* Ops of one lane that are under way. */
+struct flight {
+    struct source source;
+    struct uring_loop *ring;
+    struct lane *lane;
+    struct flight *next_idle;
+    struct uring_end *sink; /* NULL: unknown to the loop */
+    int count;
+    ssize_t results[OPS_MAX];
+    struct op ops[OPS_MAX];
+    struct msghdr message;
+};
+
+struct uring_loop {
+    struct sluice_loop common;
+    struct op_carrier carrier;
+    int fd, enter_fd;
+    unsigned enter_flags;
+    bool polled; /* SQPOLL */
+    int error;   /* negative: the ring is of no more use */
+
+    void *rings;
+    size_t rings_size;
+    struct io_uring_sqe *entries;
+    unsigned *sq_head, *sq_tail, *sq_flags, sq_mask, sq_size;
+    unsigned tail; /* of the submissions, ours */
+    unsigned *cq_head, *cq_tail, cq_mask;
+    struct io_uring_cqe *reports;
+
+    struct io_uring_buf_ring *provided;
+    char *buffers;
+
+    struct io_uring_cqe *stash;
+    size_t stash_at, stash_count, stash_size;
+    struct flight *idle;
+    unsigned idle_count;
+    char scratch[RECEIVE_MAX]; /* for what is no socket */
+};
+
+static struct uring_loop *ring_of(struct sluice_loop *loop)
+{
+    return (struct uring_loop *)loop;
+}
+
+static struct uring_end *end_state(struct loop_end *state)
+{
+    return (struct uring_end *)state;
+}
+
+/* ---- The rings ---------------------------------------------------------------------------------------------- */
+
+static unsigned load(const unsigned *word)
+{
+    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+/* The ring is of no more use. Closing it ends what is under way; nothing is reported any more. */
+static void break_ring(struct uring_loop *ring, int error)
+{
+    ring->error = error;
+    if (ring->fd >= 0)
+        sys.close(ring->fd);
+    ring->fd = -1;
+}
+
+static bool passes(int error)
+{
+    return error == EINTR || error == EAGAIN || error == EBUSY || error == ETIME || error == ENOMEM;
+}
+
+/* Hand over what was submitted and, with wait, sleep until there is a report, at most timeout ms (-1: without end).
+ * Returns 0 or a negative errno: those that pass included. */
+static int enter(struct uring_loop *ring, bool wait, int timeout)
+{
+    struct __kernel_timespec time;
+    struct io_uring_getevents_arg argument = {0};
+    const void *given = NULL;
+    size_t size = 0;
+    unsigned flags = ring->enter_flags | IORING_ENTER_GETEVENTS;
+    if (ring->error != 0)
+        return ring->error;
+    __atomic_store_n(ring->sq_tail, ring->tail, __ATOMIC_RELEASE);
+    unsigned submit = ring->tail - load(ring->sq_head);
+    if (ring->polled) {
+        __atomic_thread_fence(__ATOMIC_SEQ_CST); /* the tail is seen before the flag is looked at */
+        if (load(ring->sq_flags) & IORING_SQ_NEED_WAKEUP)
+            flags |= IORING_ENTER_SQ_WAKEUP;
+        else if (!wait)
+            return 0;
+    }
+    if (wait && timeout > 0) {
+        time = (struct __kernel_timespec){.tv_sec = timeout / 1000, .tv_nsec = timeout % 1000 * 1000000L};
+        argument.ts = (uintptr_t)&time;
+        given = &argument;
+        size = sizeof argument;
+        flags |= IORING_ENTER_EXT_ARG;
+    }
+    int result = sys.io_uring_enter(ring->enter_fd, submit, wait ? 1 : 0, flags, given, size);
+    if (result >= 0)
+        return 0;
+    int error = errno;
+    if (!passes(error))
+        break_ring(ring, -error);
+    return -error;
+}
+
+static void stash(struct uring_loop *ring, const struct io_uring_cqe *report)
+{
+    if (ring->stash_count == ring->stash_size) {
+        size_t size = ring->stash_size == 0 ? 16 : ring->stash_size * 2;
+        struct io_uring_cqe *larger = sys.allocate(size, sizeof *larger);
+        if (larger == NULL) {
+            break_ring(ring, -ENOMEM);
+            return;
+        }
+        if (ring->stash_count > 0)
+            memcpy(larger, ring->stash, ring->stash_count * sizeof *larger);
+        free(ring->stash);
+        ring->stash = larger;
+        ring->stash_size = size;
+    }
+    ring->stash[ring->stash_count++] = *report;
+}
+
+static bool take_report(struct uring_loop *ring, struct io_uring_cqe *ret_report)
+{
+    unsigned head = *ring->cq_head;
+    if (head == load(ring->cq_tail))
+        return false;
+    *ret_report = ring->reports[head & ring->cq_mask];
+    __atomic_store_n(ring->cq_head, head + 1, __ATOMIC_RELEASE);
+    return true;
+}
+
+/* Room for count entries that are to be handed over together. */
+static bool make_room(struct uring_loop *ring, unsigned count)
+{
+    struct io_uring_cqe report;
+    while (ring->error == 0 && ring->tail - load(ring->sq_head) + count > ring->sq_size) {
+        int result = enter(ring, false, 0);
+        if (result == -EBUSY) /* the kernel holds reports back until some are taken */
+            while (take_report(ring, &report))
+                stash(ring, &report);
+    }
+    return ring->error == 0;
+}
+
+/* A cleared entry for a request about source; NULL when the ring is broken. */
+static struct io_uring_sqe *request(struct uring_loop *ring, enum about about, struct source *source)
+{
+    if (!make_room(ring, 1))
+        return NULL;
+    struct io_uring_sqe *entry = &ring->entries[ring->tail++ & ring->sq_mask];
+    memset(entry, 0, sizeof *entry);
+    entry->user_data = (uintptr_t)source | about;
+    source->holds++;
+    return entry;
+}
+
+static struct source *source_of(const struct io_uring_cqe *report)
+{
+    return (struct source *)(uintptr_t)(report->user_data & ~(uint64_t)ABOUT_MASK);
+}
+
+/* Not waited for: what was cancelled says so in its own last report. */
+static void cancel(struct uring_loop *ring, enum about about, const struct source *source)
+{
+    if (!make_room(ring, 1))
+        return;
+    struct io_uring_sqe *entry = &ring->entries[ring->tail++ & ring->sq_mask];
+    memset(entry, 0, sizeof *entry);
+    entry->opcode = IORING_OP_ASYNC_CANCEL;
+    entry->fd = -1;
+    entry->addr = (uintptr_t)source | about;
+    entry->flags = IOSQE_CQE_SKIP_SUCCESS;
+}
+
+static void give_buffer(struct uring_loop *ring, unsigned id)
+{
+    struct io_uring_buf_ring *provided = ring->provided;
+    struct io_uring_buf *place = &provided->bufs[provided->tail & (BUFFERS - 1)];
+    place->addr = (uintptr_t)ring->buffers + (size_t)id * RECEIVE_MAX;
+    place->len = RECEIVE_MAX;
+    place->bid = (uint16_t)id;
+    __atomic_store_n(&provided->tail, (uint16_t)(provided->tail + 1), __ATOMIC_RELEASE);
+}
+
+static void op_ended(struct flight *flight, const struct io_uring_cqe *report)
+{
+    flight->results[(report->user_data & ABOUT_MASK) - ABOUT_OP] = report->res;
+}
+
+/* A report on something that is given up: nobody is told. */
+static void discard(struct uring_loop *ring, const struct io_uring_cqe *report)
+{
+    struct source *source = source_of(report);
+    if (!(report->flags & IORING_CQE_F_MORE))
+        source->holds--;
+    if (report->flags & IORING_CQE_F_BUFFER)
+        give_buffer(ring, report->flags >> IORING_CQE_BUFFER_SHIFT);
+    unsigned about = report->user_data & ABOUT_MASK;
+    if (about == ABOUT_ACCEPT && report->res >= 0)
+        sys.close(report->res);
+    if (about >= ABOUT_OP)
+        op_ended((struct flight *)source, report);
+}
+
+/* Wait until there is nothing more to come about source. What comes is discarded. */
+static void settle(struct uring_loop *ring, struct source *source)
+{
+    struct io_uring_cqe report;
+    for (size_t i = ring->stash_at; i < ring->stash_count; i++) {
+        if (source_of(&ring->stash[i]) != source)
+            continue;
+        discard(ring, &ring->stash[i]);
+        ring->stash[i] = (struct io_uring_cqe){.user_data = ABOUT_NOTHING};
+    }
+    for (bool asked = false; source->holds > 0 && ring->error == 0; asked = true) {
+        enter(ring, asked, -1);
+        while (take_report(ring, &report)) {
+            if (source_of(&report) == source)
+                discard(ring, &report);
+            else if (report.user_data != ABOUT_NOTHING)
+                stash(ring, &report);
+        }
+    }
+    source->holds = 0;
+}
+
+/* ---- Ends --------------------------------------------------------------------------------------------------- */
+
+static bool poll_for(struct uring_loop *ring, int fd, uint32_t events, enum about about, struct source *source)
+{
+    struct io_uring_sqe *entry = request(ring, about, source);
+    if (entry == NULL)
+        return false;
+    entry->opcode = IORING_OP_POLL_ADD;
+    entry->fd = fd;
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    events = events << 16 | events >> 16;
+#endif
+    entry->poll32_events = events;
+    return true;
+}
+
+static int start_receiving(struct uring_end *state)
+{
+    struct uring_loop *ring = ring_of(state->common.loop);
+    struct sluice_end *end = state->common.end;
+    if (!end_is_socket(end)) {
+        if (!state->asked_read && !poll_for(ring, end->fd, POLLIN, ABOUT_READABLE, &state->common.source))
+            return ring->error;
+        state->asked_read = true;
+        return 0;
+    }
+    struct io_uring_sqe *entry = request(ring, ABOUT_RECEIVE, &state->common.source);
+    if (entry == NULL)
+        return ring->error;
+    entry->opcode = IORING_OP_RECV;
+    entry->fd = end->fd;
+    entry->ioprio = IORING_RECV_MULTISHOT;
+    entry->flags = IOSQE_BUFFER_SELECT;
+    entry->buf_group = BUFFER_GROUP;
+    state->receiving = true;
+    state->cancelling = false;
+    return 0;
+}
+
+static void stop_receiving(struct uring_end *state)
+{
+    if (state->receiving && !state->cancelling) {
+        state->cancelling = true;
+        cancel(ring_of(state->common.loop), ABOUT_RECEIVE, &state->common.source);
+    }
+}
+
+static void drop_held(struct uring_end *state)
+{
+    while (state->held != NULL) {
+        struct held *held = state->held;
+        state->held = held->next;
+        free(held);
+    }
+    state->held_last = &state->held;
+}
+
+static int meet(struct loop_end *common)
+{
+    end_state(common)->held_last = &end_state(common)->held;
+    return common->end->kind == SLUICE_END_MEMORY || end_is_file(common->end) ? -EPERM : 0;
+}
+
+static void part(struct loop_end *common)
+{
+    struct uring_end *state = end_state(common);
+    struct uring_loop *ring = ring_of(common->loop);
+    stop_receiving(state);
+    if (state->asked_read)
+        cancel(ring, ABOUT_READABLE, &common->source);
+    if (state->asked_write)
+        cancel(ring, ABOUT_WRITABLE, &common->source);
+    if (state->asked_broken)
+        cancel(ring, ABOUT_BROKEN, &common->source);
+    settle(ring, &common->source);
+    drop_held(state);
+}
+
+static int receive(struct loop_end *common)
+{
+    struct uring_end *state = end_state(common);
+    if (state->held != NULL || state->over || common->readable)
+        loop_mark_ready(common);
+    else if (!state->receiving)
+        return start_receiving(state);
+    return 0;
+}
+
+/* May the receiver be called? */
+static bool listens(const struct loop_end *common)
+{
+    return common->receive != NULL && !common->paused && !common->receive_ended && !common->source.dead;
+}
+
+/* Returns 0 or a negative errno. */
+static int hold(struct uring_end *state, const char *data, size_t length)
+{
+    struct held *held = sys.allocate(1, sizeof *held + length);
+    if (held == NULL)
+        return -ENOMEM;
+    held->length = length;
+    memcpy(held->data, data, length);
+    *state->held_last = held;
+    state->held_last = &held->next;
+    return 0;
+}
+
+/* Call the receiver with as much as it takes. Returns how much that is. */
+static size_t deliver(struct loop_end *common, const char *data, size_t length)
+{
+    size_t at = 0;
+    while (at < length && listens(common)) {
+        size_t piece = length - at < common->receive_max ? length - at : common->receive_max;
+        common->receive(common->receive_context, data + at, (ssize_t)piece);
+        at += piece;
+    }
+    return at;
+}
+
+static int socket_error(const struct sluice_end *end)
+{
+    int error = 0;
+    socklen_t size = sizeof error;
+    if (end_is_socket(end) && sys.getsockopt(end->fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error != 0)
+        return -error;
+    return -ECONNRESET;
+}
+
+static bool written_to(const struct uring_end *state)
+{
+    return state->common.writer != NULL || state->writing > 0;
+}
+
+/* It ended. A paused receiver is told of a broken connection all the same, unless a transfer finds out. */
+static void ended(struct uring_end *state, ssize_t how)
+{
+    struct loop_end *common = &state->common;
+    if (common->receive == NULL || common->receive_ended || common->source.dead)
+        return;
+    bool broke = how < 0 && common->paused && !written_to(state);
+    if (broke || (!common->paused && state->held == NULL)) {
+        drop_held(state);
+        loop_end_receiving(common, how);
+        return;
+    }
+    state->over = true;
+    state->how = how;
+    if (!common->paused)
+        loop_mark_ready(common);
+}
+
+static void give_held(struct uring_end *state)
+{
+    struct loop_end *common = &state->common;
+    while (state->held != NULL && listens(common)) {
+        struct held *held = state->held;
+        size_t piece = held->length - held->at;
+        if (piece > common->receive_max)
+            piece = common->receive_max;
+        const char *data = held->data + held->at;
+        held->at += piece;
+        bool last = held->at == held->length;
+        if (last) {
+            state->held = held->next;
+            if (held->next == NULL)
+                state->held_last = &state->held;
+        }
+        common->receive(common->receive_context, data, (ssize_t)piece);
+        if (last)
+            free(held);
+    }
+}
+
+/* As the loop on epoll does it, for what is no socket. */
+static void read_some(struct uring_end *state)
+{
+    struct loop_end *common = &state->common;
+    char *scratch = ring_of(common->loop)->scratch;
+    ssize_t size;
+    do
+        size = sys.read(common->end->fd, scratch, common->receive_max);
+    while (size < 0 && errno == EINTR);
+    if (size < 0 && errno == EAGAIN) {
+        common->readable = false;
+        int result = start_receiving(state);
+        if (result < 0)
+            loop_end_receiving(common, result);
+        return;
+    }
+    if (size <= 0) {
+        loop_end_receiving(common, size < 0 ? -errno : 0);
+        return;
+    }
+    loop_mark_ready(common);
+    common->receive(common->receive_context, scratch, size);
+}
+
+static void receive_some(struct loop_end *common)
+{
+    struct uring_end *state = end_state(common);
+    if (!listens(common))
+        return;
+    if (common->readable && !end_is_socket(common->end)) {
+        read_some(state);
+        return;
+    }
+    give_held(state);
+    if (!listens(common) || state->held != NULL)
+        return;
+    int result = state->over ? (int)state->how : 0;
+    if (!state->over && !state->receiving)
+        result = start_receiving(state);
+    if (state->over || result < 0)
+        loop_end_receiving(common, result);
+}
+
+static void received(struct uring_end *state, const struct io_uring_cqe *report)
+{
+    struct loop_end *common = &state->common;
+    struct uring_loop *ring = ring_of(common->loop);
+    if (!(report->flags & IORING_CQE_F_MORE))
+        state->receiving = state->cancelling = false;
+    if (report->res > 0) {
+        unsigned id = report->flags >> IORING_CQE_BUFFER_SHIFT;
+        const char *data = ring->buffers + (size_t)id * RECEIVE_MAX;
+        size_t length = (size_t)report->res;
+        size_t given = state->held == NULL ? deliver(common, data, length) : 0;
+        if (given < length && !common->source.dead && common->receive != NULL && !common->receive_ended) {
+            int result = hold(state, data + given, length - given);
+            if (result < 0)
+                ended(state, result);
+            if (common->paused)
+                stop_receiving(state); /* what comes now may stay in the kernel */
+        }
+        give_buffer(ring, id);
+    } else if (report->res == 0) {
+        ended(state, 0);
+    } else if (report->res != -ENOBUFS && report->res != -ECANCELED) {
+        ended(state, report->res);
+    }
+    if (state->receiving || common->source.dead || state->over || common->receive == NULL || common->receive_ended)
+        return;
+    if (!common->paused) {
+        int result = start_receiving(state);
+        if (result < 0)
+            ended(state, result);
+    } else if (!state->asked_broken) {
+        state->asked_broken = poll_for(ring, common->end->fd, 0, ABOUT_BROKEN, &common->source);
+    }
+}
+
+static void polled(struct uring_end *state, enum about about, const struct io_uring_cqe *report)
+{
+    struct loop_end *common = &state->common;
+    switch (about) {
+    case ABOUT_WRITABLE:
+        state->asked_write = false;
+        if (common->writer != NULL)
+            loop_queue_transfer(common->loop, common->writer);
+        break;
+    case ABOUT_READABLE:
+        state->asked_read = false;
+        if (common->reader != NULL)
+            loop_queue_transfer(common->loop, common->reader);
+        if (common->receive != NULL && !end_is_socket(common->end)) {
+            common->readable = true;
+            if (listens(common))
+                loop_mark_ready(common);
+        }
+        break;
+    default:
+        state->asked_broken = false;
+        if (report->res > 0 && report->res & POLLERR && common->paused && common->receive != NULL)
+            ended(state, socket_error(common->end));
+        break;
+    }
+}
+
+static int await(struct loop_end *common, enum sluice_wait_kind kind, bool fresh)
+{
+    struct uring_end *state = end_state(common);
+    struct uring_loop *ring = ring_of(common->loop);
+    bool read = kind == SLUICE_WAIT_READABLE;
+    bool *asked = read ? &state->asked_read : &state->asked_write;
+    (void)fresh;
+    if (!*asked && !poll_for(ring, common->end->fd, read ? POLLIN | POLLRDHUP : POLLOUT,
+                             read ? ABOUT_READABLE : ABOUT_WRITABLE, &common->source))
+        return ring->error;
+    *asked = true;
+    return 0;
+}
+
+/* ---- Ops ---------------------------------------------------------------------------------------------------- */
+
+static struct flight *take_flight(struct uring_loop *ring)
+{
+    struct flight *flight = ring->idle;
+    if (flight == NULL)
+        return sys.allocate(1, sizeof *flight);
+    ring->idle = flight->next_idle;
+    ring->idle_count--;
+    return flight;
+}
+
+static void put_flight(struct uring_loop *ring, struct flight *flight)
+{
+    if (ring->idle_count >= IDLE_FLIGHTS) {
+        free(flight);
+        return;
+    }
+    flight->next_idle = ring->idle;
+    ring->idle = flight;
+    ring->idle_count++;
+}
+
+/* Would it make the loop wait for a disk? */
+static bool may_block(const struct lane *lane, const struct op *op)
+{
+    if (op->kind == OP_READ)
+        return op->in_offset != OP_NO_OFFSET && !(lane->transfer->flags & SLUICE_TRANSFER_NEVER_BLOCK);
+    return op->kind == OP_WRITE && end_is_file(op->sink);
+}
+
+/* Can the ring wait for what the op said EAGAIN about, and go on by itself? */
+static bool can_wait(const struct op *op)
+{
+    if (op->kind == OP_READ)
+        return op->flags & MSG_DONTWAIT;
+    return op->kind == OP_WRITE && end_is_socket(op->sink);
+}
+
+static bool has_opcode(const struct op *op)
+{
+    if (op->kind == OP_READ)
+        return true;
+    return op->kind == OP_WRITE && (end_is_socket(op->sink) || end_is_file(op->sink));
+}
+
+static void fill_entry(struct flight *flight, int index, struct io_uring_sqe *entry)
+{
+    const struct op *op = &flight->ops[index];
+    bool last = index == flight->count - 1;
+    if (!last)
+        entry->flags |= IOSQE_IO_LINK;
+    if (op->kind == OP_READ) {
+        entry->opcode = op->flags & MSG_DONTWAIT ? IORING_OP_RECV : IORING_OP_READ;
+        entry->fd = op->in;
+        entry->off = entry->opcode == IORING_OP_RECV ? 0 : (uint64_t)op->in_offset; /* none: -1, the position */
+        entry->addr = (uintptr_t)op->buffer;
+        entry->len = (unsigned)op->length;
+        return;
+    }
+    entry->fd = op->out;
+    if (!end_is_socket(op->sink)) {
+        entry->opcode = IORING_OP_WRITEV;
+        entry->off = (uint64_t)op->out_offset;
+        entry->addr = (uintptr_t)op->iov;
+        entry->len = (unsigned)op->iov_count;
+        return;
+    }
+    /* A send that is short does not end a chain without MSG_WAITALL (KERNEL-FACTS 17.13). */
+    entry->msg_flags = (unsigned)op->flags | MSG_NOSIGNAL | (last ? 0 : MSG_WAITALL);
+    if (op->iov_count == 1) {
+        entry->opcode = IORING_OP_SEND;
+        entry->addr = (uintptr_t)op->iov[0].iov_base;
+        entry->len = (unsigned)op->iov[0].iov_len;
+    } else {
+        flight->message = (struct msghdr){.msg_iov = op->iov, .msg_iovlen = (size_t)op->iov_count};
+        entry->opcode = IORING_OP_SENDMSG;
+        entry->addr = (uintptr_t)&flight->message;
+        entry->len = 1;
+    }
+}
+
+/* Hand over the first op, and those linked to it that have an opcode. Returns whether that was possible. */
+static bool launch(struct uring_loop *ring, struct lane *lane, const struct op *ops, int count)
+{
+    int linked = 1;
+    while (linked < count && has_opcode(&ops[linked]))
+        linked++;
+    struct flight *flight = take_flight(ring);
+    if (flight == NULL)
+        return false;
+    if (!make_room(ring, (unsigned)linked)) {
+        put_flight(ring, flight);
+        return false;
+    }
+    memset(&flight->source, 0, sizeof flight->source);
+    flight->ring = ring;
+    flight->lane = lane;
+    flight->count = linked;
+    memcpy(flight->ops, ops, (size_t)linked * sizeof *ops);
+    flight->sink = end_state(lane->sink->loop);
+    if (flight->sink != NULL)
+        flight->sink->writing++;
+    for (int i = 0; i < linked; i++)
+        fill_entry(flight, i, request(ring, (enum about)(ABOUT_OP + i), &flight->source));
+    lane->under_way = flight;
+    lane->transfer->waited = true;
+    return true;
+}
+
+static bool carry(struct op_carrier *carrier, struct lane *lane, const struct op *ops, int count, ssize_t *ret_result)
+{
+    struct uring_loop *ring = (struct uring_loop *)((char *)carrier - offsetof(struct uring_loop, carrier));
+    if (may_block(lane, &ops[0]) && launch(ring, lane, ops, count))
+        return false;
+    *ret_result = op_execute(&ops[0], &lane->receipt.system_calls);
+    if (*ret_result != -EAGAIN || !can_wait(&ops[0]) || !launch(ring, lane, ops, 1))
+        return true;
+    lane->receipt.waits++;
+    return false;
+}
+
+/* All of a flight has ended: tell its lane. */
+static void land(struct flight *flight)
+{
+    struct lane *lane = flight->lane;
+    struct uring_loop *ring = flight->ring;
+    lane->wait = LANE_RUNS;
+    for (int i = 0, go_on = 1; i < flight->count && go_on > 0; i++) {
+        if (flight->results[i] == -EINTR) /* nothing was done: lane_next will ask for it again */
+            break;
+        go_on = lane_complete(lane, &flight->ops[i], flight->results[i]);
+    }
+    if (flight->sink != NULL)
+        flight->sink->writing--;
+    put_flight(ring, flight);
+}
+
+/* What the flights of a transfer that ends have moved until now is entered in its receipt; its error stays. */
+static void withdraw(struct sluice_loop *loop, struct sluice_transfer *transfer)
+{
+    struct uring_loop *ring = ring_of(loop);
+    struct sluice_error error = transfer->error;
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        struct lane *lane = &transfer->lanes[i];
+        if (lane->wait != LANE_WAITS_OPS)
+            continue;
+        struct flight *flight = lane->under_way;
+        for (int k = 0; k < flight->count; k++) {
+            flight->results[k] = -EINTR;
+            cancel(ring, (enum about)(ABOUT_OP + k), &flight->source);
+        }
+        settle(ring, &flight->source);
+        for (int k = 0; k < flight->count; k++)
+            if (flight->results[k] <= 0)
+                flight->results[k] = -EINTR;
+        land(flight);
+    }
+    transfer->error = error;
+}
+
+/* ---- Listeners and watches ---------------------------------------------------------------------------------- */
+
+static int listen_on(struct sluice_listener *common)
+{
+    struct uring_listener *listener = (struct uring_listener *)common;
+    struct uring_loop *ring = ring_of(common->loop);
+    struct io_uring_sqe *entry;
+    if (listener->held_count > 0) { /* not from in here: a callback does not come from the function that resumes */
+        if (listener->asked)
+            return 0;
+        entry = request(ring, ABOUT_CALLERS, &common->source);
+        if (entry == NULL)
+            return ring->error;
+        entry->opcode = IORING_OP_NOP;
+        listener->asked = true;
+        return 0;
+    }
+    if (listener->accepting || listener->asked)
+        return 0;
+    entry = request(ring, ABOUT_ACCEPT, &common->source);
+    if (entry == NULL)
+        return ring->error;
+    entry->opcode = IORING_OP_ACCEPT;
+    entry->fd = common->fd;
+    entry->ioprio = IORING_ACCEPT_MULTISHOT;
+    entry->accept_flags = SOCK_CLOEXEC | SOCK_NONBLOCK;
+    listener->accepting = true;
+    return 0;
+}
+
+static void unlisten(struct sluice_listener *common, bool for_good)
+{
+    struct uring_listener *listener = (struct uring_listener *)common;
+    struct uring_loop *ring = ring_of(common->loop);
+    if (listener->accepting)
+        cancel(ring, ABOUT_ACCEPT, &common->source);
+    if (listener->asked)
+        cancel(ring, ABOUT_CALLERS, &common->source);
+    if (!for_good)
+        return;
+    settle(ring, &common->source);
+    while (listener->held_count > 0)
+        sys.close(listener->held[--listener->held_count]);
+    free(listener->held);
+    listener->held = NULL;
+    listener->held_size = 0;
+}
+
+static void keep_waiting(struct uring_listener *listener, int fd)
+{
+    if (listener->held_count == listener->held_size) {
+        unsigned size = listener->held_size == 0 ? 8 : 2 * listener->held_size;
+        int *larger = sys.allocate(size, sizeof *larger);
+        if (larger == NULL) {
+            sys.close(fd);
+            return;
+        }
+        if (listener->held_count > 0)
+            memcpy(larger, listener->held, listener->held_count * sizeof *larger);
+        free(listener->held);
+        listener->held = larger;
+        listener->held_size = size;
+    }
+    listener->held[listener->held_count++] = fd;
+}
+
+static void show_in(struct sluice_listener *common, int fd)
+{
+    struct sockaddr_storage address = {.ss_family = AF_UNSPEC};
+    socklen_t size = sizeof address;
+    if (sys.getpeername(fd, (struct sockaddr *)&address, &size) < 0)
+        size = sizeof address.ss_family; /* it was reset; receiving will say so */
+    common->accept(common->context, fd, (struct sockaddr *)&address, size);
+}
+
+static void accepted(struct uring_listener *listener, const struct io_uring_cqe *report)
+{
+    struct sluice_listener *common = &listener->common;
+    if (!(report->flags & IORING_CQE_F_MORE))
+        listener->accepting = false;
+    if (report->res >= 0 && common->paused)
+        keep_waiting(listener, report->res);
+    else if (report->res >= 0)
+        show_in(common, report->res);
+    else if (report->res != -ECANCELED)
+        loop_accept_failed(common, -report->res);
+    if (common->source.dead || common->paused || listener->accepting || listener->asked)
+        return;
+    /* Without descriptors an accept fails at once, whether somebody waits or not: wait for somebody. */
+    if (report->res < 0 && report->res != -ECANCELED)
+        listener->asked = poll_for(ring_of(common->loop), common->fd, POLLIN, ABOUT_CALLERS, &common->source);
+    else
+        listen_on(common);
+}
+
+static void callers(struct uring_listener *listener)
+{
+    struct sluice_listener *common = &listener->common;
+    listener->asked = false;
+    while (listener->held_count > 0 && !common->paused && !common->source.dead)
+        show_in(common, listener->held[--listener->held_count]);
+    if (!common->paused && !common->source.dead)
+        listen_on(common);
+}
+
+static int watch(struct sluice_watch *watch)
+{
+    struct io_uring_sqe *entry = request(ring_of(watch->loop), ABOUT_WATCH, &watch->source);
+    if (entry == NULL)
+        return ring_of(watch->loop)->error;
+    entry->opcode = IORING_OP_POLL_ADD;
+    entry->fd = watch->fd;
+    entry->poll32_events = POLLIN;
+    entry->len = IORING_POLL_ADD_MULTI;
+    return 0;
+}
+
+static void unwatch(struct sluice_watch *watch)
+{
+    if (watch->source.holds > 0)
+        cancel(ring_of(watch->loop), ABOUT_WATCH, &watch->source);
+}
+
+static void watched(struct sluice_watch *watched, const struct io_uring_cqe *report)
+{
+    if (!(report->flags & IORING_CQE_F_MORE))
+        watch(watched);
+    watched->ready(watched->context);
+}
+
+/* ---- The loop ----------------------------------------------------------------------------------------------- */
+
+static void handle(struct uring_loop *ring, const struct io_uring_cqe *report)
+{
+    struct source *source = source_of(report);
+    enum about about = (enum about)(report->user_data & ABOUT_MASK);
+    if (about == ABOUT_NOTHING)
+        return;
+    if (source->dead) {
+        discard(ring, report);
+        return;
+    }
+    if (!(report->flags & IORING_CQE_F_MORE))
+        source->holds--;
+    switch (about) {
+    case ABOUT_NOTHING:
+    case ABOUT_MASK:
+        break;
+    case ABOUT_RECEIVE:
+        received((struct uring_end *)source, report);
+        break;
+    case ABOUT_READABLE:
+    case ABOUT_WRITABLE:
+    case ABOUT_BROKEN:
+        polled((struct uring_end *)source, about, report);
+        break;
+    case ABOUT_ACCEPT:
+        accepted((struct uring_listener *)source, report);
+        break;
+    case ABOUT_CALLERS:
+        callers((struct uring_listener *)source);
+        break;
+    case ABOUT_WATCH:
+        watched((struct sluice_watch *)source, report);
+        break;
+    case ABOUT_OP:
+    default: {
+        struct flight *flight = (struct flight *)source;
+        op_ended(flight, report);
+        if (source->holds > 0)
+            break;
+        struct sluice_transfer *transfer = flight->lane->transfer;
+        land(flight);
+        loop_queue_transfer(&ring->common, transfer);
+        break;
+    }
+    }
+}
+
+static int turn(struct sluice_loop *loop, int timeout)
+{
+    struct uring_loop *ring = ring_of(loop);
+    struct io_uring_cqe report;
+    bool ready = ring->stash_count > 0 || *ring->cq_head != load(ring->cq_tail);
+    int result = enter(ring, timeout != 0 && !ready, timeout);
+    if (result < 0 && !passes(-result))
+        return result;
+    loop_begin_turn(loop);
+    for (int i = 0; i < REPORTS_PER_TURN; i++) {
+        if (ring->stash_at < ring->stash_count)
+            report = ring->stash[ring->stash_at++];
+        else if (!take_report(ring, &report))
+            break;
+        if (ring->stash_at == ring->stash_count)
+            ring->stash_at = ring->stash_count = 0;
+        handle(ring, &report);
+    }
+    return ring->error;
+}
+
+static const char *const old_kernel = "io_uring of this kernel lacks what the loop needs (Linux 6.1)";
+static const char *const use_epoll = "Use the loop on epoll (--loop epoll): it is not slower.";
+
+/* What io_uring_setup says when there is no ring to be had. */
+static int refused(int code, const struct sluice_loop_options *options, struct sluice_error *ret_error)
+{
+    const char *reason = NULL, *remedy = use_epoll;
+    char state = '0';
+    int fd;
+    switch (code) {
+    case -ENOSYS:
+        reason = "the kernel has no io_uring (CONFIG_IO_URING), or a sandbox hides it";
+        break;
+    case -EPERM:
+        fd = sys.open("/proc/sys/kernel/io_uring_disabled", O_RDONLY | O_CLOEXEC, 0);
+        if (fd >= 0) {
+            if (sys.read(fd, &state, 1) != 1)
+                state = '0';
+            sys.close(fd);
+        }
+        reason = state == '0'   ? "a system-call filter forbids it, as containers' do by default"
+                 : state == '1' ? "kernel.io_uring_disabled is 1: for the group of kernel.io_uring_group only"
+                                : "kernel.io_uring_disabled is 2: switched off";
+        if (state != '0')
+            remedy = "Set kernel.io_uring_disabled to 0 (sysctl), or use the loop on epoll (--loop epoll).";
+        break;
+    case -EINVAL:
+        reason =
+            options->flags & SLUICE_LOOP_SQPOLL ? "this kernel does not poll for submissions as asked" : old_kernel;
+        break;
+    case -ENOMEM:
+        reason = "the rings need 64 KiB of locked memory for each loop, and the user's limit leaves less";
+        remedy =
+            "Raise the limit on locked memory (ulimit -l, LimitMEMLOCK=), or use the loop on epoll (--loop epoll).";
+        break;
+    }
+    if (ret_error != NULL)
+        *ret_error =
+            (struct sluice_error){.code = code, .operation = "io_uring_setup", .reason = reason, .remedy = remedy};
+    return code;
+}
+
+static int map_rings(struct uring_loop *ring, const struct io_uring_params *given)
+{
+    size_t sq = given->sq_off.array + given->sq_entries * sizeof(unsigned);
+    size_t cq = given->cq_off.cqes + given->cq_entries * sizeof(struct io_uring_cqe);
+    size_t size = sq > cq ? sq : cq; /* IORING_FEAT_SINGLE_MMAP: one mapping holds both */
+    void *rings = sys.mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring->fd, IORING_OFF_SQ_RING);
+    if (rings == MAP_FAILED)
+        return -errno;
+    ring->rings = rings;
+    ring->rings_size = size;
+    ring->sq_size = given->sq_entries;
+    void *entries = sys.mmap(NULL, given->sq_entries * sizeof *ring->entries, PROT_READ | PROT_WRITE,
+                             MAP_SHARED | MAP_POPULATE, ring->fd, IORING_OFF_SQES);
+    if (entries == MAP_FAILED)
+        return -errno;
+    ring->entries = entries;
+    char *base = rings;
+    ring->sq_head = (unsigned *)(void *)(base + given->sq_off.head);
+    ring->sq_tail = (unsigned *)(void *)(base + given->sq_off.tail);
+    ring->sq_flags = (unsigned *)(void *)(base + given->sq_off.flags);
+    ring->sq_mask = *(unsigned *)(void *)(base + given->sq_off.ring_mask);
+    ring->tail = *ring->sq_tail;
+    unsigned *order = (unsigned *)(void *)(base + given->sq_off.array);
+    for (unsigned i = 0; i < given->sq_entries; i++)
+        order[i] = i;
+    ring->cq_head = (unsigned *)(void *)(base + given->cq_off.head);
+    ring->cq_tail = (unsigned *)(void *)(base + given->cq_off.tail);
+    ring->cq_mask = *(unsigned *)(void *)(base + given->cq_off.ring_mask);
+    ring->reports = (struct io_uring_cqe *)(void *)(base + given->cq_off.cqes);
+    return 0;
+}
+
+/* The newest opcode that the loop's kernel must have: multishot receives came a release before it, and nothing else
+ * tells that they are there. */
+#define NEWEST_OPCODE IORING_OP_SENDMSG_ZC
+
+static int check_opcodes(struct uring_loop *ring)
+{
+    struct {
+        struct io_uring_probe probe;
+        struct io_uring_probe_op ops[NEWEST_OPCODE + 1];
+    } answer;
+    memset(&answer, 0, sizeof answer);
+    if (sys.io_uring_register(ring->fd, IORING_REGISTER_PROBE, &answer, NEWEST_OPCODE + 1) < 0)
+        return -errno;
+    if (answer.probe.last_op < NEWEST_OPCODE || !(answer.probe.ops[NEWEST_OPCODE].flags & IO_URING_OP_SUPPORTED))
+        return -EINVAL;
+    return 0;
+}
+
+static size_t provided_size(void)
+{
+    return BUFFERS * sizeof(struct io_uring_buf);
+}
+
+static int provide_buffers(struct uring_loop *ring)
+{
+    size_t size = provided_size() + (size_t)BUFFERS * RECEIVE_MAX;
+    char *memory = sys.mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return -ENOMEM;
+    ring->buffers = memory;
+    ring->provided = (struct io_uring_buf_ring *)(void *)(memory + (size_t)BUFFERS * RECEIVE_MAX);
+    struct io_uring_buf_reg group = {
+        .ring_addr = (uintptr_t)ring->provided, .ring_entries = BUFFERS, .bgid = BUFFER_GROUP};
+    if (sys.io_uring_register(ring->fd, IORING_REGISTER_PBUF_RING, &group, 1) < 0)
+        return -errno;
+    for (unsigned i = 0; i < BUFFERS; i++)
+        give_buffer(ring, i);
+    return 0;
+}
+
+/* seccomp does not see what a ring does, so the ring itself is told what the loop will ever ask of it. A worker that
+ * was taken over cannot open files or connect by it, whatever Landlock's domain was when the ring was made. */
+static int restrict_ring(struct uring_loop *ring)
+{
+    static const uint8_t opcodes[] = {IORING_OP_NOP,    IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL, IORING_OP_ACCEPT,
+                                      IORING_OP_RECV,   IORING_OP_READ,     IORING_OP_SEND,         IORING_OP_SENDMSG,
+                                      IORING_OP_WRITEV, IORING_OP_SEND_ZC,  IORING_OP_SENDMSG_ZC};
+    struct io_uring_restriction rules[sizeof opcodes + 1];
+    memset(rules, 0, sizeof rules);
+    for (size_t i = 0; i < sizeof opcodes; i++) {
+        rules[i].opcode = IORING_RESTRICTION_SQE_OP;
+        rules[i].sqe_op = opcodes[i];
+    }
+    rules[sizeof opcodes].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+    rules[sizeof opcodes].sqe_flags = IOSQE_IO_LINK | IOSQE_BUFFER_SELECT | IOSQE_CQE_SKIP_SUCCESS;
+    if (sys.io_uring_register(ring->fd, IORING_REGISTER_RESTRICTIONS, rules, sizeof rules / sizeof *rules) < 0)
+        return -errno;
+    return sys.io_uring_register(ring->fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0 ? -errno : 0;
+}
+
+static int set_up(struct uring_loop *ring, const struct sluice_loop_options *options, struct sluice_error *ret_error)
+{
+    struct io_uring_params parameters = {.cq_entries = COMPLETIONS};
+    parameters.flags =
+        IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER;
+    ring->fd = -1;
+    ring->polled = options->flags & SLUICE_LOOP_SQPOLL;
+    if (ring->polled) {
+        parameters.flags |= IORING_SETUP_SQPOLL;
+        parameters.sq_thread_idle = SQPOLL_IDLE_MS;
+    } else {
+        parameters.flags |= IORING_SETUP_DEFER_TASKRUN;
+    }
+    ring->fd = sys.io_uring_setup(SUBMISSIONS, &parameters);
+    int result = ring->fd < 0 ? -errno : 0;
+    if (result == 0)
+        result = map_rings(ring, &parameters);
+    if (result == 0)
+        result = check_opcodes(ring);
+    if (result == 0)
+        result = provide_buffers(ring);
+    if (result == 0)
+        result = restrict_ring(ring);
+    ring->enter_fd = ring->fd;
+    return result < 0 ? refused(result, options, ret_error) : 0;
+}
+
+static void take_down(struct uring_loop *ring)
+{
+    if (ring->fd >= 0)
+        sys.close(ring->fd);
+    if (ring->entries != NULL)
+        sys.munmap(ring->entries, ring->sq_size * sizeof *ring->entries);
+    if (ring->rings != NULL)
+        sys.munmap(ring->rings, ring->rings_size);
+    if (ring->buffers != NULL)
+        sys.munmap(ring->buffers, provided_size() + (size_t)BUFFERS * RECEIVE_MAX);
+}
+
+static int probe(const struct sluice_loop_options *options, struct sluice_error *ret_error)
+{
+    struct uring_loop *ring = sys.allocate(1, sizeof *ring);
+    if (ring == NULL) {
+        if (ret_error != NULL)
+            *ret_error = (struct sluice_error){.code = -ENOMEM, .operation = "loop"};
+        return -ENOMEM;
+    }
+    int result = set_up(ring, options, ret_error);
+    take_down(ring);
+    free(ring);
+    return result;
+}
+
+static int open_loop(struct sluice_loop *loop, const struct sluice_loop_options *options)
+{
+    struct uring_loop *ring = ring_of(loop);
+    int result = set_up(ring, options, NULL);
+    if (result < 0)
+        return result;
+    ring->carrier.carry = carry;
+    loop->carrier = &ring->carrier;
+    return 0;
+}
+
+static void close_loop(struct sluice_loop *loop)
+{
+    struct uring_loop *ring = ring_of(loop);
+    take_down(ring);
+    free(ring->stash);
+    while (ring->idle != NULL) {
+        struct flight *flight = ring->idle;
+        ring->idle = flight->next_idle;
+        free(flight);
+    }
+}
+
+const struct loop_kind loop_uring = {
+    .loop_size = sizeof(struct uring_loop),
+    .end_size = sizeof(struct uring_end),
+    .listener_size = sizeof(struct uring_listener),
+    .probe = probe,
+    .open = open_loop,
+    .close = close_loop,
+    .turn = turn,
+    .meet = meet,
+    .part = part,
+    .receive = receive,
+    .receive_some = receive_some,
+    .await = await,
+    .withdraw = withdraw,
+    .listen = listen_on,
+    .unlisten = unlisten,
+    .watch = watch,
+    .unwatch = unwatch,
+};
