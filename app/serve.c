@@ -28,10 +28,10 @@
 #include <unistd.h>
 
 struct serve_options {
-    const char *listen, *congestion, *index, *route, *access_log;
+    const char *listen, *congestion, *index, *route, *loop, *access_log;
     uint64_t workers, max_connections;
     uint64_t header_timeout, idle_timeout, send_timeout, drain_timeout;
-    bool listing, snapshot, receipts, confine, verbose;
+    bool listing, snapshot, sqpoll, receipts, confine, verbose;
 };
 
 #define MEMBER(name) offsetof(struct serve_options, name)
@@ -60,6 +60,13 @@ static const struct option_spec option_table[] = {
     {"route", 0, "NAME", "force a mechanism for the bodies: copy, mmap, sendfile or splice", OPTION_TEXT, MEMBER(route),
      .default_text = "auto"},
 
+    {.type = OPTION_HEADING, .help = "Loop"},
+    {"loop", 0, "KIND", "what carries everything: epoll or io_uring; auto is epoll, which no measurement has beaten",
+     OPTION_TEXT, MEMBER(loop), .default_text = "auto"},
+    {"sqpoll", 0, NULL,
+     "with --loop io_uring: the kernel looks for work by itself, which keeps a CPU busy for each worker", OPTION_FLAG,
+     MEMBER(sqpoll), .default_text = NULL},
+
     {.type = OPTION_HEADING, .help = "Timeouts"},
     {"header-timeout", 0, "TIME", "for a request's head, from its first byte (for the first one, from connecting)",
      OPTION_DURATION, MEMBER(header_timeout), .default_text = "10s", .min = 1, .max = TIMEOUT_MAX},
@@ -76,7 +83,8 @@ static const struct option_spec option_table[] = {
     {"receipts", 0, NULL,
      "print to standard error, for every connection and for all at the end, how the bytes went and which were copied",
      OPTION_FLAG, MEMBER(receipts), .default_text = NULL},
-    {"verbose", 'v', NULL, "say how the workers are confined", OPTION_FLAG, MEMBER(verbose), .default_text = NULL},
+    {"verbose", 'v', NULL, "say how the workers are confined, and whether io_uring is to be had", OPTION_FLAG,
+     MEMBER(verbose), .default_text = NULL},
 
     {.type = OPTION_HEADING, .help = "Security"},
     {"confine", 0, NULL, "take from the workers all rights they do not need; --no-confine for debugging", OPTION_FLAG,
@@ -97,6 +105,7 @@ static const char *const examples[] = {
 struct serve {
     struct serve_options options;
     enum sluice_route route;
+    struct sluice_loop_options loop;
     int root, listener;
     char directory[PATH_MAX];
     struct address address;
@@ -185,12 +194,12 @@ static int worker_main(void *context, struct worker *worker)
     /* Watches on directories are placed by paths relative to the root. */
     if (fchdir(serve->root) < 0)
         return fail(serve, serve->directory, -errno);
-    if (given->confine && confine(serve, worker->index) < 0)
-        return WORKER_EXIT_GIVE_UP;
-
-    int r = sluice_loop_new(NULL, &serving.loop);
+    /* The loop first: seccomp does not let a worker make rings. */
+    int r = sluice_loop_new(&serve->loop, &serving.loop);
     if (r < 0)
         return fail(serve, "making the loop", r);
+    if (given->confine && confine(serve, worker->index) < 0)
+        return WORKER_EXIT_GIVE_UP;
     struct http_server_options options = {
         .loop = serving.loop,
         .root = serve->root,
@@ -333,6 +342,40 @@ static int start_listening(struct serve *serve, struct failure *failure)
     return r < 0 ? failure_set(failure, r, "getsockname: %s", text_errno_meaning(r)) : 0;
 }
 
+/* Returns an exit code; EXIT_CODE_DONE: go on. */
+static int choose_loop(struct serve *serve)
+{
+    struct sluice_loop_options *loop = &serve->loop;
+    struct sluice_error error;
+    char text[512];
+    int kind = sluice_loop_kind_by_name(serve->options.loop);
+    if (kind < 0) {
+        fprintf(stderr, "sluice serve: --loop takes auto, epoll or io_uring, not \"%s\"\n", serve->options.loop);
+        return EXIT_CODE_USAGE;
+    }
+    if (serve->options.sqpoll && kind != SLUICE_LOOP_IO_URING) {
+        fprintf(stderr, "sluice serve: --sqpoll needs --loop io_uring\n");
+        return EXIT_CODE_USAGE;
+    }
+    *loop = (struct sluice_loop_options){.size = sizeof *loop, .kind = (enum sluice_loop_kind)kind};
+    if (serve->options.sqpoll)
+        loop->flags |= SLUICE_LOOP_SQPOLL;
+    if (kind == SLUICE_LOOP_IO_URING && sluice_loop_probe(loop, &error) < 0) {
+        sluice_error_format(&error, text, sizeof text);
+        fprintf(stderr, "sluice serve: --loop io_uring: %s. %s\n", text, error.remedy != NULL ? error.remedy : "");
+        return EXIT_CODE_FAILED;
+    }
+    if (kind == SLUICE_LOOP_AUTO && serve->options.verbose) {
+        struct sluice_loop_options ring = {.size = sizeof ring, .kind = SLUICE_LOOP_IO_URING};
+        if (sluice_loop_probe(&ring, &error) < 0)
+            sluice_error_format(&error, text, sizeof text);
+        else
+            snprintf(text, sizeof text, "to be had (--loop io_uring), but not cheaper");
+        fprintf(stderr, "sluice serve: loop: epoll; io_uring: %s\n", text);
+    }
+    return EXIT_CODE_DONE;
+}
+
 static int run(struct serve *serve, const char *path)
 {
     struct failure failure = {0};
@@ -352,6 +395,9 @@ static int run(struct serve *serve, const char *path)
         fprintf(stderr, "sluice serve: --index takes a file name that is not hidden, not \"%s\"\n", options->index);
         return EXIT_CODE_USAGE;
     }
+    int chosen = choose_loop(serve);
+    if (chosen != EXIT_CODE_DONE)
+        return chosen;
     serve->route = (enum sluice_route)route;
     serve->workers = options->workers > 0 ? (unsigned)options->workers : supervisor_cpu_count();
     if (open_root(serve, path) < 0)

@@ -14,6 +14,7 @@
 #include <seccomp.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
@@ -408,6 +409,23 @@ static int confine_seccomp(const struct confine_options *options, struct confine
 
 /* ---- All of it ------------------------------------------------------------------------------------------------ */
 
+/* A worker of io_uring's, or the thread that polls a ring: it runs no code of ours, and what the ring may ask of it is
+ * the ring's restrictions' business. Its name does not tell: it sets that itself, later. */
+static bool is_ring_thread(int tasks, const char *number)
+{
+    const unsigned io_worker = 0x10; /* PF_IO_WORKER, in the seventh field after the name (proc(5)) */
+    char path[sizeof((struct dirent *)0)->d_name + 8], text[512];
+    unsigned flags = 0;
+    snprintf(path, sizeof path, "%s/stat", number);
+    CLEANUP_FD int stat = openat(tasks, path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = stat >= 0 ? read(stat, text, sizeof text - 1) : -1;
+    if (size < 0)
+        return false;
+    text[size] = '\0';
+    const char *after = strrchr(text, ')');
+    return after != NULL && sscanf(after, ") %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && (flags & io_worker) != 0;
+}
+
 /* Threads of this process, 0 when that cannot be told. */
 static unsigned count_threads(void)
 {
@@ -416,7 +434,7 @@ static unsigned count_threads(void)
     if (tasks == NULL)
         return 0;
     for (struct dirent *entry; (entry = readdir(tasks)) != NULL;)
-        count += entry->d_name[0] != '.';
+        count += entry->d_name[0] != '.' && !is_ring_thread(dirfd(tasks), entry->d_name);
     closedir(tasks);
     return count;
 }

@@ -1207,6 +1207,7 @@ static int run_lane(struct lane *lane)
                 result = op_execute(&ops[i], &lane->receipt.system_calls);
             } else if (!transfer->carrier->carry(transfer->carrier, lane, &ops[i], count - i, &result)) {
                 lane->wait = LANE_WAITS_OPS;
+                lane->sampled = false; /* what it costs is not this thread's time alone */
                 return lane->receipt.sent != before;
             }
             int go_on = lane_complete(lane, &ops[i], result);

@@ -97,8 +97,9 @@ struct uring_loop {
     struct op_carrier carrier;
     int fd, enter_fd;
     unsigned enter_flags;
-    bool polled; /* SQPOLL */
-    int error;   /* negative: the ring is of no more use */
+    bool polled;  /* SQPOLL */
+    bool bounded; /* a multishot receive can be told to end after so many bytes */
+    int error;    /* negative: the ring is of no more use */
 
     void *rings;
     size_t rings_size;
@@ -324,6 +325,10 @@ static bool poll_for(struct uring_loop *ring, int fd, uint32_t events, enum abou
     return true;
 }
 
+/* A multishot receive goes on while buffers last, whatever the receiver thinks of it: from a client that sends without
+ * end the loop would have to keep a MiB for each connection that is paused. So it is told to end after as much as one
+ * call of the receiver takes (the field that is file_index for others, Linux 6.17); where that is not known (EINVAL),
+ * receives are asked for one at a time. */
 static int start_receiving(struct uring_end *state)
 {
     struct uring_loop *ring = ring_of(state->common.loop);
@@ -339,8 +344,13 @@ static int start_receiving(struct uring_end *state)
         return ring->error;
     entry->opcode = IORING_OP_RECV;
     entry->fd = end->fd;
-    entry->ioprio = IORING_RECV_MULTISHOT;
     entry->flags = IOSQE_BUFFER_SELECT;
+    if (ring->bounded) {
+        entry->ioprio = IORING_RECV_MULTISHOT;
+        entry->file_index = RECEIVE_MAX;
+    } else {
+        entry->len = RECEIVE_MAX;
+    }
     entry->buf_group = BUFFER_GROUP;
     state->receiving = true;
     state->cancelling = false;
@@ -545,6 +555,8 @@ static void received(struct uring_end *state, const struct io_uring_cqe *report)
         give_buffer(ring, id);
     } else if (report->res == 0) {
         ended(state, 0);
+    } else if (report->res == -EINVAL && ring->bounded) {
+        ring->bounded = false;
     } else if (report->res != -ENOBUFS && report->res != -ECANCELED) {
         ended(state, report->res);
     }
@@ -1101,6 +1113,7 @@ static int set_up(struct uring_loop *ring, const struct sluice_loop_options *opt
     parameters.flags =
         IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER;
     ring->fd = -1;
+    ring->bounded = true;
     ring->polled = options->flags & SLUICE_LOOP_SQPOLL;
     if (ring->polled) {
         parameters.flags |= IORING_SETUP_SQPOLL;

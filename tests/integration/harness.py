@@ -249,6 +249,9 @@ def raise_descriptor_limit(count):
 _servers = []
 
 
+OPTIONS = os.environ.get("SLUICE_TEST_OPTIONS", "").split()  # for every server, as "--loop io_uring"
+
+
 class Server:
     """sluice serve, running. Use it in a with statement: leaving it without an exception checks its end."""
 
@@ -260,7 +263,7 @@ class Server:
         environment.setdefault("ASAN_OPTIONS", "halt_on_error=1:exitcode=99:detect_stack_use_after_return=1")
         environment.setdefault("UBSAN_OPTIONS", "halt_on_error=1:print_stacktrace=1:exitcode=99")
         environment.setdefault("TSAN_OPTIONS", "halt_on_error=1:exitcode=99")
-        command = [*wrap, SLUICE, "serve", root, "--listen", listen, "--workers", str(workers), *options]
+        command = [*wrap, SLUICE, "serve", root, "--listen", listen, "--workers", str(workers), *OPTIONS, *options]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.err,
                                         env=environment, cwd=cwd, start_new_session=True)
         self.code = None
