@@ -5,6 +5,7 @@
 #ifndef SLUICE_APP_COMMANDS_H
 #define SLUICE_APP_COMMANDS_H
 
+int cp_main(int argc, char **argv);
 int doctor_main(int argc, char **argv);
 int fanout_main(int argc, char **argv);
 int serve_main(int argc, char **argv);

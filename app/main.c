@@ -11,6 +11,7 @@ static const struct command {
     const char *summary;
     int (*run)(int argc, char **argv);
 } commands[] = {
+    {"cp", "copy files and trees, complete or not at all", cp_main},
     {"doctor", "find what copies silently on this machine, and show which routes there are", doctor_main},
     {"fanout", "send one input to several files, sockets and pipes", fanout_main},
     {"serve", "serve the files of a directory over HTTP", serve_main},
