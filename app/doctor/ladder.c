@@ -116,8 +116,8 @@ struct stand {
     bool started;
 };
 
-static const char filler[TRIAL_BYTES];
-static char target[TRIAL_BYTES];
+static const _Alignas(4096) char filler[TRIAL_BYTES]; /* as O_DIRECT wants it */
+static _Alignas(4096) char target[TRIAL_BYTES];
 
 static void *feed(void *context)
 {

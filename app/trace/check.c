@@ -181,6 +181,7 @@ struct outcome {
 };
 
 #define SINKS_MAX 3
+#define MEMORY_ALIGNMENT 4096 /* as O_DIRECT wants it */
 
 struct trial {
     enum sluice_route route;
@@ -197,7 +198,7 @@ static int open_sink(const struct trial *trial, unsigned which, char **ret_targe
 {
     if (trial->sink != SIDE_MEMORY)
         return sluice_end_open(trial->out[which].ours, 0, ret_sink);
-    *ret_target = malloc(CASE_BYTES);
+    *ret_target = aligned_alloc(MEMORY_ALIGNMENT, CASE_BYTES / MEMORY_ALIGNMENT * MEMORY_ALIGNMENT + MEMORY_ALIGNMENT);
     return *ret_target == NULL ? -ENOMEM : sluice_end_open_memory(*ret_target, CASE_BYTES, ret_sink);
 }
 
@@ -214,7 +215,9 @@ static int move(struct trial *trial, struct outcome *outcome)
     struct sluice_segment segment = {
         .length = trial->source == SIDE_MEMORY || trial->source == SIDE_FILE ? CASE_BYTES : SLUICE_UNTIL_END};
     if (error == 0 && trial->source == SIDE_MEMORY) {
-        memory = calloc(1, CASE_BYTES);
+        memory = aligned_alloc(MEMORY_ALIGNMENT, CASE_BYTES / MEMORY_ALIGNMENT * MEMORY_ALIGNMENT + MEMORY_ALIGNMENT);
+        if (memory != NULL)
+            memset(memory, 0, CASE_BYTES);
         segment.kind = SLUICE_SEGMENT_MEMORY;
         segment.data = memory;
         error = memory == NULL ? -ENOMEM : 0;
@@ -332,7 +335,7 @@ static bool ends_in(const struct account_end *end, enum side side)
         return false;
     switch (side) {
     case SIDE_FILE:
-        return end->key.kind == TRACE_END_FILE;
+        return end->key.kind == TRACE_END_FILE || end->key.kind == TRACE_END_FILE_DIRECT;
     case SIDE_PIPE:
         return end->key.kind == TRACE_END_PIPE;
     case SIDE_TCP:

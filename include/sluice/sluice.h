@@ -56,6 +56,7 @@ enum sluice_route {
     SLUICE_ROUTE_TEE,             /* tee(2): a stream's pages go to several sinks by reference */
     SLUICE_ROUTE_COPY_FILE_RANGE, /* copy_file_range(2): the file system shares extents, or copies in the kernel */
     SLUICE_ROUTE_REFLINK,         /* ioctl_ficlonerange(2): both files share extents, until one is written to */
+    SLUICE_ROUTE_DIRECT,          /* files read and written past the page cache (O_DIRECT) */
     SLUICE_ROUTE_COUNT
 };
 
@@ -85,6 +86,10 @@ struct sluice_end;
 enum sluice_end_flags {
     SLUICE_END_OWN_FD = 1 << 0,   /* close the descriptor with the end */
     SLUICE_END_SNAPSHOT = 1 << 1, /* this file may change in place: never hand out its pages, copy them */
+    SLUICE_END_DIRECT = 1 << 2,   /* read or write this file past the page cache (route direct) where place and length
+                                     are whole blocks, the rest through it. The same is meant by a descriptor that is
+                                     open with O_DIRECT. The file is opened a second time, by /proc/self/fd, with the
+                                     descriptor's O_APPEND, O_SYNC and O_DSYNC. It waits for the device, on a loop too */
 };
 
 /* Make an end of a descriptor. A socket or pipe used with sluice_transfer_step() or a loop should be O_NONBLOCK;
@@ -100,6 +105,13 @@ SLUICE_API int sluice_end_open_memory(void *memory, size_t size, struct sluice_e
 
 /* Free the end, and its descriptor if it owns that. No transfer may be using it. */
 SLUICE_API void sluice_end_close(struct sluice_end *end);
+
+/* Allocate room for a range of a regular file, whose size stays as it is (fallocate(2), FALLOC_FL_KEEP_SIZE): a full
+ * disk is known before the first byte, and what is written lies together. For a log: some way ahead of its end; what is
+ * left over goes when the file is truncated to its size. Blocks like fallocate.
+ * Returns 0, or: -EINVAL the end is no regular file; -EBADF it is not open for writing; -ENOSPC, -EDQUOT, -EFBIG;
+ * -EOPNOTSUPP this file system allocates nothing ahead; -EIO. */
+SLUICE_API int sluice_end_allocate(struct sluice_end *end, uint64_t offset, uint64_t length);
 
 SLUICE_API int sluice_end_fd(const struct sluice_end *end);
 SLUICE_API enum sluice_end_kind sluice_end_kind(const struct sluice_end *end);

@@ -8,6 +8,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -65,8 +66,11 @@ static int learn(struct sluice_end *end)
         return -EBADF;
     end->append = flags & O_APPEND;
     end->direct = flags & O_DIRECT;
+    end->past_cache = end->direct || end->flags & SLUICE_END_DIRECT;
     if (sys.fstat(end->fd, &status) < 0)
         return -errno;
+    if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
+        end->past_cache = false; /* of a pipe, O_DIRECT means packets */
     switch (status.st_mode & S_IFMT) {
     case S_IFDIR:
         return -EISDIR;
@@ -124,6 +128,8 @@ void sluice_end_close(struct sluice_end *end)
         return;
     if (end_is_file(end) && end->file.mapping != NULL)
         sys.munmap((void *)end->file.mapping, end->file.mapped);
+    if (end_is_file(end) && end->file.twin_asked && end->file.twin >= 0)
+        sys.close(end->file.twin);
     if (end->flags & SLUICE_END_OWN_FD)
         sys.close(end->fd);
     free(end);
@@ -239,7 +245,7 @@ uint64_t end_resident(struct sluice_end *end, uint64_t offset, uint64_t length, 
 {
     struct file_facts *file = &end->file;
     uint64_t known = 0;
-    if (length == 0 || end->direct)
+    if (length == 0 || end->past_cache)
         return length;
     if (now - file->resident_at < RESIDENCY_MS && offset >= file->resident_from && offset < file->resident_to)
         known = file->resident_to - offset;
@@ -265,33 +271,111 @@ const char *end_mapping(struct sluice_end *end, uint64_t *calls)
     return file->mapping;
 }
 
-bool end_has_page_cache(struct sluice_end *end, uint64_t *calls)
+static void ask_file_system(struct sluice_end *end, uint64_t *calls)
 {
     struct file_facts *file = &end->file;
-    if (end->direct)
-        return false; /* O_DIRECT: the kernel reads into fresh pages and splices those (fs/splice.c, copy_splice_read)
-                       */
-    if (end->kind == SLUICE_END_BLOCK)
-        return true;
-    if (!file->page_cache_asked) {
+    if (end->kind == SLUICE_END_BLOCK) {
+        file->page_cache = file->bypassed = true;
+    } else if (!file->file_system_asked) {
         struct statfs status;
         ++*calls;
         if (sys.fstatfs(end->fd, &status) == 0) {
             switch ((unsigned)status.f_type) {
             case EXT4_SUPER_MAGIC: /* ext2 and ext3 share it */
             case XFS_SUPER_MAGIC:
-            case BTRFS_SUPER_MAGIC:
-            case TMPFS_MAGIC:
             case F2FS_SUPER_MAGIC:
+                file->bypassed = true;
+                /* fall through */
+            case BTRFS_SUPER_MAGIC: /* writes what has checksums, and reads what is compressed, through the cache */
+            case TMPFS_MAGIC:
             case SQUASHFS_MAGIC:
             case ISOFS_SUPER_MAGIC:
             case MSDOS_SUPER_MAGIC:
                 file->page_cache = true;
             }
         }
-        file->page_cache_asked = true;
+        file->file_system_asked = true;
     }
-    return file->page_cache;
+}
+
+bool end_has_page_cache(struct sluice_end *end, uint64_t *calls)
+{
+    if (end->direct)
+        return false; /* O_DIRECT: the kernel reads into fresh pages and splices those (fs/splice.c, copy_splice_read)
+                       */
+    ask_file_system(end, calls);
+    return end->file.page_cache;
+}
+
+/* ---- O_DIRECT ----------------------------------------------------------------------------------------------- */
+
+/* What O_DIRECT asks for where the kernel does not tell (statx does since Linux 6.1): a multiple of every block there
+ * is. */
+#define DIRECT_DEFAULT 4096u
+
+/* The same file with its other descriptor: O_DIRECT if the end's has none, and the other way round. It has a file
+ * position of its own, and durability and appending as the end's. */
+static int open_twin(struct sluice_end *end, uint64_t *calls)
+{
+    char path[40];
+    *calls += 2;
+    int flags = sys.fcntl(end->fd, F_GETFL, 0);
+    if (flags < 0)
+        return -errno;
+    flags = (flags & (O_ACCMODE | O_APPEND | O_SYNC | O_DSYNC)) | (end->direct ? 0 : O_DIRECT) | O_CLOEXEC;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", end->fd);
+    int fd = sys.open(path, flags, 0);
+    return fd < 0 ? -errno : fd;
+}
+
+static int twin(struct sluice_end *end, uint64_t *calls)
+{
+    if (!end->file.twin_asked) {
+        end->file.twin = open_twin(end, calls);
+        end->file.twin_asked = true;
+    }
+    return end->file.twin;
+}
+
+int end_buffered_fd(struct sluice_end *end, uint64_t *calls)
+{
+    int fd = end->direct ? twin(end, calls) : end->fd;
+    return fd < 0 ? end->fd : fd;
+}
+
+int end_direct_fd(struct sluice_end *end, uint64_t *calls)
+{
+    struct file_facts *file = &end->file;
+    if (file->direct_place == 0) {
+        struct statx status = {0};
+        ++*calls;
+        file->direct_place = file->direct_memory = DIRECT_DEFAULT;
+        if (sys.statx(end->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 && status.stx_mask & STATX_DIOALIGN) {
+            file->direct_told = true;
+            file->direct_memory = status.stx_dio_mem_align;
+            file->direct_place = status.stx_dio_offset_align;
+        }
+    }
+    if (file->direct_place == 0)
+        return -EOPNOTSUPP; /* the kernel's word that this file has none */
+    return end->direct ? end->fd : twin(end, calls);
+}
+
+bool end_bypasses_cache(struct sluice_end *end, uint64_t *calls)
+{
+    ask_file_system(end, calls);
+    return end->file.bypassed && end->file.direct_told;
+}
+
+int sluice_end_allocate(struct sluice_end *end, uint64_t offset, uint64_t length)
+{
+    int result;
+    if (end->kind != SLUICE_END_FILE || offset > INT64_MAX || length > INT64_MAX - offset)
+        return -EINVAL;
+    do
+        result = sys.fallocate(end->fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length);
+    while (result < 0 && errno == EINTR);
+    return result < 0 ? -errno : 0;
 }
 
 bool end_paces(struct sluice_end *end, uint64_t *calls)

@@ -28,7 +28,11 @@ struct file_facts {
     uint64_t resident_at;
     uint8_t planned[SLUICE_END_KIND_COUNT]; /* enum sluice_route by kind of sink; AUTO: the plan was not asked yet */
     bool page_cache;                        /* splice takes references to this file system's page cache */
-    bool page_cache_asked;
+    bool bypassed;                          /* O_DIRECT leaves this file system's page cache out, always */
+    bool file_system_asked;
+    bool twin_asked, direct_told; /* direct_told: the kernel has said what O_DIRECT asks for with this file */
+    int twin;                     /* if asked for: the file opened the other way as to O_DIRECT, or a negative errno */
+    uint32_t direct_place, direct_memory; /* what offsets and lengths, and addresses, must be multiples of */
 };
 
 struct socket_facts {
@@ -44,6 +48,7 @@ struct sluice_end {
     uint8_t flags;
     bool append;     /* O_APPEND: the kernel refuses to splice there */
     bool direct;     /* O_DIRECT: no page cache, so nothing to refer to */
+    bool past_cache; /* a file that is to be used by O_DIRECT: open so, or SLUICE_END_DIRECT */
     uint64_t serial; /* never reused, unlike a descriptor or an address */
     struct loop_end *loop;
     struct refusal refusals[END_REFUSALS]; /* as a sink; the newest first */
@@ -84,6 +89,22 @@ void end_note_resident(struct sluice_end *end, uint64_t offset, uint64_t length,
 
 /* Does splice hand out references to this file's page cache? Asked from the file system once. */
 bool end_has_page_cache(struct sluice_end *end, uint64_t *calls);
+
+/* Do reads and writes by O_DIRECT move this file's bytes without the CPU? Asked from kernel and file system once. */
+bool end_bypasses_cache(struct sluice_end *end, uint64_t *calls);
+
+/* The file's descriptor with O_DIRECT, and for what that needs direct_place and direct_memory; or a negative errno:
+ * EINVAL, EOPNOTSUPP it has no O_DIRECT; others: it could not be opened a second time. */
+int end_direct_fd(struct sluice_end *end, uint64_t *calls);
+
+/* The file's descriptor without O_DIRECT; where that cannot be had, the one there is. */
+int end_buffered_fd(struct sluice_end *end, uint64_t *calls);
+
+/* The descriptor for what goes through memory. */
+static inline int end_plain_fd(struct sluice_end *end, uint64_t *calls)
+{
+    return end->direct && end_is_file(end) ? end_buffered_fd(end, calls) : end->fd;
+}
 
 /* Does the TCP socket's congestion control pace (bbr)? Asked once. */
 bool end_paces(struct sluice_end *end, uint64_t *calls);

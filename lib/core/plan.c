@@ -13,8 +13,8 @@
 #include <string.h>
 
 static const enum sluice_route preference[] = {
-    SLUICE_ROUTE_REFLINK, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_ROUTE_MMAP, SLUICE_ROUTE_SENDFILE,
-    SLUICE_ROUTE_TEE,     SLUICE_ROUTE_SPLICE,          SLUICE_ROUTE_COPY,
+    SLUICE_ROUTE_REFLINK,  SLUICE_ROUTE_DIRECT, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_ROUTE_MMAP,
+    SLUICE_ROUTE_SENDFILE, SLUICE_ROUTE_TEE,    SLUICE_ROUTE_SPLICE,          SLUICE_ROUTE_COPY,
 };
 #define PREFERENCES (sizeof preference / sizeof *preference)
 
@@ -25,6 +25,7 @@ struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *s
         .source = SLUICE_END_MEMORY,
         .sink = sluice_end_kind(sink),
         .append_sink = sink->append,
+        .past_cache = sink->past_cache,
         .length = SLUICE_UNTIL_END,
     };
     if (segment->kind != SLUICE_SEGMENT_FILE) {
@@ -36,7 +37,8 @@ struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *s
     if (segment->kind != SLUICE_SEGMENT_MEMORY) {
         pair.source = sluice_end_kind(segment->end);
         pair.snapshot = segment->end->flags & SLUICE_END_SNAPSHOT;
-        pair.direct_source = segment->end->direct;
+        pair.direct_source = segment->end->past_cache;
+        pair.past_cache |= segment->end->past_cache;
         if (end_is_file(segment->end))
             pair.file_size = segment->end->file.size;
     }

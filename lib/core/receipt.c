@@ -14,6 +14,9 @@
  *                                          offload (probed); copied once if it is known to lack them: the kernel then
  *                                          linearises every packet, without a sign to us
  *               else                       unknown
+ *   direct      file, memory -> file,      by reference, probed: the device moves the bytes; unknown where the file
+ *               file -> memory             system may use the page cache after all
+ *               file -> else               1 copy, out of the memory that the device filled
  *   copy_file_range, reflink               unknown until the route leaves, then as the sink's extents say (FIEMAP):
  *               shared                     by reference, measured; for reflink at least by definition
  *               in the metadata            1 copy, measured (btrfs copies what it keeps inline, also for reflink)
@@ -87,6 +90,17 @@ static struct fate fate_of_reference(struct sluice_end *source, struct sluice_en
     return by_reference;
 }
 
+/* Between memory and the device nothing is copied, if O_DIRECT means that here. */
+static struct fate fate_of_direct(struct sluice_end *source, struct sluice_end *sink, uint64_t *calls)
+{
+    bool into_file = end_is_file(sink), between = into_file || sink->kind == SLUICE_END_MEMORY;
+    if ((source != NULL && !end_bypasses_cache(source, calls)) || (into_file && !end_bypasses_cache(sink, calls)))
+        return (struct fate){.evidence = SLUICE_EVIDENCE_UNKNOWN};
+    if (!between)
+        return ruled(RULE_DIRECT_AND_SENT, 1, SLUICE_EVIDENCE_PROBED);
+    return ruled(RULE_DIRECT, 0, SLUICE_EVIDENCE_PROBED);
+}
+
 static struct fate fate(enum sluice_route route, struct sluice_end *source, struct sluice_end *sink, bool shared,
                         uint64_t *calls)
 {
@@ -111,6 +125,8 @@ static struct fate fate(enum sluice_route route, struct sluice_end *source, stru
     case SLUICE_ROUTE_COPY_FILE_RANGE:
     case SLUICE_ROUTE_REFLINK:
         return (struct fate){.evidence = SLUICE_EVIDENCE_NONE}; /* receipt_prove will tell */
+    case SLUICE_ROUTE_DIRECT:
+        return fate_of_direct(source, sink, calls);
     case SLUICE_ROUTE_AUTO:
     case SLUICE_ROUTE_COUNT:
         break;

@@ -24,6 +24,8 @@ enum receipt_rule {
     RULE_EXTENTS_INSIDE,
     RULE_RANGE_OF_PAGES,
     RULE_CLONED,
+    RULE_DIRECT,
+    RULE_DIRECT_AND_SENT,
 };
 
 #ifdef RECEIPT_MUTANTS

@@ -18,8 +18,9 @@ struct pair {
     enum sluice_end_kind source; /* of a memory segment: SLUICE_END_MEMORY */
     enum sluice_end_kind sink;
     bool snapshot;      /* the source's pages must not be handed out */
-    bool direct_source; /* O_DIRECT */
+    bool direct_source; /* O_DIRECT, or to be used so */
     bool append_sink;   /* O_APPEND */
+    bool past_cache;    /* source or sink is to be used by O_DIRECT */
     bool fan_out;       /* one stream into several sinks */
     bool transform;
     uint64_t file_size;                 /* of a file source */
@@ -68,6 +69,9 @@ struct route {
     /* It moves extents, not bytes: holes stay holes, no page need be in memory, and a large step costs no more than a
      * small one, so that no turn bounds it. */
     bool moves_extents;
+
+    /* Into files it writes by ops of step(), from memory segments as well: they do not leave in the gathered write. */
+    bool writes_files;
 
     /* Errnos that say "not by this route" rather than "the ends are broken"; ends with 0. */
     const int *refusals;

@@ -104,6 +104,7 @@ struct sys sys = {
     .fcntl = fcntl_long,
     .ioctl = ioctl_pointer,
     .fstat = fstat,
+    .statx = statx,
     .fstatfs = fstatfs,
     .lseek = lseek,
     .readahead = readahead_advice,

@@ -35,6 +35,7 @@ struct sys {
     int (*fcntl)(int fd, int command, long argument);
     int (*ioctl)(int fd, unsigned long request, void *argument);
     int (*fstat)(int fd, struct stat *status);
+    int (*statx)(int directory, const char *path, int flags, unsigned mask, struct statx *status);
     int (*fstatfs)(int fd, struct statfs *status);
     off_t (*lseek)(int fd, off_t offset, int whence);
     int (*readahead)(int fd, off_t offset, size_t size);

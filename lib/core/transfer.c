@@ -214,7 +214,8 @@ static const struct route *choose_for_end(const struct lane *lane, uint32_t segm
         if (sink->refusals[i].peer == source->end->serial)
             tried |= sink->refusals[i].routes;
     /* What else struct pair says of a file does not change while its end is open. */
-    bool usual = source->kind == SLUICE_SEGMENT_FILE && tried == 0 && transfer->transform == NULL && !sink->append;
+    bool usual = source->kind == SLUICE_SEGMENT_FILE && tried == 0 && transfer->transform == NULL && !sink->append &&
+                 !sink->past_cache;
     if (usual && source->end->file.planned[sink->kind] != SLUICE_ROUTE_AUTO)
         return route_registry[source->end->file.planned[sink->kind]];
     struct pair pair = pair_of(lane, segment);
@@ -224,10 +225,23 @@ static const struct route *choose_for_end(const struct lane *lane, uint32_t segm
     return route;
 }
 
+/* Of memory, direct carries what goes into files; everything else is copy's. */
+static const struct route *choose_for_memory(const struct lane *lane, unsigned tried)
+{
+    const struct sluice_transfer *transfer = lane->transfer;
+    bool forced = transfer->forced == SLUICE_ROUTE_DIRECT;
+    if (transfer->transform != NULL || transfer->order != NULL || !(forced || lane->sink->past_cache) ||
+        (transfer->forced != SLUICE_ROUTE_AUTO && !forced))
+        return route_registry[SLUICE_ROUTE_COPY];
+    if (tried & (1u << SLUICE_ROUTE_DIRECT))
+        return forced ? NULL : route_registry[SLUICE_ROUTE_COPY];
+    return route_registry[SLUICE_ROUTE_DIRECT];
+}
+
 static inline const struct route *choose(const struct lane *lane, uint32_t segment, unsigned tried)
 {
     if (lane_segment(lane, segment)->kind == SLUICE_SEGMENT_MEMORY)
-        return route_registry[SLUICE_ROUTE_COPY];
+        return end_is_file(lane->sink) ? choose_for_memory(lane, tried) : route_registry[SLUICE_ROUTE_COPY];
     return choose_for_end(lane, segment, tried);
 }
 
@@ -250,27 +264,38 @@ static void weigh(struct lane *lane)
     lane->route = copies ? route_registry[SLUICE_ROUTE_COPY] : question;
 }
 
+static void hand_over(struct lane *lane, const struct route *to, int error, const char *reason)
+{
+    struct sluice_fallback fallback = {
+        .from = lane->route->id, .to = to->id, .error = error, .at = lane->receipt.sent, .reason = reason};
+    lane->tried |= 1u << lane->route->id;
+    leave_route(lane);
+    lane->route = to;
+    receipt_enter_fallback(&lane->receipt, &fallback);
+}
+
 /* The route turned out not to serve this pair: the next one goes on at this very byte. error: positive errno. */
 static int demote(struct lane *lane, int error, const char *operation, const char *reason)
 {
     struct sluice_transfer *transfer = lane->transfer;
     const struct route *from = lane->route;
     const struct sluice_segment *segment = &transfer->segments[lane->segment];
-    unsigned tried = lane->tried | 1u << from->id;
-    const struct route *to = choose(lane, lane->segment, tried);
+    const struct route *to = choose(lane, lane->segment, lane->tried | 1u << from->id);
     if (to == NULL && transfer->forced != SLUICE_ROUTE_AUTO && from->id == transfer->forced)
         return transfer_fail(lane, -EOPNOTSUPP, operation, reason,
                              "Leave the choice of route to sluice (--route auto).");
     if (to == NULL)
         return transfer_fail(lane, -error, operation, reason, NULL);
-    leave_route(lane);
-    lane->tried = tried;
-    lane->route = to;
+    hand_over(lane, to, error, reason);
     if (segment->kind != SLUICE_SEGMENT_MEMORY && transfer->order == NULL)
         end_remember_refusal(lane->sink, segment->end, from->id);
-    struct sluice_fallback fallback = {
-        .from = from->id, .to = to->id, .error = error, .at = lane->receipt.sent, .reason = reason};
-    receipt_enter_fallback(&lane->receipt, &fallback);
+    return 0;
+}
+
+int lane_leave_rest(struct lane *lane, const char *reason)
+{
+    const struct route *to = choose(lane, lane->segment, lane->tried | 1u << lane->route->id);
+    hand_over(lane, to != NULL ? to : route_registry[SLUICE_ROUTE_COPY], 0, reason);
     return 0;
 }
 
@@ -514,7 +539,8 @@ static ssize_t expose_of_end(struct lane *lane, uint32_t index, uint64_t at, str
     if (lane_shares(lane, lane_segment(lane, index)))
         return index == lane->segment ? fanout_expose(lane, at, piece) : 0;
     if (stage->segment == index && at >= stage->begin && at < stage->end) {
-        *piece = (struct iovec){.iov_base = stage->data + (at - stage->begin), .iov_len = stage->end - at};
+        *ret_route = (enum sluice_route)stage->route;
+        *piece = (struct iovec){.iov_base = lane_staged(lane, at), .iov_len = stage->end - at};
         return (ssize_t)piece->iov_len;
     }
     const struct route *route = index == lane->segment ? lane->route : choose(lane, index, 0);
@@ -611,7 +637,7 @@ static struct op write_op(struct lane *lane, const struct gathered *got)
     return (struct op){
         .kind = OP_WRITE,
         .in = -1,
-        .out = lane->sink->fd,
+        .out = lane_sink_fd(lane),
         .in_offset = OP_NO_OFFSET,
         .out_offset = lane_out_offset(lane),
         .length = got->bytes,
@@ -816,7 +842,7 @@ int lane_next(struct lane *lane, struct op *ops)
                 weigh(lane);
         }
         struct gathered got = {0};
-        int result = gather(lane, &got);
+        int result = end_is_file(lane->sink) && lane->route->writes_files ? 0 : gather(lane, &got);
         if (result < 0)
             result = refused_or_failed(lane, result, lane->route->name);
         if (result < 0)
@@ -1033,10 +1059,12 @@ static int check_routes(const struct sluice_transfer *transfer, struct sluice_er
         if (forced == NULL && transfer->lanes[i].sink->kind != SLUICE_END_DATAGRAM)
             continue; /* copy serves every other sink */
         for (uint32_t s = 0; s < transfer->segment_count; s++) {
-            if (transfer->segments[s].kind == SLUICE_SEGMENT_MEMORY)
-                continue;
             const char *reason = NULL;
             struct pair pair = pair_of(&transfer->lanes[i], s);
+            if (transfer->segments[s].kind == SLUICE_SEGMENT_MEMORY) { /* copy's, unless the route wants it */
+                serves |= forced != NULL && forced->assess(&pair, &reason) != SLUICE_NEVER;
+                continue;
+            }
             if (forced != NULL && forced->assess(&pair, &reason) == SLUICE_NEVER)
                 return reject(ret_error, -EOPNOTSUPP, transfer->forced, reason,
                               "Leave the choice of route to sluice (--route auto).");
@@ -1050,6 +1078,31 @@ static int check_routes(const struct sluice_transfer *transfer, struct sluice_er
     return 0;
 }
 
+/* The page cache is left out by way of a second descriptor, whose file position is another: where the sink's position
+ * says where to write, it is asked for now, and set at the end. */
+static void take_position(struct lane *lane)
+{
+    struct sluice_end *sink = lane->sink;
+    if (lane->sink_offset != SLUICE_APPEND || sink->append ||
+        !(sink->past_cache || lane->transfer->forced == SLUICE_ROUTE_DIRECT))
+        return;
+    lane->receipt.system_calls++;
+    off_t position = sys.lseek(sink->fd, 0, SEEK_CUR);
+    if (position < 0)
+        return;
+    lane->sink_offset = (uint64_t)position;
+    lane->positioned = true;
+}
+
+static void give_position_back(struct lane *lane)
+{
+    if (lane->positioned) {
+        lane->receipt.system_calls++;
+        sys.lseek(lane->sink->fd, (off_t)lane->sink_offset, SEEK_SET);
+    }
+    lane->positioned = false;
+}
+
 static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, struct sluice_end *sink, uint64_t offset)
 {
     /* Not the iovecs: they are filled before use, and clearing them would cost more than the rest. */
@@ -1059,7 +1112,7 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->moved_in_turn = 0;
     lane->sink_offset = end_is_file(sink) ? offset : SLUICE_APPEND;
     lane->route = NULL;
-    lane->started = lane->cork = lane->paced = lane->fills_holes = false;
+    lane->started = lane->cork = lane->paced = lane->fills_holes = lane->positioned = false;
     lane->sampled = false;
     lane->unproven = 0;
     lane->stage = (struct stage){.data = NULL};
@@ -1069,6 +1122,8 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->window = NULL;
     memset(&lane->receipt, 0, offsetof(struct sluice_receipt, fallbacks));
     lane->receipt.transfers = 1;
+    if (end_is_file(sink))
+        take_position(lane);
     enter_segment(lane, 0);
 }
 
@@ -1150,6 +1205,7 @@ static void stage_free(struct stage *stage)
 static void settle_lane(struct lane *lane)
 {
     leave_route(lane);
+    give_position_back(lane);
     pipe_put(&lane->pipe, lane->in_pipe);
     lane->in_pipe = 0;
     stage_free(&lane->stage);

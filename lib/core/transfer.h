@@ -16,6 +16,8 @@ struct stage {
     char *data; /* BUFFER_SIZE bytes; NULL until needed */
     uint32_t segment;
     uint64_t begin, end;
+    size_t lead;       /* bytes in data before them, which O_DIRECT read for the sake of whole blocks */
+    uint8_t route;     /* enum sluice_route, that read them */
     bool source_ended; /* nothing will follow what is staged */
 };
 
@@ -51,6 +53,7 @@ struct lane {
     bool paced;       /* much goes into a socket that paces: by short turns */
     bool sampled;     /* what the last segment costs is being measured */
     bool known_data;  /* the current segment's file has data up to known_to, or a hole */
+    bool positioned;  /* sink_offset began as its file position, to which it is given back */
     bool fills_holes; /* the sink makes none */
     uint64_t known_to;
     uint64_t wait_offset, wait_length; /* LANE_WAITS_PAGES */
@@ -131,6 +134,22 @@ static inline off_t lane_out_offset(const struct lane *lane)
     return end_is_file(lane->sink) && lane->sink_offset != SLUICE_APPEND ? (off_t)lane->sink_offset : OP_NO_OFFSET;
 }
 
+/* The sink's descriptor for what goes through memory. A second one has a file position of its own, so that it is none
+ * for what is written at the position. */
+static inline int lane_sink_fd(struct lane *lane)
+{
+    struct sluice_end *sink = lane->sink;
+    if (sink->direct && (sink->append || lane_out_offset(lane) != OP_NO_OFFSET))
+        return end_plain_fd(sink, &lane->receipt.system_calls);
+    return sink->fd;
+}
+
+/* Where the byte at this position of the segment lies, if it is staged. */
+static inline char *lane_staged(const struct lane *lane, uint64_t at)
+{
+    return lane->stage.data + lane->stage.lead + (at - lane->stage.begin);
+}
+
 /* The sink accepted this many more bytes, carried by this route. Moves the lane on. */
 void lane_delivered(struct lane *lane, enum sluice_route route, uint64_t bytes);
 
@@ -138,6 +157,10 @@ void lane_delivered(struct lane *lane, enum sluice_route route, uint64_t bytes);
  * leaves (lane_prove), and until then the bytes are unknown on the receipt. */
 void lane_delivered_unproven(struct lane *lane, enum sluice_route route, const struct op *op, uint64_t bytes);
 void lane_prove(struct lane *lane, enum sluice_route route);
+
+/* From step() or complete(), which return what this returns: the rest of the segment is nothing for this route. The
+ * next one takes it; where this one is forced, copy. */
+int lane_leave_rest(struct lane *lane, const char *reason);
 
 /* ---- For loops ---------------------------------------------------------------------------------------------- */
 

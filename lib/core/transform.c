@@ -64,7 +64,7 @@ static int write_output(struct lane *lane, struct op *op)
     *op = (struct op){
         .kind = OP_WRITE,
         .in = -1,
-        .out = lane->sink->fd,
+        .out = lane_sink_fd(lane),
         .in_offset = OP_NO_OFFSET,
         .out_offset = lane_out_offset(lane),
         .length = lane->iov[0].iov_len,

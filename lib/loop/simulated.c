@@ -81,6 +81,20 @@ static int simulated_ioctl(int fd, unsigned long request, void *argument)
     return -1;
 }
 
+/* Nor what O_DIRECT asks for; and a file opened a second time has the same descriptor. */
+static int simulated_statx(int directory, const char *path, int flags, unsigned mask, struct statx *status)
+{
+    (void)directory, (void)path, (void)flags, (void)mask, (void)status;
+    errno = ENOSYS;
+    return -1;
+}
+
+static int simulated_open(const char *path, int flags, mode_t mode)
+{
+    (void)flags, (void)mode;
+    return atoi(strrchr(path, '/') + 1);
+}
+
 static int simulated_getsockopt(int fd, int level, int name, void *value, socklen_t *size)
 {
     (void)fd, (void)level, (void)name, (void)value, (void)size;
@@ -131,6 +145,8 @@ void simulation_begin(struct simulation *simulation)
     sys.lseek = simulated_lseek;
     sys.fstatfs = simulated_fstatfs;
     sys.ioctl = simulated_ioctl;
+    sys.statx = simulated_statx;
+    sys.open = simulated_open;
     sys.getsockopt = simulated_getsockopt;
     sys.getpeername = simulated_getpeername;
     sys.pipe2 = simulated_pipe2;
@@ -206,6 +222,7 @@ static enum sluice_route route_of(const struct lane *lane, const struct op *op)
     case OP_CLONE:
         return SLUICE_ROUTE_REFLINK;
     case OP_READ:
+        return lane->route != NULL && lane->route->id == SLUICE_ROUTE_DIRECT ? SLUICE_ROUTE_DIRECT : SLUICE_ROUTE_COPY;
     case OP_HOLE:
     case OP_CORK:
         break;
@@ -232,7 +249,7 @@ static ssize_t until_refusal(const struct simulation *simulation, const struct l
     static const int errnos[SLUICE_ROUTE_COUNT] = {
         [SLUICE_ROUTE_COPY] = ENOSYS,        [SLUICE_ROUTE_MMAP] = EFAULT,   [SLUICE_ROUTE_SENDFILE] = EINVAL,
         [SLUICE_ROUTE_TEE] = EINVAL,         [SLUICE_ROUTE_SPLICE] = EINVAL, [SLUICE_ROUTE_COPY_FILE_RANGE] = EXDEV,
-        [SLUICE_ROUTE_REFLINK] = EOPNOTSUPP,
+        [SLUICE_ROUTE_REFLINK] = EOPNOTSUPP, [SLUICE_ROUTE_DIRECT] = EINVAL,
     };
     if (refusal->route == SLUICE_ROUTE_AUTO || route_of(lane, op) != refusal->route)
         return (ssize_t)length;
@@ -248,10 +265,13 @@ static ssize_t until_refusal(const struct simulation *simulation, const struct l
         return (ssize_t)length; /* what was filled ended at the byte */
     if (op->kind == OP_READ && op->in_offset == OP_NO_OFFSET && object_of(op->in)->kind == SIMULATED_PIPE)
         return (ssize_t)length; /* the remainder that splice left behind */
+    if (refusal->route == SLUICE_ROUTE_DIRECT && op->kind == OP_WRITE && !end_is_file(op->sink))
+        return (ssize_t)length; /* of what was read up to the byte */
     uint64_t sink_at = object_of(op->sink->fd)->at;
     if (sink_at >= refusal->at)
         return -errnos[refusal->route];
-    return (ssize_t)least(length, (size_t)(refusal->at - sink_at));
+    size_t before = op->kind == OP_READ ? lane->stage.lead : 0; /* of a block, read again */
+    return (ssize_t)least(length, before + (size_t)(refusal->at - sink_at));
 }
 
 static ssize_t read_object(struct simulated_object *source, const struct op *op, size_t length,

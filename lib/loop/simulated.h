@@ -38,6 +38,7 @@ struct simulation {
     size_t pipe_size; /* 0: 64 KiB */
     unsigned lies;    /* of 256 ops, how many are short, and how many meet EAGAIN; 0: an honest kernel */
     struct simulated_refusal refusal;
+    bool into_file; /* for the test's own use: the kind of its sink */
     struct simulated_object objects[SIMULATED_OBJECTS];
     int object_count;
     uint64_t ops[OP_CORK + 1]; /* carried out, by kind */

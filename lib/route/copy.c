@@ -25,11 +25,11 @@ static struct op read_pipe(struct lane *lane)
     return (struct op){.in = lane->pipe.read, .in_offset = OP_NO_OFFSET, .length = lane->in_pipe};
 }
 
-static struct op read_source(const struct lane *lane, const struct sluice_segment *segment, uint64_t position)
+static struct op read_source(struct lane *lane, const struct sluice_segment *segment, uint64_t position)
 {
     bool file = segment->kind == SLUICE_SEGMENT_FILE;
     return (struct op){
-        .in = segment->end->fd,
+        .in = end_plain_fd(segment->end, &lane->receipt.system_calls),
         .in_offset = file ? (off_t)(segment->offset + position) : OP_NO_OFFSET,
         .length = lane->limit,
         .flags = end_is_socket(segment->end) ? MSG_DONTWAIT : 0,
@@ -74,6 +74,8 @@ static int step(struct lane *lane, uint32_t index, uint64_t at, struct op *ops, 
     }
     stage->segment = index;
     stage->begin = stage->end = at;
+    stage->lead = 0;
+    stage->route = SLUICE_ROUTE_COPY;
     stage->source_ended = false;
     ops[0].buffer = stage->data;
     ops[0].length = min_size(ops[0].length, BUFFER_SIZE);

@@ -26,8 +26,8 @@ static enum sluice_verdict assess(const struct pair *pair, const char **ret_reas
         *ret_reason = "the file is empty, or a virtual one that only reading tells the end of";
         return SLUICE_NOT_NOW;
     }
-    if (pair->direct_source) {
-        *ret_reason = "O_DIRECT: the kernel would read into fresh pages";
+    if (pair->past_cache) {
+        *ret_reason = "where it copies, it copies through the page cache";
         return SLUICE_NOT_NOW;
     }
     return SLUICE_YES;

@@ -11,5 +11,6 @@ extern const struct route route_splice;
 extern const struct route route_tee;
 extern const struct route route_copy_file_range;
 extern const struct route route_reflink;
+extern const struct route route_direct;
 
 #endif

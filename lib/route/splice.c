@@ -44,6 +44,10 @@ static enum sluice_verdict assess(const struct pair *pair, const char **ret_reas
         *ret_reason = "O_DIRECT: the kernel would read into fresh pages";
         return SLUICE_NOT_NOW;
     }
+    if (pair->past_cache) {
+        *ret_reason = "into a file it copies through the page cache";
+        return SLUICE_NOT_NOW;
+    }
     return SLUICE_YES;
 }
 

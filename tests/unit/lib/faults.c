@@ -60,6 +60,7 @@ CALL(pipe2, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENOMEM));
 CALL(fcntl, FAILS(EPERM), FAILS(EBUSY), FAILS(ENOMEM));
 CALL(ioctl, HARMLESS(EOPNOTSUPP), HARMLESS(ENODEV), HARMLESS(EPERM), HARMLESS(ENOMEM));
 CALL(fstat, FAILS(EIO), FAILS(ENOMEM), FAILS(EOVERFLOW));
+CALL(statx, HARMLESS(ENOSYS), HARMLESS(EINVAL), HARMLESS(EIO));
 CALL(fstatfs, HARMLESS(EIO), HARMLESS(ENOSYS), HARMLESS(EINTR));
 CALL(lseek, FAILS(EIO), FAILS(EOVERFLOW), FAILS(ESPIPE));
 CALL(readahead, HARMLESS(EINVAL), HARMLESS(EIO), HARMLESS(ENOMEM));
@@ -489,6 +490,12 @@ static int faulty_fstat(int fd, struct stat *status)
     return result;
 }
 
+static int faulty_statx(int directory, const char *path, int flags, unsigned mask, struct statx *status)
+{
+    int error = strike(&call_statx, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.statx(directory, path, flags, mask, status);
+}
+
 static int faulty_fstatfs(int fd, struct statfs *status)
 {
     int error = strike(&call_fstatfs, -1, -1, NULL);
@@ -769,6 +776,7 @@ void fault_install(void)
     sys.fcntl = faulty_fcntl;
     sys.ioctl = faulty_ioctl;
     sys.fstat = faulty_fstat;
+    sys.statx = faulty_statx;
     sys.fstatfs = faulty_fstatfs;
     sys.lseek = faulty_lseek;
     sys.readahead = faulty_readahead;

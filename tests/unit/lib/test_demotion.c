@@ -34,13 +34,11 @@ struct outcome {
     struct sluice_receipt receipt;
 };
 
-/* Two routes write at an offset, which only a file has. */
-static bool between_files(const enum sluice_route *order)
+/* Two routes write at an offset, which only a file has. (Direct does as well, but leaves parts of blocks to others: it
+ * has a test of its own.) */
+static bool is_between_files(enum sluice_route route)
 {
-    for (; *order != SLUICE_ROUTE_AUTO; order++)
-        if (*order == SLUICE_ROUTE_COPY_FILE_RANGE || *order == SLUICE_ROUTE_REFLINK)
-            return true;
-    return false;
+    return route == SLUICE_ROUTE_COPY_FILE_RANGE || route == SLUICE_ROUTE_REFLINK;
 }
 
 static struct outcome simulate(struct simulation *simulation, bool stream, bool head, uint64_t length,
@@ -48,7 +46,8 @@ static struct outcome simulate(struct simulation *simulation, bool stream, bool 
 {
     struct outcome outcome;
     struct sluice_transfer transfer;
-    enum sluice_end_kind to = between_files(order) ? SLUICE_END_FILE : SLUICE_END_TCP;
+    bool into_file = simulation->into_file || is_between_files(order[0]) || is_between_files(order[1]);
+    enum sluice_end_kind to = into_file ? SLUICE_END_FILE : SLUICE_END_TCP;
     simulation_begin(simulation);
     struct sluice_end *source = simulated_end(simulation, stream ? SIMULATED_STREAM : SIMULATED_FILE,
                                               stream ? SLUICE_END_TCP : SLUICE_END_FILE, body, SIZE);
@@ -104,7 +103,9 @@ static void refuse_on_every_route_after(enum sluice_route from, bool at_drain)
 {
     make_bytes();
     for (int to = SLUICE_ROUTE_COPY; to < SLUICE_ROUTE_COUNT; to++)
-        if (to != (int)from && to != SLUICE_ROUTE_TEE) /* test_tee.c */
+        if (to != (int)from && to != SLUICE_ROUTE_TEE && /* test_tee.c */
+            !(to == SLUICE_ROUTE_DIRECT && is_between_files(from)) &&
+            !(from == SLUICE_ROUTE_DIRECT && is_between_files((enum sluice_route)to)))
             refuse_at_every_byte(false, from, (enum sluice_route)to, at_drain);
 }
 
@@ -141,6 +142,28 @@ TEST("copy_file_range gives way to every other route at every byte of 70 KB")
 TEST("reflink gives way to every other route at every byte of 70 KB")
 {
     refuse_on_every_route_after(SLUICE_ROUTE_REFLINK, false);
+}
+
+TEST("direct gives way to every other route at every byte of 70 KB")
+{
+    refuse_on_every_route_after(SLUICE_ROUTE_DIRECT, false);
+}
+
+TEST("into a file, direct writes whole blocks, and copy the rest from whichever byte on it is refused")
+{
+    static const enum sluice_route order[] = {SLUICE_ROUTE_DIRECT, SLUICE_ROUTE_COPY, SLUICE_ROUTE_AUTO};
+    make_bytes();
+    for (uint64_t at = 0; at <= SIZE; at += STRIDE) {
+        struct simulation simulation = {.refusal = {.route = SLUICE_ROUTE_DIRECT, .at = at}, .into_file = true};
+        struct outcome got = simulate(&simulation, false, false, at % 3 ? SIZE : SLUICE_UNTIL_END, order);
+        uint64_t direct = at / 4096 * 4096;
+        if (got.result != 0 || got.wrong || got.got != SIZE || got.receipt.fallback_count != 1 ||
+            got.receipt.fallbacks[0].at != direct || got.receipt.routes[SLUICE_ROUTE_DIRECT].bytes != direct)
+            CHECK_FAIL("at byte %llu: result %d, %zu bytes%s, %llu of them by direct, %llu fallbacks",
+                       (unsigned long long)at, got.result, got.got, got.wrong ? ", wrong ones" : "",
+                       (unsigned long long)got.receipt.routes[SLUICE_ROUTE_DIRECT].bytes,
+                       (unsigned long long)got.receipt.fallback_count);
+    }
 }
 
 TEST("of a stream, what splice had taken out is delivered by copy, and the other way round, at every byte")

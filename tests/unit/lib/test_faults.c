@@ -484,6 +484,8 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
         if (scenario->sparse && pwrite(fd, pattern + 1000, LARGE / 2, 0) != LARGE / 2)
             abort();
         sinks[i] = open_end(fd, SLUICE_END_OWN_FD, outcome);
+        if (sinks[i] != NULL && scenario->route == SLUICE_ROUTE_DIRECT) /* room ahead is a help, not a need */
+            sluice_end_allocate(sinks[i], 0, scenario->size);
     }
     struct sluice_transfer_options options = {
         .size = sizeof options,
@@ -990,6 +992,30 @@ static const struct scenario scenarios[] = {
      .size = LARGE,
      .bare = true,
      .sparse = true},
+    {.name = "run: file to file by direct",
+     .from = A_FILE,
+     .to = {A_FILE},
+     .size = LARGE,
+     .bare = true,
+     .route = SLUICE_ROUTE_DIRECT},
+    {.name = "run: file to the position of a file by direct",
+     .from = A_FILE,
+     .to = {APPENDED},
+     .size = LARGE,
+     .bare = true,
+     .route = SLUICE_ROUTE_DIRECT},
+    {.name = "run: file to memory by direct",
+     .from = A_FILE,
+     .to = {MEMORY},
+     .size = LARGE,
+     .bare = true,
+     .route = SLUICE_ROUTE_DIRECT},
+    {.name = "step: file to Unix by direct",
+     .way = STEP,
+     .from = A_FILE,
+     .to = {A_UNIX},
+     .size = LARGE,
+     .route = SLUICE_ROUTE_DIRECT},
     {.name = "run: empty file to TCP by sendfile", .from = A_FILE, .to = {A_TCP}, .route = SLUICE_ROUTE_SENDFILE},
     {.name = "run: file to the end of a file by copy",
      .from = A_FILE,
