@@ -57,8 +57,8 @@ static const struct option_spec option_table[] = {
      MEMBER(listing), .default_text = "yes"},
     {"snapshot", 0, NULL, "copy files while sending them, for files that are changed in place", OPTION_FLAG,
      MEMBER(snapshot), .default_text = NULL},
-    {"route", 0, "NAME", "force a mechanism for the bodies: copy, mmap, sendfile or splice", OPTION_TEXT, MEMBER(route),
-     .default_text = "auto"},
+    {"route", 0, "NAME", "force a mechanism for the bodies: copy, mmap, sendfile, splice or direct", OPTION_TEXT,
+     MEMBER(route), .default_text = "auto"},
 
     {.type = OPTION_HEADING, .help = "Loop"},
     {"loop", 0, "KIND", "what carries everything: epoll or io_uring; auto is epoll, which no measurement has beaten",

@@ -66,9 +66,12 @@ struct route {
     /* How much one op on a file segment may ask for; 0: as much as leaves others their turn. */
     size_t largest_step;
 
-    /* It moves extents, not bytes: holes stay holes, no page need be in memory, and a large step costs no more than a
-     * small one, so that no turn bounds it. */
+    /* It moves extents, not bytes: holes stay holes, and a large step costs no more than a small one, so that no turn
+     * bounds it. */
     bool moves_extents;
+
+    /* Whether a file's pages are in memory makes no difference to it. */
+    bool needs_no_pages;
 
     /* Into files it writes by ops of step(), from memory segments as well: they do not leave in the gathered write. */
     bool writes_files;

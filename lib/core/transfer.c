@@ -509,7 +509,7 @@ static int admit_file(struct lane *lane, uint32_t index, uint64_t at, const stru
     }
     if (hole)
         return IN_HOLE;
-    if (transfer->flags & SLUICE_TRANSFER_NEVER_BLOCK && !route->moves_extents) {
+    if (transfer->flags & SLUICE_TRANSFER_NEVER_BLOCK && !route->needs_no_pages) {
         uint64_t offset = segment->offset + at;
         uint64_t size = segment->end->file.size;
         uint64_t want = offset < size && size - offset < lane->limit ? size - offset : lane->limit;

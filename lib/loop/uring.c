@@ -639,7 +639,9 @@ static void put_flight(struct uring_loop *ring, struct flight *flight)
 static bool may_block(const struct lane *lane, const struct op *op)
 {
     if (op->kind == OP_READ)
-        return op->in_offset != OP_NO_OFFSET && !(lane->transfer->flags & SLUICE_TRANSFER_NEVER_BLOCK);
+        return op->in_offset != OP_NO_OFFSET &&
+               (!(lane->transfer->flags & SLUICE_TRANSFER_NEVER_BLOCK) ||
+                (lane->route != NULL && lane->route->needs_no_pages)); /* it was not asked whether they are in memory */
     return op->kind == OP_WRITE && end_is_file(op->sink);
 }
 

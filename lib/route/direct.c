@@ -218,6 +218,7 @@ const struct route route_direct = {
     .leave = leave,
     .largest_step = 1u << 30,
     .writes_files = true,
+    .needs_no_pages = true,
     .refusals = refusals,
     .refusal_reason = "the file cannot be opened once more with O_DIRECT",
     .explain = explain,

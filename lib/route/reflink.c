@@ -92,6 +92,7 @@ const struct route route_reflink = {
     .leave = leave,
     .largest_step = INT64_MAX,
     .moves_extents = true,
+    .needs_no_pages = true,
     .refusals = refusals,
     .refusal_reason = "the file system refuses to share extents of these files",
     .explain = explain,

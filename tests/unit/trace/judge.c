@@ -82,6 +82,10 @@ TEST("receipts of files on XFS, where extents are shared, agree with the trace")
 NOTICED_ON("xfs", "a receipt that says shared extents were copied is caught", RULE_EXTENTS_SHARED, SLUICE_ROUTE_REFLINK)
 NOTICED_ON("ext4", "a receipt that says copy_file_range copied nothing on ext4 is caught", RULE_EXTENTS_OWN,
            SLUICE_ROUTE_COPY_FILE_RANGE)
+NOTICED_ON("ext4", "a receipt that says direct copies between memory and a file is caught", RULE_DIRECT,
+           SLUICE_ROUTE_DIRECT)
+NOTICED_ON("ext4", "a receipt that says direct sends without a copy is caught", RULE_DIRECT_AND_SENT,
+           SLUICE_ROUTE_DIRECT)
 NOTICED_ON("tmpfs", "a receipt that says copy_file_range copied nothing in memory is caught", RULE_RANGE_OF_PAGES,
            SLUICE_ROUTE_COPY_FILE_RANGE)
 
