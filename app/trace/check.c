@@ -196,10 +196,21 @@ struct trial {
 /* *ret_target: to be freed after the end. */
 static int open_sink(const struct trial *trial, unsigned which, char **ret_target, struct sluice_end **ret_sink)
 {
-    if (trial->sink != SIDE_MEMORY)
-        return sluice_end_open(trial->out[which].ours, 0, ret_sink);
+    if (trial->sink != SIDE_MEMORY) { /* with a descriptor of its own: others are not lent to */
+        CLEANUP_FD int fd = fcntl(trial->out[which].ours, F_DUPFD_CLOEXEC, 0);
+        int error = fd < 0 ? -errno : sluice_end_open(fd, SLUICE_END_OWN_FD, ret_sink);
+        if (error == 0)
+            TAKE_FD(fd);
+        return error;
+    }
     *ret_target = aligned_alloc(MEMORY_ALIGNMENT, CASE_BYTES / MEMORY_ALIGNMENT * MEMORY_ALIGNMENT + MEMORY_ALIGNMENT);
     return *ret_target == NULL ? -ENOMEM : sluice_end_open_memory(*ret_target, CASE_BYTES, ret_sink);
+}
+
+/* Only memory whose owner learns that it is free again is lent. */
+static void take_note(void *context, const void *data, size_t length)
+{
+    (void)context, (void)data, (void)length;
 }
 
 static int move(struct trial *trial, struct outcome *outcome)
@@ -220,6 +231,7 @@ static int move(struct trial *trial, struct outcome *outcome)
             memset(memory, 0, CASE_BYTES);
         segment.kind = SLUICE_SEGMENT_MEMORY;
         segment.data = memory;
+        segment.release = take_note;
         error = memory == NULL ? -ENOMEM : 0;
     } else if (error == 0) {
         error = sluice_end_open(trial->in.ours, 0, &source);
@@ -490,7 +502,8 @@ static bool serves(const struct trial *trial)
                                              : trial->source == SIDE_FILE ? SLUICE_SEGMENT_FILE
                                                                           : SLUICE_SEGMENT_STREAM,
                                      .data = "",
-                                     .length = CASE_BYTES};
+                                     .length = CASE_BYTES,
+                                     .release = take_note};
     if (open_sink(trial, 0, &target, &sink) == 0 &&
         (trial->source == SIDE_MEMORY || sluice_end_open(trial->in.ours, 0, &source) == 0)) {
         segment.end = source;

@@ -54,6 +54,7 @@ enum sluice_route {
     SLUICE_ROUTE_SENDFILE,        /* sendfile(2) */
     SLUICE_ROUTE_SPLICE,          /* splice(2), through a pooled pipe where neither end is one */
     SLUICE_ROUTE_TEE,             /* tee(2): a stream's pages go to several sinks by reference */
+    SLUICE_ROUTE_MSG_ZEROCOPY,    /* memory lent to a TCP or UDP socket (MSG_ZEROCOPY) until the kernel gives it back */
     SLUICE_ROUTE_COPY_FILE_RANGE, /* copy_file_range(2): the file system shares extents, or copies in the kernel */
     SLUICE_ROUTE_REFLINK,         /* ioctl_ficlonerange(2): both files share extents, until one is written to */
     SLUICE_ROUTE_DIRECT,          /* files read and written past the page cache (O_DIRECT) */
@@ -103,8 +104,18 @@ SLUICE_API int sluice_end_open(int fd, unsigned flags, struct sluice_end **ret_e
  * A transfer that brings more than fits ends with -ENOSPC. Returns 0 or -ENOMEM. */
 SLUICE_API int sluice_end_open_memory(void *memory, size_t size, struct sluice_end **ret_end);
 
-/* Free the end, and its descriptor if it owns that. No transfer may be using it. */
+/* Free the end, and its descriptor if it owns that. No transfer may be using it. If memory is still lent to its socket
+ * (receipt.loans), a connection is shut down for writing and lives on unseen until that memory is back, which a loop
+ * that the end was on sees to, or else sluice_end_collect(NULL); a peer that takes nothing for a minute is cut off. */
 SLUICE_API void sluice_end_close(struct sluice_end *end);
+
+/* For people without the loop: read what the kernel says of memory lent to this end's socket, and call the release
+ * callbacks of what is back. Call it when the descriptor has POLLERR (poll with events 0 waits for that alone; so does
+ * every poll while something is there to be read). NULL: for all ends that this thread has closed. Does not block.
+ * The error queue of a socket that sluice lends memory to is sluice's: other messages in it are dropped.
+ * Returns the number of loans still outstanding, 0 at the end, or a negative errno from recvmsg(2). Linux 4.14 for TCP,
+ * 5.0 for UDP. */
+SLUICE_API int sluice_end_collect(struct sluice_end *end);
 
 /* Allocate room for a range of a regular file, whose size stays as it is (fallocate(2), FALLOC_FL_KEEP_SIZE): a full
  * disk is known before the first byte, and what is written lies together. For a log: some way ahead of its end; what is
@@ -119,8 +130,8 @@ SLUICE_API enum sluice_end_kind sluice_end_kind(const struct sluice_end *end);
 /* "file", "tcp", ...: static. Any thread. */
 SLUICE_API const char *sluice_end_kind_name(enum sluice_end_kind kind);
 
-/* What was learned about the device by which a connected TCP socket's packets leave. Asked by route lookup at the
- * first call for the socket, cached per peer address for 30 s. */
+/* What was learned about the device by which a connected TCP or UDP socket's packets leave. Asked by route lookup at
+ * the first call for the socket, cached per peer address for 30 s. */
 struct sluice_egress {
     unsigned ifindex;    /* 0: unknown */
     char name[16];       /* "lo", "eth0"; empty: unknown */
@@ -132,8 +143,8 @@ struct sluice_egress {
     bool loopback;       /* local delivery: page references reach the receiver */
 };
 
-/* Returns 0, or: -ENOTSOCK not a TCP socket; -ENOTCONN; -ENODATA the kernel would not tell (why is in the
- * receipt of transfers as evidence unknown). */
+/* Returns 0, or: -ENOTSOCK neither a TCP nor a datagram socket; -ENOTCONN; -ENODATA the kernel would not tell (why is
+ * in the receipt of transfers as evidence unknown). */
 SLUICE_API int sluice_end_egress(struct sluice_end *end, struct sluice_egress *ret_egress);
 
 /* ---- Sources ------------------------------------------------------------------------------------------------ */
@@ -148,8 +159,10 @@ enum sluice_segment_kind {
 #define SLUICE_UNTIL_END UINT64_MAX
 
 /* Called exactly once per memory segment, when the library and the kernel have done with the bytes: after the last
- * byte was sent, or when the transfer failed or was cancelled; for memory lent to the kernel (no route does that yet)
- * when its notification came, which may be after the transfer's end. On the transfer's thread. */
+ * byte was sent, or when the transfer failed or was cancelled; for memory lent to the kernel (msg_zerocopy) when its
+ * notification came, which may be after the transfer's end: from the loop between its callbacks, or from
+ * sluice_end_collect, sluice_transfer_step, _run or _free. Memory without a callback is never lent: its owner could not
+ * know when it is free again. On the transfer's thread. */
 typedef void sluice_release_fn(void *context, const void *data, size_t length);
 
 enum sluice_segment_flags {
@@ -347,6 +360,12 @@ enum sluice_fanout_policy {
                                 is copied into memory of its own, and it gets by reference again once that is sent */
 };
 
+/* The last of the memory that a transfer had lent came back after the transfer's end. difference is what that changes
+ * in the receipt of its sink number `sink`: sluice_receipt_add of the provisional receipt and of this gives the final
+ * one (counts that fall are stored as their two's complement). Called once for each sink whose receipt was provisional,
+ * where release callbacks are (see sluice_release_fn), after the last of them. */
+typedef void sluice_settled_fn(void *context, unsigned sink, const struct sluice_receipt *difference);
+
 struct sluice_transfer_options {
     size_t size;                           /* sizeof (struct sluice_transfer_options) */
     const struct sluice_segment *segments; /* copied; the ends and memory are borrowed until the transfer is done */
@@ -356,10 +375,12 @@ struct sluice_transfer_options {
         sink_count; /* 1 to SLUICE_SINKS_MAX. Several: each gets all bytes at its own pace, memory and files without
                        regard to the others; of a stream, which is read once for all, see enum sluice_fanout_policy */
     uint64_t sink_offset;    /* where in file sinks to write; SLUICE_APPEND: at the file position */
-    enum sluice_route route; /* force one for the file and stream segments */
+    enum sluice_route route; /* force one for the file and stream segments; one that lends, for memory segments */
     unsigned flags;
     const struct sluice_transform *transform; /* NULL: none. One sink only. Borrowed */
     uint64_t turn; /* bytes to move before giving way to others (step returns SLUICE_STEP_YIELD); 0: the default */
+    sluice_settled_fn *settled; /* NULL: the final receipts are not asked for */
+    void *settled_context;
 
     /* Several sinks: */
     enum sluice_fanout_policy policy;
@@ -379,7 +400,8 @@ struct sluice_transfer_options {
 
 /* Move everything; return when the sinks have accepted it all. Blocks, whatever the descriptors' flags; no signal
  * ends it early (EINTR is retried). ret_receipts: NULL, or one receipt per sink, filled also on failure.
- * ret_error: NULL or filled on failure. Memory segments are released, whatever it returns.
+ * ret_error: NULL or filled on failure. Memory segments are released, whatever it returns: memory lent to a socket is
+ * waited for, which takes until the peer's kernel has the bytes.
  * Returns 0 (also for a short source of SLUICE_UNTIL_END), or:
  * -ENODATA a source ended before its declared length (the receipt says short_sources or shrunk; all there was has
  * been delivered); -EPIPE, -ECONNRESET the sink went away; -EOPNOTSUPP a forced route cannot serve this pair;
@@ -438,8 +460,8 @@ SLUICE_API const struct sluice_receipt *sluice_transfer_receipt(const struct slu
 /* Why it failed; code 0 if it did not. Valid until the transfer is freed. */
 SLUICE_API const struct sluice_error *sluice_transfer_error(const struct sluice_transfer *transfer);
 
-/* Free it, cancelling what is not done: memory not yet sent is released; a sink may have got a part, which the receipt
- * counts. */
+/* Free it, cancelling what is not done: memory not lent is released; a sink may have got a part, which the receipt
+ * counts. Until then its receipts follow what comes back of lent memory (sluice_end_collect). */
 SLUICE_API void sluice_transfer_free(struct sluice_transfer *transfer);
 
 /* ---- The loop (experimental until 1.0) ---------------------------------------------------------------------- */
@@ -504,7 +526,8 @@ SLUICE_API uint64_t sluice_loop_now(const struct sluice_loop *loop);
 SLUICE_API uint64_t sluice_loop_turn(const struct sluice_loop *loop);
 
 /* The transfer ended: result 0 or a negative errno as from sluice_transfer_run. Its ends are no longer used, its memory
- * segments are released. The transfer, its receipts and its error are valid during the call; it is freed on return. */
+ * segments are released but for what is lent (receipt.loans; settled tells the rest). The transfer, its receipts and
+ * its error are valid during the call; it is freed on return. */
 typedef void sluice_transfer_done_fn(void *context, struct sluice_transfer *transfer, int result);
 
 /* Start a transfer on the loop; its ends stay registered with the loop until they are closed. As much as can be is
@@ -536,7 +559,8 @@ SLUICE_API void sluice_loop_receive_pause(struct sluice_loop *loop, struct sluic
 SLUICE_API void sluice_loop_receive_resume(struct sluice_loop *loop, struct sluice_end *end);
 
 /* Forget an end: call before sluice_end_close for every end given to the loop; no harm for one it does not know. No
- * transfer may be using it. */
+ * transfer may be using it. Memory lent to it is still collected by this loop, and until it is back the end cannot go
+ * to another one (-EBUSY). */
 SLUICE_API void sluice_loop_forget(struct sluice_loop *loop, struct sluice_end *end);
 
 /* A connection came in: fd is non-blocking, close-on-exec and the callee's. fd < 0: accepting failed with this negative

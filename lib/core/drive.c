@@ -53,6 +53,14 @@ static void believe_pages(struct sluice_transfer *transfer)
     }
 }
 
+/* Read the error queues of sinks that were lent to: a poll returns at once as long as something is in them. */
+static void collect_loans(struct sluice_transfer *transfer)
+{
+    for (uint32_t i = 0; i < transfer->lane_count && transfer->account != NULL; i++)
+        if (end_has_lent(transfer->lanes[i].sink))
+            end_collect(transfer->lanes[i].sink, &transfer->lanes[i].receipt.system_calls);
+}
+
 int sluice_transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_waits)
 {
     struct sigpipe_guard guard;
@@ -60,9 +68,11 @@ int sluice_transfer_step(struct sluice_transfer *transfer, struct sluice_waits *
         transfer->loop_now = milliseconds();
         believe_pages(transfer);
     }
+    collect_loans(transfer);
     sigpipe_block(&guard);
     int result = transfer_step(transfer, ret_waits);
     sigpipe_restore(&guard);
+    loans_call_back();
     return result;
 }
 
@@ -82,6 +92,7 @@ void sluice_transfer_free(struct sluice_transfer *transfer)
         return;
     transfer_end(transfer);
     free(transfer);
+    loans_call_back();
 }
 
 /* Asked for and waited for piece by piece: a helper that sleeps for the disk after every piece leaves the processor to
@@ -124,34 +135,62 @@ static int wait_for(const struct sluice_waits *waits)
     }
 }
 
+/* Poll says POLLERR of a queue to be read, and for good of a connection that is dead and whose last packets are still
+ * on their way: then time has to pass. */
+#define LOANS_POLL_MS 1
+
+static void wait_for_loans(struct sluice_transfer *transfer)
+{
+    struct loan_account *account = transfer->account;
+    collect_loans(transfer);
+    while (account_loans(account) > 0) {
+        struct pollfd fds[SLUICE_SINKS_MAX];
+        nfds_t count = 0;
+        uint32_t before = account_loans(account);
+        for (uint32_t i = 0; i < transfer->lane_count; i++)
+            if (transfer->lanes[i].receipt.loans > 0)
+                fds[count++] = (struct pollfd){.fd = transfer->lanes[i].sink->fd};
+        sys.poll(fds, count, -1);
+        collect_loans(transfer);
+        if (account_loans(account) == before)
+            sys.poll(NULL, 0, LOANS_POLL_MS);
+    }
+}
+
 int sluice_transfer_run(const struct sluice_transfer_options *options, struct sluice_receipt *ret_receipts,
                         struct sluice_error *ret_error)
 {
     struct sluice_transfer *transfer;
     struct sluice_transfer_options blocking = *options;
     blocking.flags &= ~(unsigned)SLUICE_TRANSFER_NEVER_BLOCK; /* the disk may be waited for like everything else */
+    blocking.flags |= TRANSFER_BLOCKING;
     struct sluice_error error = {0};
     int result = sluice_transfer_new(&blocking, &transfer, &error);
     if (result == 0) {
         struct sigpipe_guard guard;
         struct sluice_waits waits;
-        transfer->blocking = true;
         sigpipe_block(&guard);
         do {
             result = transfer_step(transfer, &waits);
             if (result == SLUICE_STEP_WAIT) {
+                collect_loans(transfer);
                 int waited = wait_for(&waits);
                 if (waited < 0)
                     result = transfer_fail(&transfer->lanes[0], waited, "poll", NULL, NULL);
             }
         } while (result > 0);
+        wait_for_loans(transfer);
         sigpipe_restore(&guard);
+        struct loan_account *account = account_keep(transfer->account);
         transfer_settle(transfer); /* also after a failure the receipt says all that can be known */
         error = transfer->error;
         if (ret_receipts != NULL)
             for (uint32_t i = 0; i < transfer->lane_count; i++)
                 receipt_copy(&ret_receipts[i], &transfer->lanes[i].receipt);
-        sluice_transfer_free(transfer);
+        transfer_end(transfer);
+        free(transfer);
+        account_call_back(account); /* of this transfer alone: this may be within a callback of a loop */
+        account_drop(account);
     } else {
         transfer_refuse(&blocking, ret_receipts, options->sink_count);
     }

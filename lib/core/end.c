@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "end.h"
 #include "egress.h"
+#include "loans.h"
 #include "sys.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -122,17 +123,24 @@ int sluice_end_open_memory(void *memory, size_t size, struct sluice_end **ret_en
     return 0;
 }
 
-void sluice_end_close(struct sluice_end *end)
+void end_free(struct sluice_end *end)
 {
-    if (end == NULL)
-        return;
     if (end_is_file(end) && end->file.mapping != NULL)
         sys.munmap((void *)end->file.mapping, end->file.mapped);
     if (end_is_file(end) && end->file.twin_asked && end->file.twin >= 0)
         sys.close(end->file.twin);
     if (end->flags & SLUICE_END_OWN_FD)
         sys.close(end->fd);
+    if (end_is_socket(end))
+        lending_free(end->socket.lending);
     free(end);
+}
+
+void sluice_end_close(struct sluice_end *end)
+{
+    if (end == NULL || (end_has_lent(end) && end_close_lending(end)))
+        return;
+    end_free(end);
 }
 
 int sluice_end_fd(const struct sluice_end *end)
@@ -157,7 +165,7 @@ const char *sluice_end_kind_name(enum sluice_end_kind kind)
 
 int sluice_end_egress(struct sluice_end *end, struct sluice_egress *ret_egress)
 {
-    if (end->kind != SLUICE_END_TCP)
+    if (end->kind != SLUICE_END_TCP && end->kind != SLUICE_END_DATAGRAM)
         return -ENOTSOCK;
     if (!end->socket.egress_asked) {
         int result = egress_find(end->fd, &end->socket.egress);

@@ -9,6 +9,7 @@
 
 /* What a loop keeps with an end; its own business. */
 struct loop_end;
+struct lending;
 
 /* A route that this end refused in company with another end, remembered for that pair. */
 struct refusal {
@@ -40,6 +41,7 @@ struct socket_facts {
     bool egress_asked;
     bool corked;
     bool paces, paces_asked; /* its congestion control spaces packets by a timer */
+    struct lending *lending; /* core/loans.h; NULL: nothing was ever lent to it */
 };
 
 struct sluice_end {
@@ -67,9 +69,18 @@ static inline bool end_is_file(const struct sluice_end *end)
     return end->kind == SLUICE_END_FILE || end->kind == SLUICE_END_BLOCK;
 }
 
+/* Free an end and close its descriptor, if it owns that. */
+void end_free(struct sluice_end *end);
+
 static inline bool end_is_socket(const struct sluice_end *end)
 {
     return end->kind == SLUICE_END_TCP || end->kind == SLUICE_END_UNIX_STREAM || end->kind == SLUICE_END_DATAGRAM;
+}
+
+/* Was memory ever lent to this end? */
+static inline bool end_has_lent(const struct sluice_end *end)
+{
+    return end_is_socket(end) && end->socket.lending != NULL;
 }
 
 /* The file's size now. Asked once per turn of the loop (turn 0: always). Returns 0 or a negative errno. */

@@ -13,12 +13,13 @@
 #include <string.h>
 
 static const enum sluice_route preference[] = {
-    SLUICE_ROUTE_REFLINK,  SLUICE_ROUTE_DIRECT, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_ROUTE_MMAP,
-    SLUICE_ROUTE_SENDFILE, SLUICE_ROUTE_TEE,    SLUICE_ROUTE_SPLICE,          SLUICE_ROUTE_COPY,
+    SLUICE_ROUTE_REFLINK, SLUICE_ROUTE_MSG_ZEROCOPY, SLUICE_ROUTE_DIRECT, SLUICE_ROUTE_COPY_FILE_RANGE,
+    SLUICE_ROUTE_MMAP,    SLUICE_ROUTE_SENDFILE,     SLUICE_ROUTE_TEE,    SLUICE_ROUTE_SPLICE,
+    SLUICE_ROUTE_COPY,
 };
 #define PREFERENCES (sizeof preference / sizeof *preference)
 
-struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *sink)
+struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *sink, bool waits)
 {
     struct pair pair = {
         .segment = segment->kind,
@@ -31,7 +32,8 @@ struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *s
     if (segment->kind != SLUICE_SEGMENT_FILE) {
         struct sluice_egress egress;
         pair.length = segment->length;
-        if (sink->kind == SLUICE_END_TCP && pair.length >= CROSSOVER_FLOOR && sluice_end_egress(sink, &egress) == 0)
+        bool inet = sink->kind == SLUICE_END_TCP || sink->kind == SLUICE_END_DATAGRAM;
+        if (inet && pair.length >= CROSSOVER_FLOOR && sluice_end_egress(sink, &egress) == 0)
             pair.egress = &sink->socket.egress;
     }
     if (segment->kind != SLUICE_SEGMENT_MEMORY) {
@@ -41,6 +43,10 @@ struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *s
         pair.past_cache |= segment->end->past_cache;
         if (end_is_file(segment->end))
             pair.file_size = segment->end->file.size;
+    } else {
+        pair.released = segment->release != NULL;
+        if (pair.released)
+            pair.lending = end_lending(sink, waits, &pair.lending_reason);
     }
     return pair;
 }
@@ -113,7 +119,7 @@ int sluice_plan_make(const struct sluice_segment *segment, struct sluice_end *si
 {
     if (segment->kind != SLUICE_SEGMENT_MEMORY && segment->end == NULL)
         return -EINVAL;
-    struct pair pair = plan_pair(segment, sink);
+    struct pair pair = plan_pair(segment, sink, false);
     const struct sluice_end *source = segment->kind == SLUICE_SEGMENT_MEMORY ? NULL : segment->end;
     struct sluice_plan plan = {0};
     add_entries(&plan, &pair, source, sink, SLUICE_YES);

@@ -7,9 +7,9 @@
 /* The best route for the pair that is not in the set `without` (bit per route), or NULL. Cheap: a table per class. */
 const struct route *plan_choose(const struct pair *pair, unsigned without);
 
-/* What a segment of this transfer and a sink make. May ask for the sink's egress device, to which the pair then
- * refers. */
-struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *sink);
+/* What a segment of a transfer and a sink make. waits: its caller waits for what is lent. May ask for the sink's egress
+ * device, to which the pair then refers. */
+struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *sink, bool waits);
 
 /* The route about which the size of the pair's segment decides: chosen itself, or, if copying was chosen, the first
  * that would have been taken for a larger segment. NULL: there is none, the size decides nothing. */

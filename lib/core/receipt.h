@@ -26,6 +26,8 @@ enum receipt_rule {
     RULE_CLONED,
     RULE_DIRECT,
     RULE_DIRECT_AND_SENT,
+    RULE_LENT_COPIED,
+    RULE_LENT_REFERRED_TO,
 };
 
 #ifdef RECEIPT_MUTANTS
@@ -37,6 +39,11 @@ extern enum receipt_rule receipt_mutant;
  * alone. The one place where the rules about copying are written down. */
 void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *source,
                    struct sluice_end *sink, bool shared, uint64_t bytes);
+
+/* The kernel gave back what it had borrowed for so many bytes, and said whether it had copied them: they are no longer
+ * unknown, or remain so for good. */
+void receipt_return(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *sink, uint64_t bytes,
+                    bool copied);
 
 /* Enter the reading of a stream for several sinks with the sink that did it, so that the sum over all sinks is what the
  * CPU copied. */

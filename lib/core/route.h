@@ -6,6 +6,7 @@
 #ifndef SLUICE_CORE_ROUTE_H
 #define SLUICE_CORE_ROUTE_H
 
+#include "loans.h"
 #include "op.h"
 #include <sluice/sluice.h>
 
@@ -25,12 +26,18 @@ struct pair {
     bool transform;
     uint64_t file_size;                 /* of a file source */
     uint64_t length;                    /* of a memory or stream segment, where it is known; else SLUICE_UNTIL_END */
-    const struct sluice_egress *egress; /* of a TCP sink, for memory and streams of CROSSOVER_FLOOR bytes and more;
-                                            NULL: none, or unknown */
+    const struct sluice_egress *egress; /* of a TCP or UDP sink, for memory and streams of CROSSOVER_FLOOR bytes and
+                                           more; NULL: none, or unknown */
+    bool released;                      /* memory whose owner is told when it is free again */
+    enum sluice_verdict lending;        /* of such memory to the sink, now */
+    const char *lending_reason;
 };
 
 /* From complete(): the source has no more bytes, though more were expected. */
 #define ROUTE_SOURCE_ENDED 1
+/* From complete(): not this piece. The next route of the plan carries what the op was to carry; then this one is asked
+ * again. */
+#define ROUTE_NOT_NOW 2
 
 struct route {
     enum sluice_route id;
@@ -55,8 +62,8 @@ struct route {
     int (*step)(struct lane *lane, uint32_t segment, uint64_t at, struct op *ops, int room);
 
     /* One op of step() ended: result > 0 bytes, 0, or a negative errno other than EAGAIN. Delivered bytes are reported
-     * with lane_delivered(). Returns 0, ROUTE_SOURCE_ENDED, or a negative errno: if that is in refusals, the next route
-     * of the plan takes over at this very byte, else the transfer fails. */
+     * with lane_delivered(). Returns 0, ROUTE_SOURCE_ENDED, ROUTE_NOT_NOW, or a negative errno: if that is in refusals,
+     * the next route of the plan takes over at this very byte, else the transfer fails. */
     int (*complete)(struct lane *lane, const struct op *op, ssize_t result);
 
     /* Optional. The lane goes over to another segment or route: give back what the route holds. Bytes already taken
@@ -75,6 +82,10 @@ struct route {
 
     /* Into files it writes by ops of step(), from memory segments as well: they do not leave in the gathered write. */
     bool writes_files;
+
+    /* Its bytes leave in writes that lend the memory they lie in (MSG_ZEROCOPY), numbered so. Such a write is never
+     * joined with another. */
+    enum loan_numbers lends;
 
     /* Errnos that say "not by this route" rather than "the ends are broken"; ends with 0. */
     const int *refusals;

@@ -24,6 +24,7 @@ struct sys {
     ssize_t (*recv)(int fd, void *buffer, size_t size, int flags);
     ssize_t (*send)(int fd, const void *buffer, size_t size, int flags);
     ssize_t (*sendmsg)(int fd, const struct msghdr *message, int flags);
+    ssize_t (*recvmsg)(int fd, struct msghdr *message, int flags);
     ssize_t (*sendfile)(int out, int in, off_t *offset, size_t size);
     ssize_t (*copy_file_range)(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags);
     int (*clone_range)(int in, off_t in_offset, int out, off_t out_offset, size_t size); /* FICLONERANGE */
@@ -43,6 +44,7 @@ struct sys {
     int (*munmap)(void *address, size_t size);
     int (*close)(int fd);
     int (*socket)(int domain, int type, int protocol);
+    int (*shutdown)(int fd, int how);
     int (*getsockopt)(int fd, int level, int name, void *value, socklen_t *size);
     int (*setsockopt)(int fd, int level, int name, const void *value, socklen_t size);
     int (*connect)(int fd, const struct sockaddr *address, socklen_t size);

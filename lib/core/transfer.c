@@ -10,7 +10,8 @@
  *      They are delivered before anything more is read, whichever route comes next. (One stream into several sinks:
  *      see fanout.c.)
  *   3. A file is read by position, so what was staged from it can be dropped and read again.
- *   4. A lane waits (lane->wait) only after the end itself said EAGAIN, so edge-triggered waiting loses nothing.
+ *   4. A segment's memory is released when every lane has passed it and no loan covers it (loans.c).
+ *   5. A lane waits (lane->wait) only after the end itself said EAGAIN, so edge-triggered waiting loses nothing.
  *
  *   state               set by                                  left by
  *   LANE_RUNS           lane_begin, wake                        a wait, or the end
@@ -109,6 +110,15 @@ static void release(struct sluice_segment *segment)
         callback(segment->release_context, segment->data, segment->length);
 }
 
+/* Nothing of the transfer needs a memory segment any more. */
+static inline void release_segment(struct sluice_transfer *transfer, uint32_t index)
+{
+    if (transfer->account == NULL)
+        release(&transfer->segments[index]);
+    else
+        account_release(transfer->account, transfer->segments, index);
+}
+
 static void leave_route(struct lane *lane)
 {
     if (lane->route != NULL && lane->route->leave != NULL)
@@ -121,7 +131,7 @@ static void enter_segment(struct lane *lane, uint32_t segment)
     struct sluice_transfer *transfer = lane->transfer;
     lane->segment = segment;
     lane->at = 0;
-    lane->tried = 0;
+    lane->tried = lane->aside = 0;
     lane->shrinking = false;
     lane->known_to = 0;
     lane->ends_at = segment < transfer->segment_count ? transfer->segments[segment].length : 0;
@@ -134,7 +144,7 @@ static void next_segment(struct lane *lane)
     leave_route(lane);
     enter_segment(lane, left + 1);
     if (transfer->releases_due == NULL || --transfer->releases_due[left] == 0)
-        release(&transfer->segments[left]);
+        release_segment(transfer, left);
 }
 
 static inline void move_on(struct lane *lane, uint64_t bytes)
@@ -187,7 +197,7 @@ void lane_prove(struct lane *lane, enum sluice_route route)
 static struct pair pair_of(const struct lane *lane, uint32_t segment)
 {
     const struct sluice_transfer *transfer = lane->transfer;
-    struct pair pair = plan_pair(&transfer->segments[segment], lane->sink);
+    struct pair pair = plan_pair(&transfer->segments[segment], lane->sink, transfer->blocking);
     pair.fan_out = transfer->lane_count > 1 && pair.segment == SLUICE_SEGMENT_STREAM;
     pair.transform = transfer->transform != NULL;
     return pair;
@@ -201,6 +211,15 @@ static const struct route *choose_in_order(const enum sluice_route *order, unsig
     return NULL;
 }
 
+/* The forced route, and while it is set aside copy. */
+static const struct route *choose_forced(const struct lane *lane, unsigned tried)
+{
+    unsigned forced = 1u << lane->transfer->forced;
+    if (tried & forced)
+        return lane->aside & forced ? route_registry[SLUICE_ROUTE_COPY] : NULL;
+    return route_registry[lane->transfer->forced];
+}
+
 static const struct route *choose_for_end(const struct lane *lane, uint32_t segment, unsigned tried)
 {
     const struct sluice_transfer *transfer = lane->transfer;
@@ -209,7 +228,7 @@ static const struct route *choose_for_end(const struct lane *lane, uint32_t segm
     if (transfer->order != NULL)
         return choose_in_order(transfer->order, tried);
     if (transfer->forced != SLUICE_ROUTE_AUTO)
-        return tried & (1u << transfer->forced) ? NULL : route_registry[transfer->forced];
+        return choose_forced(lane, tried);
     for (int i = 0; i < END_REFUSALS; i++)
         if (sink->refusals[i].peer == source->end->serial)
             tried |= sink->refusals[i].routes;
@@ -226,7 +245,7 @@ static const struct route *choose_for_end(const struct lane *lane, uint32_t segm
 }
 
 /* Of memory, direct carries what goes into files; everything else is copy's. */
-static const struct route *choose_for_memory(const struct lane *lane, unsigned tried)
+static const struct route *choose_into_file(const struct lane *lane, unsigned tried)
 {
     const struct sluice_transfer *transfer = lane->transfer;
     bool forced = transfer->forced == SLUICE_ROUTE_DIRECT;
@@ -238,10 +257,35 @@ static const struct route *choose_for_memory(const struct lane *lane, unsigned t
     return route_registry[SLUICE_ROUTE_DIRECT];
 }
 
+/* Memory goes to a socket by copy unless a route that lends it is asked for, or pays. */
+static const struct route *choose_lender(const struct lane *lane, uint32_t segment, unsigned tried)
+{
+    const struct sluice_transfer *transfer = lane->transfer;
+    const struct route *copy = route_registry[SLUICE_ROUTE_COPY], *forced = route_registry[transfer->forced];
+    struct pair pair = pair_of(lane, segment);
+    const char *reason;
+    if (transfer->order != NULL) {
+        for (const enum sluice_route *order = transfer->order; *order != SLUICE_ROUTE_AUTO; order++)
+            if (!(tried & (1u << *order)) && route_registry[*order]->assess(&pair, &reason) != SLUICE_NEVER)
+                return route_registry[*order];
+        return tried & (1u << SLUICE_ROUTE_COPY) ? NULL : copy;
+    }
+    if (forced == NULL)
+        return plan_choose(&pair, tried);
+    return forced->assess(&pair, &reason) == SLUICE_NEVER ? copy : choose_forced(lane, tried);
+}
+
+static inline const struct route *choose_for_memory(const struct lane *lane, uint32_t segment, unsigned tried)
+{
+    if (end_is_file(lane->sink))
+        return choose_into_file(lane, tried);
+    return lane->plans_memory ? choose_lender(lane, segment, tried) : route_registry[SLUICE_ROUTE_COPY];
+}
+
 static inline const struct route *choose(const struct lane *lane, uint32_t segment, unsigned tried)
 {
     if (lane_segment(lane, segment)->kind == SLUICE_SEGMENT_MEMORY)
-        return end_is_file(lane->sink) ? choose_for_memory(lane, tried) : route_registry[SLUICE_ROUTE_COPY];
+        return choose_for_memory(lane, segment, tried);
     return choose_for_end(lane, segment, tried);
 }
 
@@ -262,6 +306,22 @@ static void weigh(struct lane *lane)
     bool copies = lane->route != question;
     lane->sampled = crossover_weigh(question, &pair, &copies, &lane->sample);
     lane->route = copies ? route_registry[SLUICE_ROUTE_COPY] : question;
+}
+
+/* Could a memory segment go by another route than copy? So that others do not pay for the question. */
+static bool plans_memory(const struct sluice_transfer *transfer)
+{
+    const struct route *forced = route_registry[transfer->forced];
+    if (transfer->transform != NULL)
+        return false;
+    if (transfer->order != NULL || (forced != NULL && forced->lends != LOANS_NONE))
+        return true;
+    for (uint32_t i = 0; i < transfer->segment_count; i++) {
+        const struct sluice_segment *segment = &transfer->segments[i];
+        if (segment->length >= CROSSOVER_FLOOR && segment->kind == SLUICE_SEGMENT_MEMORY && segment->release != NULL)
+            return true;
+    }
+    return false;
 }
 
 static void hand_over(struct lane *lane, const struct route *to, int error, const char *reason)
@@ -338,7 +398,7 @@ int lane_drop(struct lane *lane, int code, const char *operation, const char *re
     settle_lane(lane);
     for (uint32_t i = lane->segment; i < transfer->segment_count; i++)
         if (--transfer->releases_due[i] == 0)
-            release(&transfer->segments[i]);
+            release_segment(transfer, i);
     fanout_forget(lane, &error);
     lane->wait = LANE_DONE;
     return 0;
@@ -349,6 +409,34 @@ static int sink_failed(struct lane *lane, int code, const char *operation, const
     if (lane->transfer->fanout->policy == SLUICE_FANOUT_BLOCK)
         return transfer_fail(lane, code, operation, NULL, remedy);
     return lane_drop(lane, code, operation, NULL, remedy);
+}
+
+/* Not by this route now: the next one carries so many bytes, then it is asked again. error: positive errno, or 0. */
+static int set_aside(struct lane *lane, uint64_t bytes, int error, const char *reason)
+{
+    const struct route *from = lane->route;
+    lane->aside |= 1u << from->id;
+    lane->tried |= lane->aside;
+    lane->aside_until = lane->at + bytes;
+    const struct route *to = choose(lane, lane->segment, lane->tried);
+    if (to == NULL)
+        return transfer_fail(lane, error != 0 ? -error : -EOPNOTSUPP, from->name, reason, NULL);
+    leave_route(lane);
+    lane->route = to;
+    if (reason == lane->aside_reason)
+        return 0; /* as before: a receipt has room for few */
+    lane->aside_reason = reason;
+    struct sluice_fallback fallback = {
+        .from = from->id, .to = to->id, .error = error, .at = lane->receipt.sent, .reason = reason};
+    receipt_enter_fallback(&lane->receipt, &fallback);
+    return 0;
+}
+
+static void end_aside(struct lane *lane)
+{
+    leave_route(lane);
+    lane->tried &= ~lane->aside;
+    lane->aside = 0;
 }
 
 /* A route or an op of it failed with this negative errno. */
@@ -568,8 +656,21 @@ static inline ssize_t expose(struct lane *lane, uint32_t index, uint64_t at, str
     if (segment->kind != SLUICE_SEGMENT_MEMORY)
         return expose_of_end(lane, index, at, piece, ret_route);
     *ret_route = SLUICE_ROUTE_COPY;
+    if (lane->plans_memory) {
+        const struct route *route = index == lane->segment ? lane->route : choose(lane, index, 0);
+        if (route == NULL)
+            return 0;
+        *ret_route = route->id;
+        if (route->id != SLUICE_ROUTE_COPY)
+            return route->expose != NULL ? route->expose(lane, index, at, piece) : 0;
+    }
     *piece = (struct iovec){.iov_base = (char *)segment->data + at, .iov_len = segment->length - at};
     return (ssize_t)piece->iov_len;
+}
+
+static inline bool lends(enum sluice_route route)
+{
+    return route_registry[route]->lends != LOANS_NONE;
 }
 
 struct gathered {
@@ -598,6 +699,8 @@ static int gather(struct lane *lane, struct gathered *ret)
             return (int)length;
         if (length <= 0)
             break;
+        if (lane->plans_memory && got.count > 0 && lends(route) != lends((enum sluice_route)lane->iov_route[0]))
+            break; /* what is lent leaves in calls of its own */
         lane->iov_route[got.count++] = (uint8_t)route;
         got.bytes += (size_t)length;
         got.at += (uint64_t)length;
@@ -634,6 +737,7 @@ static struct op write_op(struct lane *lane, const struct gathered *got)
 {
     bool socket = lane->sink->kind == SLUICE_END_TCP || lane->sink->kind == SLUICE_END_UNIX_STREAM;
     bool more = socket && !lane->cork && more_follows(lane, got->segment, got->at);
+    bool lent = lane->plans_memory && lends((enum sluice_route)lane->iov_route[0]);
     return (struct op){
         .kind = OP_WRITE,
         .in = -1,
@@ -643,9 +747,25 @@ static struct op write_op(struct lane *lane, const struct gathered *got)
         .length = got->bytes,
         .iov = lane->iov,
         .iov_count = got->count,
-        .flags = more ? MSG_MORE : 0,
+        .flags = (more ? MSG_MORE : 0) | (lent ? MSG_ZEROCOPY : 0),
         .sink = lane->sink,
     };
+}
+
+/* See that the kernel's keeping of what was gathered can be remembered. Returns 1, 0 when it is to go by another route,
+ * or a negative errno. */
+static int prepare_loan(struct lane *lane, const struct gathered *got)
+{
+    const char *reason;
+    const struct route *route = route_registry[lane->iov_route[0]];
+    if (route->lends == LOANS_NONE)
+        return 1;
+    int result = lane_prepare_loan(lane, route, &reason);
+    if (result == 0)
+        return 1;
+    if (lane->sink->socket.lending != NULL && lane->sink->socket.lending->never != NULL)
+        return demote(lane, -result, "setsockopt(SO_ZEROCOPY)", reason);
+    return set_aside(lane, got->bytes, result == -ENOBUFS ? 0 : -result, reason);
 }
 
 static int written(struct lane *lane, const struct op *op, size_t bytes)
@@ -820,6 +940,7 @@ int lane_next(struct lane *lane, struct op *ops)
         return transfer->error.code;
     if (!lane->started) {
         lane->started = true;
+        lane->plans_memory = plans_memory(transfer);
         plan_packets(lane);
         if (lane->cork && !lane->sink->socket.corked)
             ops[count++] = cork_op(lane, true);
@@ -833,6 +954,8 @@ int lane_next(struct lane *lane, struct op *ops)
             next_segment(lane);
         if (lane->segment == transfer->segment_count)
             return count > 0 ? count : lane_finish(lane, ops);
+        if (lane->aside != 0 && lane->at >= lane->aside_until)
+            end_aside(lane);
         if (lane->route == NULL) {
             lane->route = choose(lane, lane->segment, lane->tried);
             if (lane->route == NULL)
@@ -847,6 +970,13 @@ int lane_next(struct lane *lane, struct op *ops)
             result = refused_or_failed(lane, result, lane->route->name);
         if (result < 0)
             return result;
+        if (got.count > 0 && lane->plans_memory) {
+            result = prepare_loan(lane, &got);
+            if (result < 0)
+                return result;
+            if (result == 0)
+                continue;
+        }
         if (got.count > 0) {
             ops[count++] = write_op(lane, &got);
             return count + link_body(lane, &got, ops + count, OPS_MAX - count);
@@ -948,6 +1078,15 @@ static int mapping_fault(struct lane *lane, const struct op *op)
     return transfer_fail(lane, -EFAULT, "write", "a memory segment is not readable", NULL);
 }
 
+static int lending_failed(struct lane *lane, const struct op *op, int code)
+{
+    lane_lending_failed(lane, -code);
+    int outcome = lane->route->complete(lane, op, code);
+    if (outcome == ROUTE_NOT_NOW)
+        return set_aside(lane, op->length, -code, "the kernel has no room for more loans");
+    return refused_or_failed(lane, code, op_name(op));
+}
+
 int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
 {
     if (result == -EAGAIN && op_blocker(op) != OP_BLOCKS_ON_NEITHER)
@@ -963,6 +1102,12 @@ int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
     if (lane->transfer->transform != NULL && op->kind == OP_WRITE)
         return result < 0 ? transfer_fail(lane, (int)result, op_name(op), NULL, NULL) : transform_written(lane, result);
     if (op->kind == OP_WRITE) {
+        if (op->flags & MSG_ZEROCOPY) {
+            if (result < 0)
+                return lending_failed(lane, op, (int)result);
+            if (result > 0 && route_registry[lane->iov_route[0]]->lends == LOANS_OF_SOCKET)
+                lane_lend(lane, op, result);
+        }
         if (result == -EFAULT)
             return mapping_fault(lane, op);
         if (result < 0)
@@ -985,6 +1130,8 @@ int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
         stream_ended(lane);
         return 0;
     }
+    if (outcome == ROUTE_NOT_NOW)
+        return set_aside(lane, op->length, result < 0 ? (int)-result : 0, lane->route->refusal_reason);
     if (outcome < 0)
         return shared ? outcome : refused_or_failed(lane, outcome, op_name(op));
     return result >= 0 && (size_t)result == op->length;
@@ -1054,6 +1201,7 @@ static const char *fault_in_options(const struct sluice_transfer_options *option
 static int check_routes(const struct sluice_transfer *transfer, struct sluice_error *ret_error)
 {
     const struct route *forced = route_registry[transfer->forced];
+    const char *not_memory = "memory is sent by copy";
     bool serves = forced == NULL || transfer->forced == SLUICE_ROUTE_COPY || transfer->segment_count == 0;
     for (uint32_t i = 0; i < transfer->lane_count; i++) {
         if (forced == NULL && transfer->lanes[i].sink->kind != SLUICE_END_DATAGRAM)
@@ -1063,6 +1211,8 @@ static int check_routes(const struct sluice_transfer *transfer, struct sluice_er
             struct pair pair = pair_of(&transfer->lanes[i], s);
             if (transfer->segments[s].kind == SLUICE_SEGMENT_MEMORY) { /* copy's, unless the route wants it */
                 serves |= forced != NULL && forced->assess(&pair, &reason) != SLUICE_NEVER;
+                if (forced != NULL && forced->lends != LOANS_NONE)
+                    not_memory = reason;
                 continue;
             }
             if (forced != NULL && forced->assess(&pair, &reason) == SLUICE_NEVER)
@@ -1074,7 +1224,7 @@ static int check_routes(const struct sluice_transfer *transfer, struct sluice_er
         }
     }
     if (!serves)
-        return reject(ret_error, -EOPNOTSUPP, transfer->forced, "memory is sent by copy", "Use --route copy or auto.");
+        return reject(ret_error, -EOPNOTSUPP, transfer->forced, not_memory, "Use --route copy or auto.");
     return 0;
 }
 
@@ -1119,6 +1269,8 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->pipe = (struct pipe){.read = -1, .write = -1};
     lane->in_pipe = 0;
     lane->pieces_max = 0;
+    lane->plans_memory = false;
+    lane->aside_reason = NULL;
     lane->window = NULL;
     memset(&lane->receipt, 0, offsetof(struct sluice_receipt, fallbacks));
     lane->receipt.transfers = 1;
@@ -1176,7 +1328,10 @@ int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfe
     transfer->lanes = &transfer->inline_lane;
     transfer->forced = options->route;
     transfer->flags = options->flags;
+    transfer->blocking = options->flags & TRANSFER_BLOCKING;
     transfer->transform = options->transform;
+    transfer->settled = options->settled;
+    transfer->settled_context = options->settled_context;
     transfer->turn_size = options->turn != 0 ? options->turn : DEFAULT_TURN;
     int result = allocate_arrays(transfer);
     if (result == 0 && transfer->lane_count > 1)
@@ -1217,8 +1372,18 @@ void transfer_settle(struct sluice_transfer *transfer)
         settle_lane(&transfer->lanes[i]);
     if (transfer->fanout != NULL)
         fanout_settle(transfer);
+    /* What is back by now need not be waited for; and notifications that nobody has read, as the transfer was going on,
+     * are not announced again. */
+    for (uint32_t i = 0; i < transfer->lane_count && transfer->account != NULL; i++)
+        if (end_has_lent(transfer->lanes[i].sink))
+            end_collect(transfer->lanes[i].sink, &transfer->lanes[i].receipt.system_calls);
     for (uint32_t i = 0; i < transfer->segment_count; i++)
-        release(&transfer->segments[i]);
+        release_segment(transfer, i);
+    if (transfer->account != NULL) {
+        account_settle(transfer->account);
+        account_drop(transfer->account);
+        transfer->account = NULL;
+    }
 }
 
 void transfer_end(struct sluice_transfer *transfer)

@@ -46,17 +46,21 @@ struct lane {
     uint64_t sink_offset;      /* the next byte's place in a file sink */
     const struct route *route; /* of the current segment; NULL: to be chosen */
     uint32_t tried;            /* bit per route that was left, for this segment */
+    uint32_t aside;            /* of tried, those to be asked again from aside_until on; 0: none */
     bool shrinking;            /* a fault showed that the segment's file is: ask its size before every op */
     uint8_t pieces_max;        /* of the next write, after one of several faulted; 0: as many as there are */
     bool started;
-    bool cork;        /* hold partial segments back while this transfer runs */
-    bool paced;       /* much goes into a socket that paces: by short turns */
-    bool sampled;     /* what the last segment costs is being measured */
-    bool known_data;  /* the current segment's file has data up to known_to, or a hole */
-    bool positioned;  /* sink_offset began as its file position, to which it is given back */
-    bool fills_holes; /* the sink makes none */
+    bool cork;         /* hold partial segments back while this transfer runs */
+    bool paced;        /* much goes into a socket that paces: by short turns */
+    bool plans_memory; /* memory segments may be lent */
+    bool sampled;      /* what the last segment costs is being measured */
+    bool known_data;   /* the current segment's file has data up to known_to, or a hole */
+    bool positioned;   /* sink_offset began as its file position, to which it is given back */
+    bool fills_holes;  /* the sink makes none */
     uint64_t known_to;
     uint64_t wait_offset, wait_length; /* LANE_WAITS_PAGES */
+    uint64_t aside_until;              /* position in the segment */
+    const char *aside_reason;          /* that the receipt has been told last */
 
     struct stage stage; /* not of a stream that several sinks share: fanout.h */
     struct pipe pipe;   /* read -1: none */
@@ -82,6 +86,7 @@ struct sluice_transfer {
     struct sluice_segment *segments; /* inline_segments, or allocated */
     struct lane *lanes;              /* inline_lane, or allocated */
     uint32_t *releases_due;          /* lanes that still need a memory segment; NULL with one lane */
+    struct loan_account *account;    /* of memory that was lent; NULL: none ever was */
     enum sluice_route forced;
     unsigned flags;
     bool blocking; /* sluice_transfer_run: never yields */
@@ -92,11 +97,15 @@ struct sluice_transfer {
     uint64_t loop_now, loop_turn; /* 0 outside a loop */
     struct fanout *fanout;        /* NULL with one lane */
     struct sluice_error error;
+    sluice_settled_fn *settled;
+    void *settled_context;
     const enum sluice_route *order; /* tests: the routes to try, in this order; ends with AUTO */
     struct op_carrier *carrier;     /* NULL: ops are carried out at once, by op_execute. With one lane only: those of
                                        several share what they deliver, and wait for each other */
 
     /* the loop's */
+    struct sluice_loop *loop;                                       /* NULL: there is none */
+    int (*watch)(struct sluice_loop *loop, struct sluice_end *end); /* a sink that is lent to must be watched */
     void *loop_context;
     sluice_transfer_done_fn *done;
     void *done_context;
@@ -180,6 +189,9 @@ int lane_next(struct lane *lane, struct op *ops);
 /* An op ended with this result; EAGAIN included. Returns 1 if the linked op after it may be carried out, 0 if lane_next
  * has to be asked again, or a negative errno after the transfer failed. */
 int lane_complete(struct lane *lane, const struct op *op, ssize_t result);
+
+/* From sluice_transfer_run, in options.flags: blocks, and waits for its loans. */
+#define TRANSFER_BLOCKING (1u << 31)
 
 /* Prepare memory that is at least zeroed in its bookkeeping (transfer_clear). Takes options as sluice_transfer_new. */
 int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfer_options *options,

@@ -76,9 +76,27 @@ static void receive_some(struct loop_end *state)
     state->receive(state->receive_context, scratch, size);
 }
 
+/* EPOLLERR may be the error queue of a healthy socket: memory has come back. A connection that broke has EPOLLHUP too
+ * (tcp_poll). While a transfer waits for room in the socket the queue is left alone: it is read once for many calls.
+ * Returns the events that are left to be handled. */
+static uint32_t take_returns(struct loop_end *state, uint32_t events)
+{
+    uint64_t calls = 0;
+    struct sluice_end *end = state->end;
+    bool later = state->writer != NULL && !(events & EPOLLHUP) && !end_collects_now(end);
+    if (!later && end_loans(end) > 0)
+        end_collect(end, &calls); /* the end may be gone after it */
+    return events & EPOLLHUP ? events : events & ~(uint32_t)EPOLLERR;
+}
+
 static void end_event(struct loop_end *state, uint32_t events)
 {
     struct sluice_loop *loop = state->loop;
+    if (events & EPOLLERR && end_has_lent(state->end)) {
+        events = take_returns(state, events);
+        if (state->source.dead)
+            return;
+    }
     if (events & (EPOLLERR | EPOLLHUP))
         state->broken = state->hangup = true;
     if (events & EPOLLRDHUP)

@@ -97,10 +97,26 @@ void loop_end_receiving(struct loop_end *state, ssize_t how)
     state->receive(state->receive_context, NULL, how);
 }
 
+static void end_lingering(struct loop_end *state)
+{
+    if (state->previous_lingering == NULL)
+        return;
+    *state->previous_lingering = state->next_lingering;
+    if (state->next_lingering != NULL)
+        state->next_lingering->previous_lingering = state->previous_lingering;
+    state->previous_lingering = NULL;
+}
+
 static int know_end(struct sluice_loop *loop, struct sluice_end *end)
 {
+    if (end->loop != NULL && end->loop->loop != loop)
+        return -EBUSY;
+    if (end->loop != NULL && end->loop->previous_lingering != NULL) { /* forgotten, and here again */
+        end_lingering(end->loop);
+        end->socket.lending->all_back = NULL;
+    }
     if (end->loop != NULL)
-        return end->loop->loop == loop ? 0 : -EBUSY;
+        return 0;
     struct loop_end *state = sys.allocate(1, loop->kind->end_size);
     if (state == NULL)
         return -ENOMEM;
@@ -116,16 +132,34 @@ static int know_end(struct sluice_loop *loop, struct sluice_end *end)
     return 0;
 }
 
+static void let_go(struct sluice_end *end)
+{
+    struct loop_end *state = end->loop;
+    end_lingering(state);
+    end->loop = NULL;
+    state->loop->kind->part(state);
+    loop_bury(state->loop, &state->source);
+}
+
+/* As long as memory is lent to it the end stays known, and may even be closed: it is let go when all is back. */
 void sluice_loop_forget(struct sluice_loop *loop, struct sluice_end *end)
 {
     struct loop_end *state = end->loop;
-    if (state == NULL)
+    if (state == NULL || state->previous_lingering != NULL)
         return;
     loop_unmark_ready(state);
-    end->loop = NULL;
     state->receive = NULL;
-    loop->kind->part(state);
-    loop_bury(loop, &state->source);
+    if (!end_has_lent(end) || end_loans(end) == 0) {
+        let_go(end);
+        return;
+    }
+    state->reader = state->writer = NULL;
+    end->socket.lending->all_back = let_go;
+    state->next_lingering = loop->lingering;
+    state->previous_lingering = &loop->lingering;
+    if (state->next_lingering != NULL)
+        state->next_lingering->previous_lingering = &state->next_lingering;
+    loop->lingering = state;
 }
 
 int sluice_loop_receive(struct sluice_loop *loop, struct sluice_end *end, size_t max, sluice_receive_fn *receive,
@@ -429,6 +463,8 @@ int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_
         put_transfer(loop, transfer);
         return result;
     }
+    transfer->loop = loop;
+    transfer->watch = know_end;
     transfer->done = done;
     transfer->done_context = context;
     transfer->carrier = transfer->lane_count == 1 ? loop->carrier : NULL;
@@ -789,6 +825,11 @@ void sluice_loop_free(struct sluice_loop *loop)
     if (loop == NULL)
         return;
     helpers_free(loop->helpers);
+    while (loop->lingering != NULL) {
+        struct sluice_end *end = loop->lingering->end;
+        let_go(end);
+        end_leave_behind(end);
+    }
     sluice_watch_free(loop->helper_watch);
     sluice_watch_free(loop->alarm_watch);
     loop->kind->close(loop);
@@ -844,6 +885,7 @@ int sluice_loop_run(struct sluice_loop *loop)
     if (started < 0)
         return started;
     loop->running = true;
+    loans_call_back();
     while (!loop->stop) {
         int timeout = loop->ready != NULL || loop->queued != NULL ? 0 : set_alarm(loop);
         int result = loop->kind->turn(loop, timeout);
@@ -854,6 +896,7 @@ int sluice_loop_run(struct sluice_loop *loop)
         receive_ready(loop);
         step_queued(loop);
         timers_expire(&loop->timers, loop->now);
+        loans_call_back();
         if (loop->each_turn != NULL)
             loop->each_turn(loop->each_turn_context);
         clear_graveyard(loop);

@@ -38,7 +38,8 @@ struct loop_end {
     bool paused, receive_ended;
     bool ready; /* in loop->ready */
     struct loop_end *next_ready, **previous_ready;
-    struct sluice_transfer *reader, *writer; /* waiting for this end */
+    struct sluice_transfer *reader, *writer;               /* waiting for this end */
+    struct loop_end *next_lingering, **previous_lingering; /* forgotten, but memory is still lent to it; NULL: not so */
 };
 
 struct sluice_listener {
@@ -74,7 +75,8 @@ struct loop_kind {
 
     /* An end becomes known. Returns 0 or a negative errno: then its state is freed. */
     int (*meet)(struct loop_end *state);
-    /* The end is forgotten and may be closed on return; its state goes to the graveyard after it. */
+    /* The end is forgotten, and has no memory on loan any more. It may be closed on return; its state goes to the
+     * graveyard after it. */
     void (*part)(struct loop_end *state);
     /* state->receive is to be called from now on: it was set, or resumed. */
     int (*receive)(struct loop_end *state);
@@ -110,7 +112,8 @@ struct sluice_loop {
     struct helpers *helpers;
     struct sluice_watch *helper_watch, *alarm_watch;
     struct source *dead;
-    struct loop_end *ready;                        /* receivers with data left over from their last call */
+    struct loop_end *ready; /* receivers with data left over from their last call */
+    struct loop_end *lingering;
     struct sluice_transfer *queued, **queued_last; /* transfers to be stepped, the oldest first */
     size_t queued_count;
     size_t heavy, heavy_before; /* steps of at least SHORTEST_TURN: in this turn, in the one before */

@@ -45,6 +45,7 @@ CALL(send, FAILS(EPIPE), FAILS(ECONNRESET), FAILS(ENOBUFS), FAILS(ENOMEM), FAILS
      NOT_YET(EAGAIN), SHORTER);
 CALL(sendmsg, FAILS(EPIPE), FAILS(ECONNRESET), FAILS(ENOBUFS), FAILS(ENOMEM), FAILS(EFAULT), NOT_YET(EINTR),
      NOT_YET(EAGAIN), SHORTER);
+CALL(recvmsg, NOT_YET(ENOMEM), NOT_YET(EINTR), NOT_YET(EAGAIN));
 CALL(sendfile, FAILS(EINVAL), FAILS(EIO), FAILS(ENOMEM), FAILS(EPIPE), FAILS(EOVERFLOW), FAILS(ENOSYS), NOT_YET(EINTR),
      NOT_YET(EAGAIN), SHORTER);
 CALL(splice, FAILS(EINVAL), FAILS(EPIPE), FAILS(ENOMEM), FAILS(EIO), FAILS(ECONNRESET), FAILS(EBADF), NOT_YET(EINTR),
@@ -69,6 +70,7 @@ CALL(munmap, HARMLESS(ENOMEM), HARMLESS(EINVAL));
 CALL(close, HARMLESS(EIO), HARMLESS(EINTR), HARMLESS(ENOSPC));
 CALL(socket, HARMLESS(EMFILE), HARMLESS(ENFILE), HARMLESS(ENOBUFS), HARMLESS(EAFNOSUPPORT));
 CALL(getsockopt, FAILS(ENOPROTOOPT), FAILS(ENOBUFS));
+CALL(shutdown, HARMLESS(ENOTCONN), HARMLESS(ENOBUFS));
 CALL(setsockopt, HARMLESS(ENOPROTOOPT), HARMLESS(ENOMEM));
 CALL(connect, HARMLESS(EINTR), HARMLESS(EACCES));
 CALL(getpeername, HARMLESS(ENOTCONN), HARMLESS(ENOBUFS));
@@ -410,6 +412,12 @@ static ssize_t faulty_sendmsg(int fd, const struct msghdr *message, int flags)
     return real.sendmsg(fd, &shorter, flags);
 }
 
+static ssize_t faulty_recvmsg(int fd, struct msghdr *message, int flags)
+{
+    int error = strike(&call_recvmsg, fd, -1, NULL);
+    return error != 0 ? fail(error) : real.recvmsg(fd, message, flags);
+}
+
 static ssize_t faulty_sendfile(int out, int in, off_t *offset, size_t size)
 {
     int error = strike(&call_sendfile, in, out, &size);
@@ -558,6 +566,12 @@ static int faulty_socket(int domain, int type, int protocol)
     return error != 0 ? fail(error) : real.socket(domain, type, protocol);
 }
 
+static int faulty_shutdown(int fd, int how)
+{
+    int error = strike(&call_shutdown, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.shutdown(fd, how);
+}
+
 static int faulty_getsockopt(int fd, int level, int name, void *value, socklen_t *size)
 {
     int error = strike(&call_getsockopt, -1, -1, NULL);
@@ -607,6 +621,8 @@ static int faulty_poll(struct pollfd *fds, nfds_t count, int timeout)
         if (ready != 0)
             return ready;
         waited += patience;
+        if (timeout > 0 && waited >= timeout)
+            return 0;
     }
     give_up("it waits for what does not come");
     return 0;
@@ -765,6 +781,7 @@ void fault_install(void)
     sys.recv = faulty_recv;
     sys.send = faulty_send;
     sys.sendmsg = faulty_sendmsg;
+    sys.recvmsg = faulty_recvmsg;
     sys.sendfile = faulty_sendfile;
     sys.splice = faulty_splice;
     sys.copy_file_range = faulty_copy_file_range;
@@ -784,6 +801,7 @@ void fault_install(void)
     sys.munmap = faulty_munmap;
     sys.close = faulty_close;
     sys.socket = faulty_socket;
+    sys.shutdown = faulty_shutdown;
     sys.getsockopt = faulty_getsockopt;
     sys.setsockopt = faulty_setsockopt;
     sys.connect = faulty_connect;

@@ -89,6 +89,25 @@ void tcp_pair(int fds[2])
     close(listener);
 }
 
+void udp_pair(int fds[2])
+{
+    struct sockaddr_in addresses[2];
+    int room = 4 << 20; /* a datagram that does not fit is lost */
+    for (int i = 0; i < 2; i++) {
+        socklen_t size = sizeof addresses[i];
+        addresses[i] = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        fds[i] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (fds[i] < 0 || bind(fds[i], (struct sockaddr *)&addresses[i], size) < 0 ||
+            getsockname(fds[i], (struct sockaddr *)&addresses[i], &size) < 0)
+            die("udp");
+        if (setsockopt(fds[i], SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room) < 0)
+            setsockopt(fds[i], SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
+    }
+    for (int i = 0; i < 2; i++)
+        if (connect(fds[i], (struct sockaddr *)&addresses[1 - i], sizeof addresses[i]) < 0)
+            die("udp connect");
+}
+
 void unix_pair(int fds[2])
 {
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds) < 0)

@@ -18,6 +18,8 @@ int pattern_file(const char *directory, size_t size);
 
 /* A connected pair of TCP sockets over loopback, both non-blocking, with cubic: fds[0] sends, fds[1] receives. */
 void tcp_pair(int fds[2]);
+/* The same of UDP sockets, each connected to the other. */
+void udp_pair(int fds[2]);
 void unix_pair(int fds[2]);
 void pipe_pair(int fds[2]); /* [0] reads, [1] writes */
 
