@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -314,6 +315,33 @@ TEST("where the file cannot be opened a second time, copy goes on and says so; f
         sluice_end_close(end);
         close(seen);
     }
+}
+
+static ssize_t refusing_pwritev(int fd, const struct iovec *iov, int count, off_t offset)
+{
+    if (fcntl(fd, F_GETFL) & O_DIRECT) {
+        errno = EINVAL;
+        return -1;
+    }
+    return pwritev(fd, iov, count, offset);
+}
+
+TEST("what was read by direct and may not be written so is read again by copy, and counts as copied")
+{
+    struct sys before = sys;
+    int fd = new_file(file_system("ext4"), 0), seen = again(fd);
+    struct sluice_end *source = end_with(pattern_file(file_system("ext4"), RECORD), 0);
+    struct sluice_end *sink = end_with(fd, SLUICE_END_DIRECT);
+    sys.pwritev = refusing_pwritev;
+    struct sluice_receipt receipt = run(file_segment(source, 0, RECORD), sink, 0, SLUICE_ROUTE_AUTO);
+    sys = before;
+    check_pattern(seen, 0, 0, RECORD);
+    CHECK_EQ(receipt.routes[SLUICE_ROUTE_DIRECT].bytes, 0);
+    CHECK_EQ(receipt.routes[SLUICE_ROUTE_COPY].bytes, RECORD);
+    CHECK_EQ(receipt.copy_bytes, 2 * RECORD);
+    sluice_end_close(source);
+    sluice_end_close(sink);
+    close(seen);
 }
 
 TEST("a descriptor with O_DIRECT takes and gives any length at any place")
