@@ -31,7 +31,7 @@
 /* Small: the kernel charges them against the user's limit on locked memory, of which some systems leave 64 KiB. Reports
  * that find no room wait in the kernel. */
 #define SUBMISSIONS 256
-#define COMPLETIONS 2048
+#define COMPLETIONS 1024
 #define REPORTS_PER_TURN 1024
 /* Provided for receives. They are given back as soon as the receiver was called, so few are in use at a time. */
 #define BUFFERS 64
@@ -1006,7 +1006,7 @@ static int refused(int code, const struct sluice_loop_options *options, struct s
             options->flags & SLUICE_LOOP_SQPOLL ? "this kernel does not poll for submissions as asked" : old_kernel;
         break;
     case -ENOMEM:
-        reason = "the rings need 64 KiB of locked memory for each loop, and the user's limit leaves less";
+        reason = "the rings need 40 KiB of locked memory for each loop, and the user's limit leaves less";
         remedy =
             "Raise the limit on locked memory (ulimit -l, LimitMEMLOCK=), or use the loop on epoll (--loop epoll).";
         break;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Every route, from every kind of source into every kind of sink it says it can serve, delivers the bytes of `copy`.
+ * Every route, from every kind of source into every kind of sink it says it can serve, delivers the bytes of `copy`: by
+ * the blocking call, and as test-lib-routes epoll or io_uring on that loop.
  */
 #include "../check.h"
 #include "world.h"
@@ -51,6 +52,34 @@ static struct sluice_segment open_source(enum source_kind kind, size_t size, boo
     }
 }
 
+static struct sluice_loop *loop; /* NULL: the blocking call */
+
+static void done(void *context, struct sluice_transfer *transfer, int result)
+{
+    struct run *run = context;
+    run->result = result;
+    run->receipt = *sluice_transfer_receipt(transfer, 0);
+    run->error = *sluice_transfer_error(transfer);
+    sluice_loop_stop(loop);
+}
+
+static void carry(const struct sluice_transfer_options *options, struct run *run)
+{
+    if (loop == NULL) {
+        run->result = sluice_transfer_run(options, &run->receipt, &run->error);
+        return;
+    }
+    run->result = sluice_loop_transfer(loop, options, done, run, NULL, &run->receipt, &run->error);
+    if (run->result == 0)
+        CHECK_EQ(sluice_loop_run(loop), 0);
+    else if (run->result > 0)
+        run->result = 0;
+    for (size_t i = 0; i < options->segment_count; i++)
+        if (options->segments[i].end != NULL)
+            sluice_loop_forget(loop, options->segments[i].end);
+    sluice_loop_forget(loop, options->sinks[0]);
+}
+
 /* Head in memory, body by the route, tail in memory. */
 static struct run run(enum source_kind from, enum sink_kind to, enum sluice_route route, size_t size, bool exact,
                       bool slow)
@@ -94,7 +123,7 @@ static struct run run(enum source_kind from, enum sink_kind to, enum sluice_rout
                                               .sinks = &sink,
                                               .sink_count = 1,
                                               .route = route};
-    run.result = sluice_transfer_run(&options, &run.receipt, &run.error);
+    carry(&options, &run);
     if (feeder != NULL && run.result < 0)
         shutdown(sluice_end_fd(segments[1].end), SHUT_RDWR);
     sluice_end_close(segments[1].end);
@@ -233,4 +262,22 @@ TEST("pages of a file sent by reference are told to be aliased")
     free(got.data);
 }
 
-CHECK_MAIN()
+int main(int argc, char **argv)
+{
+    struct sluice_loop_options options = {.size = sizeof options};
+    struct sluice_error error;
+    if (argc > 1) {
+        options.kind = (enum sluice_loop_kind)sluice_loop_kind_by_name(argv[1]);
+        if (sluice_loop_probe(&options, &error) < 0) {
+            char text[256];
+            sluice_error_format(&error, text, sizeof text);
+            printf("1..0 # SKIP %s; %s\n", text, error.remedy);
+            return 0;
+        }
+        if (sluice_loop_new(&options, &loop) < 0)
+            return 1;
+    }
+    int failed = check_run_all();
+    sluice_loop_free(loop);
+    return failed;
+}

@@ -1,0 +1,562 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What is particular to the loop on io_uring. A hook before io_uring_enter looks at what is handed over, and changes it
+ * into what another kernel would have made of it. That it behaves as the loop on epoll does is test_loop.c's and
+ * test_routes.c's to say.
+ */
+#include "../check.h"
+#include "sys.h"
+#include "world.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/io_uring.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static struct sluice_loop *loop;
+static const struct sluice_loop_options on_ring = {.size = sizeof on_ring, .kind = SLUICE_LOOP_IO_URING};
+
+/* ---- Looking into the ring ------------------------------------------------------------------------------------ */
+
+static struct sys real;
+static int ring_fd = -1;
+static struct io_uring_sqe *entries;
+static unsigned *sq_tail, seen;
+static struct io_uring_params made;
+static void (*hook)(struct io_uring_sqe *entry);
+static unsigned handed_over[256], linked;
+
+static int watch_setup(unsigned size, void *parameters)
+{
+    int fd = real.io_uring_setup(size, parameters);
+    made = *(struct io_uring_params *)parameters;
+    seen = 0;
+    ring_fd = fd;
+    return fd;
+}
+
+static void *watch_mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset)
+{
+    void *memory = real.mmap(address, size, protection, flags, fd, offset);
+    if (fd >= 0 && fd == ring_fd && offset == IORING_OFF_SQES)
+        entries = memory;
+    else if (fd >= 0 && fd == ring_fd && offset == IORING_OFF_SQ_RING)
+        sq_tail = (unsigned *)(void *)((char *)memory + made.sq_off.tail);
+    return memory;
+}
+
+static int watch_enter(int ring, unsigned submit, unsigned complete, unsigned flags, const void *argument, size_t size)
+{
+    for (; seen != *sq_tail; seen++) {
+        struct io_uring_sqe *entry = &entries[seen & (made.sq_entries - 1)];
+        handed_over[entry->opcode]++;
+        linked += (entry->flags & IOSQE_IO_LINK) != 0;
+        if (hook != NULL)
+            hook(entry);
+    }
+    return real.io_uring_enter(ring, submit, complete, flags, argument, size);
+}
+
+static void begin(void (*change)(struct io_uring_sqe *entry))
+{
+    hook = change;
+    memset(handed_over, 0, sizeof handed_over);
+    linked = 0;
+    if (real.mmap == NULL)
+        real = sys;
+    sys.io_uring_setup = watch_setup;
+    sys.mmap = watch_mmap;
+    sys.io_uring_enter = watch_enter;
+    CHECK_EQ(sluice_loop_new(&on_ring, &loop), 0);
+}
+
+static void end(void)
+{
+    sluice_loop_free(loop);
+    sys = real;
+    ring_fd = -1;
+}
+
+/* ---- One transfer --------------------------------------------------------------------------------------------- */
+
+static struct {
+    bool done;
+    int result;
+    struct sluice_receipt receipt;
+    struct sluice_error error;
+} outcome;
+
+static void transfer_done(void *context, struct sluice_transfer *transfer, int result)
+{
+    (void)context;
+    outcome.done = true;
+    outcome.result = result;
+    outcome.receipt = *sluice_transfer_receipt(transfer, 0);
+    outcome.error = *sluice_transfer_error(transfer);
+    sluice_loop_stop(loop);
+}
+
+static struct sluice_transfer *start(struct sluice_segment *segments, size_t count, struct sluice_end *sink,
+                                     enum sluice_route route)
+{
+    struct sluice_transfer *transfer = NULL;
+    struct sluice_transfer_options options = {.size = sizeof options,
+                                              .segments = segments,
+                                              .segment_count = count,
+                                              .sinks = &sink,
+                                              .sink_count = 1,
+                                              .route = route};
+    memset(&outcome, 0, sizeof outcome);
+    int result = sluice_loop_transfer(loop, &options, transfer_done, NULL, &transfer, &outcome.receipt, &outcome.error);
+    if (result != 0) {
+        outcome.done = true;
+        outcome.result = result < 0 ? result : 0;
+    }
+    return transfer;
+}
+
+static void finish(void)
+{
+    if (!outcome.done)
+        CHECK_EQ(sluice_loop_run(loop), 0);
+    CHECK(outcome.done);
+}
+
+static void stop(void *context)
+{
+    (void)context;
+    sluice_loop_stop(loop);
+}
+
+static void run_for(unsigned time)
+{
+    struct sluice_timer timer = {0};
+    sluice_timer_start(loop, &timer, time, stop, NULL);
+    CHECK_EQ(sluice_loop_run(loop), 0);
+    sluice_timer_stop(loop, &timer);
+}
+
+/* ---- What the ring may do ------------------------------------------------------------------------------------- */
+
+static ssize_t how_it_ended;
+
+static void take(void *context, const char *data, ssize_t length)
+{
+    (void)data;
+    if (length > 0) {
+        *(size_t *)context += (size_t)length;
+        return;
+    }
+    how_it_ended = length;
+    sluice_loop_stop(loop);
+}
+
+static uint8_t forged;
+
+static void forge(struct io_uring_sqe *entry)
+{
+    static const char path[] = "/etc/passwd";
+    if (entry->opcode != IORING_OP_RECV)
+        return;
+    uint64_t about = entry->user_data;
+    memset(entry, 0, sizeof *entry);
+    entry->opcode = forged;
+    entry->fd = AT_FDCWD;
+    entry->addr = (uintptr_t)path;
+    entry->user_data = about;
+}
+
+TEST("the ring refuses what the loop has no use for: opening, connecting, unlinking, changing its own files")
+{
+    static const uint8_t forbidden[] = {IORING_OP_OPENAT,   IORING_OP_OPENAT2,      IORING_OP_CONNECT,
+                                        IORING_OP_UNLINKAT, IORING_OP_FILES_UPDATE, IORING_OP_URING_CMD,
+                                        IORING_OP_SOCKET,   IORING_OP_EPOLL_CTL,    IORING_OP_MSG_RING};
+    for (size_t i = 0; i < sizeof forbidden; i++) {
+        size_t size = 0;
+        int fds[2];
+        forged = forbidden[i];
+        unix_pair(fds);
+        begin(forge);
+        struct sluice_end *receiver = end_of(fds[1]);
+        CHECK_EQ(sluice_loop_receive(loop, receiver, 0, take, &size), 0);
+        CHECK_EQ(sluice_loop_run(loop), 0);
+        CHECK_EQ(how_it_ended, -EACCES);
+        sluice_loop_forget(loop, receiver);
+        sluice_end_close(receiver);
+        end();
+        close(fds[0]);
+    }
+}
+
+static void not_bounded(struct io_uring_sqe *entry)
+{
+    if (entry->opcode == IORING_OP_RECV && entry->file_index != 0)
+        entry->ioprio = 0x8000; /* a flag that there is not: EINVAL, as the bound is to Linux before 6.17 */
+}
+
+TEST("where the kernel does not bound a multishot receive, receives are asked for one at a time")
+{
+    size_t size = 0;
+    int fds[2];
+    unix_pair(fds);
+    begin(not_bounded);
+    struct sluice_end *receiver = end_of(fds[1]);
+    CHECK_EQ(sluice_loop_receive(loop, receiver, 0, take, &size), 0);
+    struct feeder *feeder = feeder_start(fds[0], 0, 500000);
+    CHECK_EQ(sluice_loop_run(loop), 0);
+    feeder_finish(feeder);
+    CHECK_EQ(how_it_ended, 0);
+    CHECK_EQ(size, 500000);
+    CHECK(handed_over[IORING_OP_RECV] >= 500000 / 16384);
+    sluice_loop_forget(loop, receiver);
+    sluice_end_close(receiver);
+    end();
+}
+
+static struct sluice_end *paused;
+
+static void take_and_pause(void *context, const char *data, ssize_t length)
+{
+    (void)data;
+    if (length > 0)
+        *(size_t *)context += (size_t)length;
+    sluice_loop_receive_pause(loop, paused);
+}
+
+TEST("of a client that sends without end the loop keeps no more than two buffers while its receiver is paused")
+{
+    static char bytes[200000];
+    size_t size = 0;
+    int fds[2], left = 0, room = 4 << 20;
+    tcp_pair(fds);
+    setsockopt(fds[1], SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
+    begin(NULL);
+    paused = end_of(fds[1]);
+    CHECK_EQ(write(fds[0], bytes, sizeof bytes), sizeof bytes);
+    usleep(20000);
+    CHECK_EQ(sluice_loop_receive(loop, paused, 0, take_and_pause, &size), 0);
+    run_for(130);
+    CHECK_EQ(size, 16384);
+    CHECK_EQ(ioctl(fds[1], FIONREAD, &left), 0);
+    CHECK(left >= (int)sizeof bytes - 3 * 16384);
+    sluice_loop_forget(loop, paused);
+    sluice_end_close(paused);
+    close(fds[0]);
+    end();
+}
+
+/* ---- Ops ------------------------------------------------------------------------------------------------------ */
+
+TEST("a file is copied into a socket by linked pairs of a read and a send")
+{
+    enum { SIZE = 1 << 20 };
+    int fds[2];
+    size_t size;
+    unix_pair(fds);
+    begin(NULL);
+    struct collector *collector = collector_start(fds[1], false);
+    struct sluice_end *file = end_of(pattern_file("/var/tmp", SIZE)), *sink = end_of(fds[0]);
+    struct sluice_segment segment = file_segment(file, 0, SIZE);
+    start(&segment, 1, sink, SLUICE_ROUTE_COPY);
+    finish();
+    CHECK_EQ(outcome.result, 0);
+    CHECK_EQ(outcome.receipt.copied, SIZE);
+    CHECK(handed_over[IORING_OP_READ] >= SIZE / (256 << 10));
+    CHECK(linked >= SIZE / (256 << 10));
+    sluice_loop_forget(loop, sink);
+    sluice_end_close(sink);
+    sluice_end_close(file);
+    end();
+    unsigned char *data = collector_finish(collector, &size);
+    CHECK_EQ(size, SIZE);
+    for (size_t i = 0; i < size; i++)
+        CHECK(data[i] == pattern_byte(i));
+    free(data);
+    close(fds[1]);
+}
+
+static uint64_t seed;
+
+static uint32_t draw(void)
+{
+    uint64_t z = seed += UINT64_C(0x9e3779b97f4a7c15);
+    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
+    return (uint32_t)(z >> 32);
+}
+
+/* Short counts, and requests that end as if a signal had interrupted them. What is linked stays as it is: a kernel that
+ * reads less breaks the chain, which a shorter length would not. */
+static void lie(struct io_uring_sqe *entry)
+{
+    static bool chained;
+    bool in_chain = chained || (entry->flags & IOSQE_IO_LINK) != 0;
+    chained = (entry->flags & IOSQE_IO_LINK) != 0;
+    bool moves = entry->opcode == IORING_OP_SEND || entry->opcode == IORING_OP_READ ||
+                 (entry->opcode == IORING_OP_RECV && !(entry->flags & IOSQE_BUFFER_SELECT));
+    if (in_chain || !moves)
+        return;
+    uint32_t dice = draw() % 8;
+    if (dice < 4 && entry->len > 1) {
+        entry->len = 1 + draw() % entry->len;
+    } else if (dice == 4) {
+        uint64_t about = entry->user_data;
+        memset(entry, 0, sizeof *entry);
+        entry->opcode = IORING_OP_NOP;
+        entry->rw_flags = 1; /* IORING_NOP_INJECT_RESULT, Linux 6.10 */
+        entry->len = (uint32_t)-EINTR;
+        entry->user_data = about;
+    }
+}
+
+static void one_lie(void)
+{
+    unsigned char head[2000];
+    int in[2] = {-1, -1}, out[2];
+    size_t size = 1 + draw() % 600000, offset = draw() % 5000;
+    bool stream = draw() % 2, many = draw() % 2, to_file = draw() % 4 == 0;
+    enum sluice_route routes[] = {SLUICE_ROUTE_AUTO, SLUICE_ROUTE_COPY, SLUICE_ROUTE_COPY, SLUICE_ROUTE_MMAP};
+    enum sluice_route route = routes[draw() % 4];
+    struct feeder *feeder = NULL;
+    struct collector *collector = NULL;
+    struct sluice_end *source;
+    if (stream) {
+        offset = 0;
+        (draw() % 2 ? unix_pair : tcp_pair)(in);
+        feeder = feeder_start(in[0], 0, size);
+        source = end_of(in[1]);
+        if (route == SLUICE_ROUTE_MMAP)
+            route = SLUICE_ROUTE_COPY;
+    } else {
+        source = end_of(pattern_file(NULL, offset + size));
+    }
+    pattern_fill(head, 0, sizeof head);
+    struct sluice_segment body = stream ? stream_segment(source, size) : file_segment(source, offset, size);
+    struct sluice_segment segments[] = {memory_segment(head, sizeof head), body, memory_segment(head, 100)};
+    if (to_file) {
+        out[0] = pattern_file(NULL, 0);
+        out[1] = dup(out[0]);
+    } else {
+        unix_pair(out);
+        collector = collector_start(out[1], draw() % 2);
+    }
+    struct sluice_end *sink = end_of(out[0]);
+    start(many ? segments : &segments[1], many ? 3 : 1, sink, route);
+    finish();
+    char text[300] = "";
+    if (outcome.result < 0)
+        sluice_error_format(&outcome.error, text, sizeof text);
+    sluice_loop_forget(loop, source);
+    sluice_loop_forget(loop, sink);
+    sluice_end_close(source);
+    sluice_end_close(sink);
+    if (feeder != NULL)
+        feeder_finish(feeder);
+    size_t arrived = 0, whole = size + (many ? sizeof head + 100 : 0);
+    unsigned char *data;
+    if (to_file) {
+        arrived = (size_t)lseek(out[1], 0, SEEK_END);
+        data = malloc(arrived + 1);
+        CHECK_EQ(pread(out[1], data, arrived, 0), arrived);
+    } else {
+        data = collector_finish(collector, &arrived);
+    }
+    close(out[1]);
+    CHECK_STR(text, "");
+    CHECK_EQ(arrived, whole);
+    CHECK_EQ(outcome.receipt.sent, whole);
+    size_t first = many ? sizeof head : 0;
+    for (size_t i = 0; i < whole; i++) {
+        uint64_t expected = i < first ? i : i < first + size ? offset + i - first : i - first - size;
+        if (data[i] != pattern_byte(expected))
+            CHECK_FAIL("byte %zu of %zu is wrong", i, whole);
+    }
+    free(data);
+}
+
+TEST("whatever a ring moves less than it was asked to, the bytes are exact, for transfers drawn by lot")
+{
+    const char *given = getenv("SEED");
+    seed = given != NULL ? strtoull(given, NULL, 0) : (uint64_t)getpid() << 20 ^ (uint64_t)clock();
+    printf("# SEED=%#llx\n", (unsigned long long)seed);
+    begin(lie);
+    for (int i = 0; i < 60; i++)
+        one_lie();
+    end();
+}
+
+/* ---- Cancelling ----------------------------------------------------------------------------------------------- */
+
+TEST("when cancelling returns, the kernel no longer reads the memory of a send that was waiting in the ring")
+{
+    enum { SIZE = 8 << 20 };
+    unsigned char *memory = malloc(SIZE);
+    int fds[2];
+    size_t size;
+    pattern_fill(memory, 0, SIZE);
+    unix_pair(fds);
+    begin(NULL);
+    struct sluice_end *sink = end_of(fds[0]);
+    struct sluice_segment segment = memory_segment(memory, SIZE);
+    struct sluice_transfer *transfer = start(&segment, 1, sink, SLUICE_ROUTE_AUTO);
+    CHECK(!outcome.done);
+    run_for(1);
+    CHECK(handed_over[IORING_OP_SEND] > 0);
+    sluice_loop_transfer_cancel(loop, transfer);
+    CHECK_EQ(outcome.result, -ECANCELED);
+    CHECK_EQ(outcome.error.code, -ECANCELED);
+    memset(memory, 0xee, SIZE);
+    struct collector *collector = collector_start(fds[1], false); /* now there is room */
+    run_for(1);
+    sluice_loop_forget(loop, sink);
+    sluice_end_close(sink);
+    end();
+    unsigned char *data = collector_finish(collector, &size);
+    CHECK_EQ(size, outcome.receipt.sent);
+    CHECK(size > 0 && size < SIZE);
+    for (size_t i = 0; i < size; i++)
+        CHECK(data[i] == pattern_byte(i));
+    free(data);
+    free(memory);
+    close(fds[1]);
+}
+
+TEST("the peer of an end that was forgotten and closed while receiving is told at once")
+{
+    char byte;
+    size_t size = 0;
+    int fds[2];
+    tcp_pair(fds);
+    begin(NULL);
+    struct sluice_end *receiver = end_of(fds[1]);
+    CHECK_EQ(sluice_loop_receive(loop, receiver, 0, take, &size), 0);
+    run_for(1);
+    sluice_loop_forget(loop, receiver);
+    sluice_end_close(receiver);
+    alarm(5); /* a request that still holds the socket would keep it open */
+    fcntl(fds[0], F_SETFL, 0);
+    CHECK_EQ(recv(fds[0], &byte, 1, 0), 0);
+    alarm(60);
+    close(fds[0]);
+    end();
+}
+
+/* ---- Where there is none -------------------------------------------------------------------------------------- */
+
+static int refusal;
+
+static int refuse(unsigned size, void *parameters)
+{
+    (void)size, (void)parameters;
+    errno = refusal;
+    return -1;
+}
+
+TEST("where io_uring cannot be had the error says why and what to do, and a loop on epoll does without")
+{
+    static const int refusals[] = {ENOSYS, EPERM, EINVAL, ENOMEM};
+    struct sys before = sys;
+    sys.io_uring_setup = refuse;
+    for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
+        struct sluice_error error = {0};
+        char text[300];
+        refusal = refusals[i];
+        CHECK_EQ(sluice_loop_new(&on_ring, &loop), -refusal);
+        CHECK_EQ(sluice_loop_probe(&on_ring, &error), -refusal);
+        CHECK_EQ(error.code, -refusal);
+        CHECK(error.reason != NULL && error.remedy != NULL);
+        sluice_error_format(&error, text, sizeof text);
+        CHECK(strstr(text, "io_uring_setup") != NULL);
+        CHECK_EQ(sluice_loop_new(NULL, &loop), 0);
+        sluice_loop_free(loop);
+    }
+    sys = before;
+}
+
+/* In a process of its own, as a user without privileges. Returns what sluice_loop_probe did there, 1 for "could not".
+ */
+static int probe_as_nobody(unsigned locked, int descriptors)
+{
+    int status;
+    pid_t child = fork();
+    if (child == 0) {
+        struct rlimit lock = {locked, locked};
+        if (descriptors >= 0) {
+            struct rlimit files = {(rlim_t)descriptors, (rlim_t)descriptors};
+            setrlimit(RLIMIT_NOFILE, &files);
+        }
+        if (setrlimit(RLIMIT_MEMLOCK, &lock) < 0 || setgroups(0, NULL) < 0 || setgid(65534) < 0 || setuid(65534) < 0)
+            _exit(255);
+        _exit(-sluice_loop_probe(&on_ring, NULL));
+    }
+    CHECK(child > 0);
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK(WIFEXITED(status));
+    return WEXITSTATUS(status) == 255 ? 1 : -WEXITSTATUS(status);
+}
+
+TEST("a user without privileges has a ring with 8 MiB of lockable memory, and with none an error")
+{
+    if (geteuid() != 0)
+        SKIP("needs root, to become nobody; run as root");
+    CHECK_EQ(probe_as_nobody(0, -1), -ENOMEM);
+    int result = -ENOMEM; /* the kernel gives back what rings of this user's had only after a while */
+    for (int i = 0; i < 100 && result == -ENOMEM; i++, usleep(20000))
+        result = probe_as_nobody(40 << 10, -1); /* as the error says */
+    CHECK_EQ(result, 0);
+    CHECK_EQ(probe_as_nobody(8 << 20, -1), 0);
+}
+
+TEST("without a descriptor left there is no ring, and the error says so")
+{
+    if (geteuid() != 0)
+        SKIP("needs root, to become nobody; run as root");
+    CHECK_EQ(probe_as_nobody(8 << 20, 3), -EMFILE);
+}
+
+TEST("a thread of the kernel that polls for submissions carries transfers, too")
+{
+    enum { SIZE = 3 << 20 };
+    struct sluice_loop_options polled = {
+        .size = sizeof polled, .kind = SLUICE_LOOP_IO_URING, .flags = SLUICE_LOOP_SQPOLL};
+    int fds[2];
+    size_t size;
+    unix_pair(fds);
+    CHECK_EQ(sluice_loop_new(&polled, &loop), 0);
+    struct collector *collector = collector_start(fds[1], true);
+    struct sluice_end *file = end_of(pattern_file("/var/tmp", SIZE)), *sink = end_of(fds[0]);
+    struct sluice_segment segment = file_segment(file, 0, SIZE);
+    start(&segment, 1, sink, SLUICE_ROUTE_COPY);
+    finish();
+    CHECK_EQ(outcome.result, 0);
+    sluice_loop_forget(loop, sink);
+    sluice_end_close(sink);
+    sluice_end_close(file);
+    sluice_loop_free(loop);
+    unsigned char *data = collector_finish(collector, &size);
+    CHECK_EQ(size, SIZE);
+    for (size_t i = 0; i < size; i++)
+        CHECK(data[i] == pattern_byte(i));
+    free(data);
+    close(fds[1]);
+}
+
+int main(void)
+{
+    struct sluice_error error;
+    if (sluice_loop_probe(&on_ring, &error) < 0) {
+        char text[256];
+        sluice_error_format(&error, text, sizeof text);
+        printf("1..0 # SKIP %s; %s\n", text, error.remedy);
+        return 0;
+    }
+    alarm(60); /* a hang is a failure */
+    return check_run_all();
+}
