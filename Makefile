@@ -40,7 +40,8 @@ check:
 
 bench: all
 	@ninja -C $(RELEASE) --quiet
-	@exec bench/run
+	@bench/run
+	@exec bench/mechanisms
 
 fuzz:
 	@tools/bootstrap check
@@ -63,7 +64,7 @@ help:
 	@echo 'make              build $(BUILD)/sluice'
 	@echo 'make serve        install what building needs, build, serve [DIR=.] at [LISTEN=127.0.0.1:8080]'
 	@echo 'make check        install what testing needs, build, run all tests'
-	@echo 'make bench        measure against the bare loop and other servers'
+	@echo 'make bench        measure against the bare loop, other servers and cp'
 	@echo 'make fuzz         run the fuzzers, [SECONDS=60] each'
 	@echo 'make format       clang-format every source file'
 	@echo 'make install      program, library, header, man pages under [PREFIX=/usr/local], staged in [DESTDIR=]'

@@ -155,7 +155,8 @@ def matrix_table(results, congestion):
 def noise(results):
     """How much of the run was disturbed from outside."""
     lists = [by for cell in results.get("cells", []) for by in cell["rounds"].values()]
-    rounds = [r for by in lists for rs in (by.values() if isinstance(by, dict) else [by]) for r in rs if r]
+    rounds = [r for by in lists for rs in (by.values() if isinstance(by, dict) else [by]) for r in rs
+              if r and "foreign" in r]
     if not rounds:
         return None
     disturbed = sum(r["foreign"] > 0.05 for r in rounds)
@@ -261,29 +262,18 @@ def markdown(results):
     return "\n".join(out)
 
 
-def plot(results, directory):
-    """A picture by gnuplot or matplotlib, whichever is there. Returns its path, or why there is none."""
-    cells = [c for c in results.get("cells", []) if c["connections"] == 32 or c["size"] == "100M"]
-    data = []
-    for c in cells:
-        key = figure(c["size"])
-        floor = best(c, "cubic", floors(c), key)
-        base = median(c["rounds"][floor]["cubic"], key) if floor else None
-        if not base:
-            continue
-        label = f"{c['size']} x{c['connections']}"
-        data.append((label, {n: (median(by["cubic"], key) or 0) / base for n, by in c["rounds"].items()
-                             if "cubic" in by and not n.startswith("floor-")}))
+def bars(path, title, data):
+    """Clustered bars by gnuplot or matplotlib, whichever is there, with a line at 1. data: (label, {name: value}) for
+    each cluster. Returns the path, or None and why there is none."""
     names = list(dict.fromkeys(n for _, row in data for n in row))
     if not data or not names:
-        return None, "nothing to plot: no cell with a floor and a server under cubic"
-    path = Path(directory) / "cpu-to-floor.svg"
+        return None, f"nothing to plot for {path.name}"
     if shutil.which("gnuplot"):
         lines = ["label " + " ".join(names)] + [f'"{label}" ' + " ".join(f"{row.get(n, 0):.4f}" for n in names)
                                                 for label, row in data]
         script = (f"set terminal svg size 1000,480 background 'white'; set output '{path}'; set style data histogram; "
-                  "set style histogram clustered; set style fill solid 0.8; set key outside; set yrange [0:*]; "
-                  "set ylabel 'server CPU, bare loop = 1 (cubic)'; set arrow from graph 0,first 1 to graph 1,first 1 "
+                  "set style histogram clustered; set style fill solid 0.8; set key outside noenhanced; "
+                  f"set yrange [0:*]; set ylabel \"{title}\"; set arrow from graph 0,first 1 to graph 1,first 1 "
                   f"nohead dt 2; plot for [i=2:{len(names) + 1}] '-' using i:xtic(1) title columnheader(i)\n")
         done = subprocess.run(["gnuplot"], input=script + ("\n".join(lines) + "\ne\n") * len(names), text=True,
                               capture_output=True)
@@ -300,8 +290,24 @@ def plot(results, directory):
         axes.bar([x + i * width for x in range(len(data))], [row.get(n, 0) for _, row in data], width, label=n)
     axes.set_xticks([x + 0.4 for x in range(len(data))], [label for label, _ in data])
     axes.axhline(1, color="black", linestyle="--", linewidth=0.8)
-    axes.set_ylabel("server CPU, bare loop = 1 (cubic)")
+    axes.set_ylabel(title)
     axes.legend()
     figure_.tight_layout()
     figure_.savefig(path)
     return path, None
+
+
+def plot(results, directory):
+    """A picture of the matrix. Returns its path, or None and why there is none."""
+    cells = [c for c in results.get("cells", []) if c["connections"] == 32 or c["size"] == "100M"]
+    data = []
+    for c in cells:
+        key = figure(c["size"])
+        floor = best(c, "cubic", floors(c), key)
+        base = median(c["rounds"][floor]["cubic"], key) if floor else None
+        if not base:
+            continue
+        label = f"{c['size']} x{c['connections']}"
+        data.append((label, {n: (median(by["cubic"], key) or 0) / base for n, by in c["rounds"].items()
+                             if "cubic" in by and not n.startswith("floor-")}))
+    return bars(Path(directory) / "cpu-to-floor.svg", "server CPU, bare loop = 1 (cubic)", data)
