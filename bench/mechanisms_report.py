@@ -8,6 +8,7 @@ DIRECT_AT_MOST = 0.3
 ROUNDS_TO_JUDGE = 3  # the interval over fewer is none
 KEYS = {"cpu_gib": "the mover's CPU", "machine_gib": "the whole machine's CPU"}
 PROGRAMS = ("cp", "sluice")
+ON_REQUEST = ("direct",)  # never chosen unasked: it waits for the device, which is what one asks for
 
 
 def label(kind, name):
@@ -72,8 +73,8 @@ def regrets(results):
             continue
         row = {"part": cell["part"], "cell": cell["name"], "taken": taken(cell)}
         for key in KEYS:
-            for what, kind in (("route", "route"), ("bare", "bare")):
-                name = best(cell, names(cell, kind), key)
+            for what in ("route", "bare"):
+                name = best(cell, [n for n in names(cell, what) if subject(n)[1] not in ON_REQUEST], key)
                 r = name and ratio(cell["rounds"]["auto"], cell["rounds"][name], key)
                 row[f"{key} to {what}"] = {"best": name, "interval": r, "verdict": regret_verdict(r)}
         found.append(row)
@@ -165,7 +166,8 @@ def markdown(results):
         out.append("Ratio of CPU, automatic to the best route forced (its name), with the 95 % interval of paired "
                    "rounds: *dearer* when the whole interval is above 1. Best is the lowest median, chosen with the same "
                    "rounds, so a ratio slightly above 1 is to be expected where automatic took that very route, and one "
-                   "tie in 40 reads *dearer*. The last column compares with the best bare loop.\n")
+                   "tie in 40 reads *dearer*. The last column compares with the best bare loop. O_DIRECT is left out of all: it "
+                   "is taken on request only.\n")
 
         def text(entry):
             return f"{shown_ratio(entry['interval'])} {entry['best']}" if entry["interval"] else "–"

@@ -726,7 +726,8 @@ static void append_records(void)
         if (direct && fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_DIRECT) < 0)
             absent("O_DIRECT: %s", strerror(errno));
         measure_begin();
-        if (!o.bare && sluice_end_open(fd, 0, &sink) < 0)
+        /* The route direct is not taken unasked, and memory is asked for by the end. */
+        if (!o.bare && sluice_end_open(fd, o.route == SLUICE_ROUTE_DIRECT ? SLUICE_END_DIRECT : 0, &sink) < 0)
             die("an end");
         for (uint64_t at = 0; at < size; at += o.size) {
             unsigned slot = pool_take(&pool);
