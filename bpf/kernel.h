@@ -166,6 +166,19 @@ struct sock {
     struct dst_entry *sk_dst_cache;
 };
 
+struct tcp_ulp_ops {
+    char name[16];
+};
+
+struct inet_connection_sock {
+    const struct tcp_ulp_ops *icsk_ulp_ops;
+    void *icsk_ulp_data;
+};
+
+struct tls_context {
+    __u8 tx_conf : 3, rx_conf : 3;
+};
+
 enum sock_flags { SOCK_ZEROCOPY = 18 }; /* the value is relocated: it differs between kernels */
 
 struct socket {
@@ -182,7 +195,12 @@ struct unix_sock {
 };
 
 struct sk_buff {
-    unsigned int len, data_len;
+    unsigned int len, data_len, end;
+    unsigned char *head;
+};
+
+struct skb_shared_info {
+    void *destructor_arg;
 };
 
 struct kiocb;
@@ -198,6 +216,7 @@ enum iter_type { ITER_UBUF, ITER_DISCARD, ITER_PIPE };
 struct iov_iter {
     __u8 iter_type;
     unsigned long count;
+    void *ubuf;
 };
 
 struct msghdr {
@@ -222,14 +241,40 @@ struct io_uring_cqe {
     __u32 flags;
 };
 
+/* A ring's fixed files: io_fixed_file until Linux 6.12, io_rsrc_node since; the lowest bits of the pointer are flags.
+ */
+struct io_fixed_file {
+    unsigned long file_ptr;
+};
+
+struct io_rsrc_node {
+    unsigned long file_ptr;
+};
+
+struct io_file_table {
+    struct io_fixed_file *files;
+};
+
+struct io_ring_ctx {
+    struct io_file_table file_table;
+};
+
 struct io_kiocb {
     struct file *file;
     __u8 opcode;
+    struct io_cqe cqe;
+    struct io_ring_ctx *ctx;
+    void *async_data;
+};
+
+struct io_async_msghdr {
+    struct msghdr msg;
 };
 
 struct io_splice {
     int splice_fd_in;
     unsigned int flags;
+    struct io_rsrc_node *rsrc_node;
 };
 
 struct io_rw {

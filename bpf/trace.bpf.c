@@ -143,7 +143,7 @@ struct {
 
 struct {
     __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-    __uint(max_entries, 16384);
+    __uint(max_entries, 1); /* user space says */
     __type(key, struct trace_flow_key);
     __type(value, struct trace_flow_value);
 } flows SEC(".maps");
@@ -157,7 +157,7 @@ struct {
 
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
-    __uint(max_entries, 16384);
+    __uint(max_entries, 1); /* user space says */
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, struct trace_end_key);
     __type(value, struct trace_end_value);
@@ -188,6 +188,61 @@ struct {
     __type(key, __u32); /* the pipe's end */
     __type(value, struct pipe_fill);
 } pipes SEC(".maps");
+
+/* A request of io_uring that is not over when it first completes. */
+struct ring_key {
+    __u64 ring, user_data;
+};
+
+/* Receiving requests, by a pointer: multishot ones complete again and again without saying which they are. */
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 16384);
+    __type(key, struct ring_key);
+    __type(value, __u64);
+} receiving SEC(".maps");
+
+/* Flows of SEND_ZC requests whose notification is outstanding; TRACE_NONE: it sent nothing. */
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 16384);
+    __type(key, struct ring_key);
+    __type(value, struct trace_flow_key);
+} lent_by_ring SEC(".maps");
+
+/* Tier (a). Pages lent with MSG_ZEROCOPY: by whose socket (the key is the kernel's struct ubuf_info)? */
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 16384);
+    __type(key, __u64);
+    __type(value, __u64);
+} loans SEC(".maps");
+
+/* What the pages that a socket lent cost after all: known is its flow, or pending until its first call ends. */
+struct lender {
+    struct trace_flow_key flow;
+    __u32 unused;
+    __u64 pending;
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 16384);
+    __type(key, __u64);
+    __type(value, struct lender);
+} lenders SEC(".maps");
+
+/* The buffer that is being copied, and its lender, between the two programs of skb_copy_ubufs. */
+struct unlending {
+    __u64 buffer, lender;
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, struct unlending);
+} unlendings SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -329,6 +384,27 @@ static __always_inline struct file *file_of(struct task_struct *task, __u32 fd)
     return file;
 }
 
+/* Which directions of a TCP socket the kernel encrypts (TLS_SW, TLS_HW in include/net/tls.h). */
+static __always_inline __u8 tls_of(struct inet_connection_sock *sk)
+{
+    char name[4] = {};
+    const struct tcp_ulp_ops *ulp = BPF_CORE_READ(sk, icsk_ulp_ops);
+    if (!ulp || !bpf_core_type_exists(struct tls_context))
+        return 0;
+    bpf_core_read(name, sizeof name, &ulp->name);
+    if (name[0] != 't' || name[1] != 'l' || name[2] != 's' || name[3] != 0)
+        return 0;
+    struct tls_context *context = BPF_CORE_READ(sk, icsk_ulp_data);
+    __u64 send = BPF_CORE_READ_BITFIELD_PROBED(context, tx_conf);
+    __u64 receive = BPF_CORE_READ_BITFIELD_PROBED(context, rx_conf);
+    return (send == 1  ? TRACE_TLS_SEND
+            : send > 1 ? TRACE_TLS_SEND_DEVICE
+                       : 0) |
+           (receive == 1  ? TRACE_TLS_RECEIVE
+            : receive > 1 ? TRACE_TLS_RECEIVE_DEVICE
+                          : 0);
+}
+
 static __always_inline void describe_inet(struct trace_end_key *key, struct trace_end_value *value, struct sock *sk)
 {
     struct sock_common *common = &sk->__sk_common;
@@ -346,6 +422,8 @@ static __always_inline void describe_inet(struct trace_end_key *key, struct trac
     key->port_is_local = remote == 0 || local <= remote;
     key->port = key->port_is_local ? local : remote;
     key->net = BPF_CORE_READ(common, skc_net.net, ns.inum);
+    if (key->kind == TRACE_END_TCP)
+        key->tls = tls_of((struct inet_connection_sock *)sk);
     struct net_device *device = BPF_CORE_READ(sk, sk_dst_cache, dev);
     if (device) {
         value->egress = (__u32)BPF_CORE_READ(device, ifindex);
@@ -896,6 +974,27 @@ static __always_inline bool lends(struct task_struct *task, __u32 fd, __u64 flag
     return socket_flags >> bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY) & 1;
 }
 
+/* Tier (a): from now on it is known whose flow the socket's loans belong to; what they cost already is entered with
+ * this call. */
+__noinline int know_lender(struct thread_state *state, struct trace_flow_key *flow, __u64 address)
+{
+    struct file *file = (struct file *)address;
+    if (!trace_functions || !state || !flow)
+        return 0;
+    struct socket *socket = BPF_CORE_READ(file, private_data);
+    __u64 sk = (__u64)BPF_CORE_READ(socket, sk);
+    struct lender *lender = bpf_map_lookup_elem(&lenders, &sk);
+    if (!lender)
+        return 0;
+    lender->flow = *flow;
+    __u64 pending = __sync_lock_test_and_set(&lender->pending, 0);
+    if (pending) {
+        state->copied[TRACE_FN_SKB_COPY_UBUFS] += pending;
+        state->copies[TRACE_FN_SKB_COPY_UBUFS]++;
+    }
+    return 0;
+}
+
 __noinline int on_output(struct thread_state *state, struct call *call, __u32 kind_of_call)
 {
     if (!state || !call)
@@ -920,6 +1019,8 @@ __noinline int on_output(struct thread_state *state, struct call *call, __u32 ki
     else if (sink.kind == TRACE_END_PIPE && call->result > 0)
         forget_pipe(sink);
     struct trace_flow_key flow = flow_key(state, mechanism, 0, sink.id);
+    if (mechanism == TRACE_SEND_ZEROCOPY)
+        know_lender(state, &flow, (__u64)file_of(task, (__u32)call->a));
     if (call->result <= 0)
         enter(state, &flow, call->result);
     else if (kind_of_call == TRACE_CALL_WRITEV)
@@ -964,6 +1065,8 @@ __noinline int on_messages(struct thread_state *state, struct call *call, __u32 
         LOST(messages, (__u64)call->result - MESSAGES);
     if (in && end.kind == TRACE_END_UDP)
         state->delivered = (__u64)bytes; /* as in on_input */
+    if (mechanism == TRACE_SEND_ZEROCOPY)
+        know_lender(state, &flow, (__u64)file_of(task, (__u32)call->a));
     enter(state, &flow, call->result > 0 ? bytes : call->result);
     if (mechanism == TRACE_SEND_ZEROCOPY)
         state->lent = flow;
@@ -1071,6 +1174,16 @@ __noinline int on_getsockopt(struct thread_state *state, struct call *call)
     return 0;
 }
 
+/* A TCP socket becomes one of TLS: what was known of the descriptor is no longer so. Only this thread forgets. */
+__noinline int on_setsockopt(struct thread_state *state, struct call *call)
+{
+    if (!state || !call)
+        return 0;
+    if (call->result == 0 && ((call->b == IPPROTO_TCP && call->c == 31 /* TCP_ULP */) || call->b == 282 /* SOL_TLS */))
+        state->descriptors[(__u32)call->a % DESCRIPTORS].file = NULL;
+    return 0;
+}
+
 SEC("tp_btf/sys_exit")
 int BPF_PROG(on_call, struct pt_regs *regs, long result)
 {
@@ -1140,6 +1253,9 @@ int BPF_PROG(on_call, struct pt_regs *regs, long result)
         break;
     case TRACE_CALL_GETSOCKOPT:
         on_getsockopt(state, &call);
+        break;
+    case TRACE_CALL_SETSOCKOPT:
+        on_setsockopt(state, &call);
         break;
     case TRACE_CALL_PROCESS_VM: {
         struct trace_flow_key flow = flow_key(state, TRACE_PROCESS_COPY, 0, 0);
@@ -1364,11 +1480,26 @@ int BPF_PROG(copied_tcp_sendmsg, struct sock *sk, struct msghdr *message, unsign
 /* MSG_ZEROCOPY: these bytes of the call went by reference. */
 SEC("fexit/skb_zerocopy_iter_stream")
 int BPF_PROG(referred_iter_stream, struct sock *sk, struct sk_buff *buffer, struct msghdr *message, int size,
-             void *lender, int result)
+             void *loan, int result)
 {
     struct thread_state *state = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
-    if (state && result > 0)
-        state->referred += (__u64)result;
+    if (!state || result <= 0)
+        return 0;
+    state->referred += (__u64)result;
+    __u64 lent = (__u64)loan, socket = (__u64)sk;
+    struct lender unknown = {};
+    bpf_map_update_elem(&loans, &lent, &socket, BPF_ANY);
+    if (!bpf_map_lookup_elem(&lenders, &socket))
+        bpf_map_update_elem(&lenders, &socket, &unknown, BPF_NOEXIST);
+    return 0;
+}
+
+/* TLS in the kernel, where it does not encrypt straight from the caller's pages. It says 0 or, since Linux 6.14, how
+ * much. */
+SEC("fexit/sk_msg_memcopy_from_iter")
+int BPF_PROG(copied_tls_sendmsg, struct sock *sk, struct iov_iter *from, void *record, __u32 size, int result)
+{
+    count_copy(TRACE_FN_TLS_SENDMSG, result == 0 ? (long)size : result);
     return 0;
 }
 
@@ -1435,12 +1566,41 @@ int BPF_PROG(copied_udpv6_recvmsg, struct sock *sk, struct msghdr *message)
 }
 
 /* Pages that were lent and are copied after all, because somebody is about to keep or change them: local delivery, a
- * packet socket. All but what lies in the buffer's own head. */
+ * packet socket. All but what lies in the buffer's own head. Mostly in a softirq, but the loan tells whose they are; it
+ * is gone from the buffer when the function returns. */
+SEC("fentry/skb_copy_ubufs")
+int BPF_PROG(begin_skb_copy_ubufs, struct sk_buff *buffer)
+{
+    __u32 zero = 0;
+    struct unlending *unlending = bpf_map_lookup_elem(&unlendings, &zero);
+    if (!unlending)
+        return 0;
+    struct skb_shared_info *shared = (void *)(BPF_CORE_READ(buffer, head) + BPF_CORE_READ(buffer, end));
+    __u64 loan = (__u64)BPF_CORE_READ(shared, destructor_arg);
+    __u64 *lender = bpf_map_lookup_elem(&loans, &loan);
+    unlending->buffer = (__u64)buffer;
+    unlending->lender = lender ? *lender : 0;
+    return 0;
+}
+
 SEC("fexit/skb_copy_ubufs")
 int BPF_PROG(copied_skb_copy_ubufs, struct sk_buff *buffer, unsigned flags, int result)
 {
-    if (result == 0)
-        count_copy(TRACE_FN_SKB_COPY_UBUFS, (long)BPF_CORE_READ(buffer, data_len));
+    __u32 zero = 0;
+    long bytes = (long)BPF_CORE_READ(buffer, data_len);
+    struct unlending *unlending = bpf_map_lookup_elem(&unlendings, &zero);
+    if (result != 0 || bytes <= 0)
+        return 0;
+    __u64 socket = unlending && unlending->buffer == (__u64)buffer ? unlending->lender : 0;
+    struct lender *lender = bpf_map_lookup_elem(&lenders, &socket);
+    if (!lender) {
+        count_copy(TRACE_FN_SKB_COPY_UBUFS, bytes);
+    } else if (lender->flow.pid) {
+        struct trace_copy_key key = {.flow = lender->flow, .function = TRACE_FN_SKB_COPY_UBUFS};
+        add_copy(&key, bytes);
+    } else {
+        __sync_fetch_and_add(&lender->pending, (__u64)bytes);
+    }
     return 0;
 }
 
@@ -1531,6 +1691,16 @@ int BPF_PROG(on_page_fault, unsigned long address, struct pt_regs *regs, unsigne
 
 /* ---- io_uring ---- */
 
+/* A buffer that the ring chose for receiving; since some Linux after 6.1 the request itself does not say which. */
+static __always_inline __u64 memory_chosen(struct io_kiocb *request)
+{
+    struct io_async_msghdr *message = BPF_CORE_READ(request, async_data);
+    if (!message || !bpf_core_field_exists(message->msg.msg_iter.ubuf) ||
+        BPF_CORE_READ(message, msg.msg_iter.iter_type) != bpf_core_enum_value(enum iter_type, ITER_UBUF))
+        return 0;
+    return (__u64)BPF_CORE_READ(message, msg.msg_iter.ubuf);
+}
+
 /* Where an operation's one buffer is; 0: it has several, or none. */
 static __always_inline __u64 memory_of(struct io_kiocb *request, __u8 opcode)
 {
@@ -1540,31 +1710,80 @@ static __always_inline __u64 memory_of(struct io_kiocb *request, __u8 opcode)
     case 22: /* READ */
     case 23: /* WRITE */
         return BPF_CORE_READ((struct io_rw *)request, addr);
-    case 26: /* SEND */
     case 27: /* RECV */
+        if (!BPF_CORE_READ((struct io_sr_msg *)request, buf))
+            return memory_chosen(request);
+        /* fall through */
+    case 26: /* SEND */
     case 47: /* SEND_ZC */
         return (__u64)BPF_CORE_READ((struct io_sr_msg *)request, buf);
     }
     return 0;
 }
 
-static __always_inline void on_ring_operation(struct io_kiocb *request, long result, __u32 flags)
+/* The notification of a SEND_ZC: it has the request's own user_data. */
+static __always_inline void on_ring_notification(struct thread_state *state, struct io_kiocb *request,
+                                                 const struct ring_key *key, long result)
+{
+    struct io_notif_data *notification = (struct io_notif_data *)request;
+    struct trace_flow_key flow = state->lent;
+    struct trace_flow_key *lent = bpf_map_lookup_elem(&lent_by_ring, key);
+    if (lent) {
+        flow = *lent;
+        bpf_map_delete_elem(&lent_by_ring, key);
+    }
+    if (flow.mechanism != TRACE_SEND_ZEROCOPY ||
+        (bpf_core_field_exists(notification->zc_report) && !BPF_CORE_READ(notification, zc_report)))
+        return; /* without the usage report the kernel says nothing about copies */
+    struct trace_flow_value *value = flow_at(&flow);
+    if (value) {
+        value->notified++;
+        if (result & 0x80000000u) /* IORING_NOTIF_USAGE_ZC_COPIED */
+            value->notified_copied++;
+    }
+}
+
+/* The source of a splice: a descriptor, or with SPLICE_F_FD_IN_FIXED a number in the ring's own table. */
+static __always_inline void end_of_splice(struct thread_state *state, struct task_struct *task,
+                                          struct io_kiocb *request, struct end *ret_end)
+{
+    struct io_splice *splice = (struct io_splice *)request;
+    if (!bpf_core_type_exists(struct io_splice))
+        return;
+    __u32 fd = (__u32)BPF_CORE_READ(splice, splice_fd_in), known_as = ~0u;
+    __u64 file = 0;
+    if (!(BPF_CORE_READ(splice, flags) & (1u << 31))) {
+        file = (__u64)file_of(task, fd);
+        known_as = fd;
+    } else if (bpf_core_field_exists(splice->rsrc_node)) {
+        file = BPF_CORE_READ(splice, rsrc_node, file_ptr) & ~7ULL;
+    } else if (bpf_core_type_exists(struct io_fixed_file)) {
+        struct io_fixed_file *files = BPF_CORE_READ(request, ctx, file_table.files);
+        unsigned long pointer = 0;
+        bpf_probe_read_kernel(&pointer, sizeof pointer, files + fd);
+        file = pointer & ~7ULL;
+    }
+    end_of_file(state, file, known_as, ret_end);
+}
+
+static __always_inline void on_ring_operation(__u64 ring, struct io_kiocb *request, __u64 user_data, long result,
+                                              __u32 flags)
 {
     struct task_struct *task = bpf_get_current_task_btf();
     struct thread_state *state = state_of_current(task);
-    if (!state || !request)
+    if (!state)
         return;
+    struct ring_key key = {.ring = ring, .user_data = user_data};
+    if (!request) { /* a multishot request that goes on */
+        __u64 *known = bpf_map_lookup_elem(&receiving, &key);
+        if (!known)
+            return;
+        request = (struct io_kiocb *)*known;
+        if ((__u64)BPF_CORE_READ(request, ctx) != ring || BPF_CORE_READ(request, cqe.user_data) != user_data)
+            return;
+    }
     if (flags & 8 /* IORING_CQE_F_NOTIF */) {
-        struct io_notif_data *notification = (struct io_notif_data *)request;
-        if (state->lent.mechanism != TRACE_SEND_ZEROCOPY ||
-            (bpf_core_field_exists(notification->zc_report) && !BPF_CORE_READ(notification, zc_report)))
-            return; /* without the usage report the kernel says nothing about copies */
-        struct trace_flow_value *flow = flow_at(&state->lent);
-        if (flow) {
-            flow->notified++;
-            if (result & 0x80000000u) /* IORING_NOTIF_USAGE_ZC_COPIED */
-                flow->notified_copied++;
-        }
+        on_ring_notification(state, request, &key, result);
         return;
     }
     __u8 opcode = BPF_CORE_READ(request, opcode);
@@ -1578,22 +1797,19 @@ static __always_inline void on_ring_operation(struct io_kiocb *request, long res
         mechanism = TRACE_RECV;
     if (mechanism == TRACE_WRITE && is_socket(end.kind))
         mechanism = TRACE_SEND;
-    bool in = mechanism == TRACE_READ || mechanism == TRACE_RECV;
+    bool in = mechanism == TRACE_READ || mechanism == TRACE_RECV || mechanism == TRACE_RECV_ZEROCOPY;
     struct trace_flow_key flow = flow_key(state, mechanism, in ? end.id : 0, in ? 0 : end.id);
     if (mechanism == TRACE_SPLICE || mechanism == TRACE_TEE) {
-        struct io_splice *splice = (struct io_splice *)request;
-        /* With SPLICE_F_FD_IN_FIXED the number is one of the ring's own table: not resolved. */
-        if (bpf_core_type_exists(struct io_splice) && !(BPF_CORE_READ(splice, flags) & (1u << 31))) {
-            __u32 fd = (__u32)BPF_CORE_READ(splice, splice_fd_in);
-            end_of_file(state, (__u64)file_of(task, fd), fd, &other);
-            flow.source = other.id;
-        }
+        end_of_splice(state, task, request, &other);
+        flow.source = other.id;
         if (other.kind == TRACE_END_PIPE)
             drain_pipe(&flow, other, result);
     }
     flow.way = TRACE_BY_RING;
     state->pieces = 0;
     state->unentered = result > 0 ? (__u64)result : 0;
+    if (mechanism == TRACE_SEND_ZEROCOPY)
+        know_lender(state, &flow, (__u64)file);
     __u64 memory = memory_of(request, opcode);
     if (memory && !in && result > 0)
         enter_from_memory(state, &flow, memory, result);
@@ -1601,8 +1817,14 @@ static __always_inline void on_ring_operation(struct io_kiocb *request, long res
         enter(state, &flow, result);
     if (end.kind == TRACE_END_PIPE && result > 0 && !in)
         fill_pipe(&flow, end);
-    if (mechanism == TRACE_SEND_ZEROCOPY)
-        state->lent = flow;
+    if (mechanism == TRACE_SEND_ZEROCOPY) {
+        struct trace_flow_key lent = flow; /* on this function's stack: see end_of_file */
+        if (result > 0)
+            state->lent = flow;
+        else
+            lent.mechanism = TRACE_NONE;
+        bpf_map_update_elem(&lent_by_ring, &key, &lent, BPF_ANY);
+    }
     if (memory && in && result > 0)
         remember(state, task, &flow, memory, (__u64)result);
 }
@@ -1611,7 +1833,7 @@ static __always_inline void on_ring_operation(struct io_kiocb *request, long res
 SEC("tp_btf/io_uring_complete")
 int BPF_PROG(on_ring_completion_pieces, void *ring, void *request, __u64 user_data, int result, unsigned flags)
 {
-    on_ring_operation(request, result, flags);
+    on_ring_operation((__u64)ring, request, user_data, result, flags);
     return 0;
 }
 
@@ -1619,7 +1841,34 @@ int BPF_PROG(on_ring_completion_pieces, void *ring, void *request, __u64 user_da
 SEC("tp_btf/io_uring_complete")
 int BPF_PROG(on_ring_completion, void *ring, void *request, struct io_uring_cqe *completion)
 {
-    on_ring_operation(request, completion->res, completion->flags);
+    on_ring_operation((__u64)ring, request, completion->user_data, completion->res, completion->flags);
+    return 0;
+}
+
+static __always_inline void on_ring_submission(struct io_kiocb *request)
+{
+    __u8 opcode = BPF_CORE_READ(request, opcode);
+    /* RECVMSG, RECV, READ_MULTISHOT, RECV_ZC */
+    if ((opcode != 10 && opcode != 27 && opcode != 49 && opcode != 58) || !state_of_current(bpf_get_current_task_btf()))
+        return;
+    struct ring_key key = {.ring = (__u64)BPF_CORE_READ(request, ctx),
+                           .user_data = BPF_CORE_READ(request, cqe.user_data)};
+    __u64 pointer = (__u64)request;
+    bpf_map_update_elem(&receiving, &key, &pointer, BPF_ANY);
+}
+
+SEC("tp_btf/io_uring_submit_req")
+int BPF_PROG(on_ring_submission_req, struct io_kiocb *request)
+{
+    on_ring_submission(request);
+    return 0;
+}
+
+/* Its name until Linux 6.3. */
+SEC("tp_btf/io_uring_submit_sqe")
+int BPF_PROG(on_ring_submission_sqe, struct io_kiocb *request)
+{
+    on_ring_submission(request);
     return 0;
 }
 

@@ -63,13 +63,20 @@ enum trace_end_kind {
 #define TRACE_NAME_SIZE 192 /* the tail of a path, or what is known of it */
 #define TRACE_COMM_SIZE 16
 
+enum trace_tls {
+    TRACE_TLS_SEND = 1,
+    TRACE_TLS_RECEIVE = 2,
+    TRACE_TLS_SEND_DEVICE = 4, /* the device does it */
+    TRACE_TLS_RECEIVE_DEVICE = 8,
+};
+
 /* Identifies an end. Sockets are told apart by addresses and the port that is not ephemeral (taken to be the lower
  * one), so that ten thousand connections to one service are one end, not ten thousand. Unix sockets: the name. */
 struct trace_end_key {
     __u8 kind;   /* enum trace_end_kind */
     __u8 family; /* AF_INET, AF_INET6; 0 otherwise */
     __u8 port_is_local;
-    __u8 unused;
+    __u8 tls;                   /* enum trace_tls: TCP whose bytes the kernel encrypts or decrypts */
     __u32 device;               /* st_dev as the kernel numbers it (major << 20 | minor) */
     __u64 inode;                /* 0 for TCP and UDP */
     __u8 local[16], remote[16]; /* IPv4 in the first four bytes */
@@ -141,6 +148,7 @@ enum trace_function {
     TRACE_FN_SKB_COPY_BITS,     /* linearised */
     TRACE_FN_COPY_ON_WRITE,     /* private pages: wp_page_copy, finish_fault */
     TRACE_FN_PIPE_TO_USER,      /* vmsplice out of a pipe */
+    TRACE_FN_TLS_SENDMSG,       /* caller -> record, before it is encrypted */
     TRACE_FUNCTION_COUNT
 };
 
@@ -204,6 +212,7 @@ enum trace_call {
     TRACE_CALL_IOCTL,
     TRACE_CALL_PROCESS_VM,
     TRACE_CALL_GETSOCKOPT,
+    TRACE_CALL_SETSOCKOPT,
     TRACE_CALL_COUNT
 };
 

@@ -73,6 +73,7 @@ static const struct {
     {SYS_process_vm_readv, TRACE_CALL_PROCESS_VM},
     {SYS_process_vm_writev, TRACE_CALL_PROCESS_VM},
     {SYS_getsockopt, TRACE_CALL_GETSOCKOPT},
+    {SYS_setsockopt, TRACE_CALL_SETSOCKOPT},
 };
 
 /* io_uring's operations by number: liburing's header may be older than the kernel (linux/io_uring.h). */
@@ -256,6 +257,7 @@ static const struct {
     {TRACE_FN_SKB_COPY_BITS, {"skb_copy_bits"}, false},
     {TRACE_FN_COPY_ON_WRITE, {"wp_page_copy", "finish_fault"}, false},
     {TRACE_FN_PIPE_TO_USER, {"pipe_to_user"}, false},
+    {TRACE_FN_TLS_SENDMSG, {"sk_msg_memcopy_from_iter"}, false},
 };
 _Static_assert(sizeof watches / sizeof watches[0] == TRACE_FUNCTION_COUNT, "a line for every function");
 
@@ -356,9 +358,16 @@ static int prepare(struct trace_bpf *programs, const struct btf *types, const st
     bool pieces = completion_in_pieces(types);
     bpf_program__set_autoload(programs->progs.on_ring_completion_pieces, pieces);
     bpf_program__set_autoload(programs->progs.on_ring_completion, !pieces);
+    bool renamed = btf__find_by_name_kind(types, "btf_trace_io_uring_submit_req", BTF_KIND_TYPEDEF) > 0;
+    bpf_program__set_autoload(programs->progs.on_ring_submission_req, renamed);
+    bpf_program__set_autoload(programs->progs.on_ring_submission_sqe, !renamed);
     bpf_program__set_autoload(programs->progs.on_page_fault, options->faults);
     bpf_program__set_autoattach(programs->progs.find_namespace, false); /* run once, by hand */
     choose_functions(programs, types, functions);
+    uint32_t room = options->room != 0 ? options->room : COLLECT_ROOM;
+    if (bpf_map__set_max_entries(programs->maps.flows, room) < 0 ||
+        bpf_map__set_max_entries(programs->maps.ends, room) < 0)
+        return failure_set(failure, -EINVAL, "--room %u: the kernel's tables cannot be that large", room);
     return 0;
 }
 

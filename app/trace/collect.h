@@ -10,12 +10,15 @@
 #include "base/failure.h"
 #include "procfs.h"
 
+#define COLLECT_ROOM 16384
+
 struct collect_options {
     enum trace_scope scope;
     const char *comm;   /* TRACE_SCOPE_COMM */
     const char *cgroup; /* TRACE_SCOPE_CGROUP: a directory of the cgroup v2 file system */
     bool functions;     /* try tier (a); tier (b) follows where the kernel forbids it */
     bool faults;        /* watch page faults, too */
+    uint32_t room;      /* flows, and ends, that the kernel's tables hold; 0: COLLECT_ROOM */
 };
 
 struct collect;

@@ -30,6 +30,11 @@ static void account_for_recv(struct account_row *row, const struct mechanism_cos
     row->copier = "skb_copy_datagram_iter";
     if (row->copy_bytes >= bytes)
         return;
+    if (cost->evidence != ACCOUNT_UNKNOWN && cost->copies == 0) { /* decrypted on the way, but for what was seen */
+        row->evidence = cost->evidence;
+        row->copier = row->copy_bytes > 0 ? row->copier : NULL;
+        return;
+    }
     uint64_t missing = bytes - row->copy_bytes;
     if (cost->evidence != ACCOUNT_UNKNOWN && missing <= bytes / 16) {
         /* The call in which a thread was first seen was under way: its bytes are counted, its copies were not seen. */
@@ -37,7 +42,7 @@ static void account_for_recv(struct account_row *row, const struct mechanism_cos
         row->evidence = cost->evidence;
         return;
     }
-    /* Decrypted on the way, or copied with its checksum: other code does that. */
+    /* Copied with its checksum, or by a protocol not known here: other code does that. */
     row->unknown_bytes = missing;
     row->evidence = ACCOUNT_UNKNOWN;
 }

@@ -65,6 +65,7 @@ static const char *const functions[TRACE_FUNCTION_COUNT] = {
     [TRACE_FN_SKB_COPY_BITS] = "skb_copy_bits",
     [TRACE_FN_COPY_ON_WRITE] = "wp_page_copy",
     [TRACE_FN_PIPE_TO_USER] = "pipe_to_user",
+    [TRACE_FN_TLS_SENDMSG] = "sk_msg_memcopy_from_iter",
 };
 
 static const char *const end_kinds[TRACE_END_KIND_COUNT] = {
@@ -237,8 +238,16 @@ static struct mechanism_cost cost_of_write(const struct account_end *sink)
     }
 }
 
+static bool has_tls(const struct account_end *end, unsigned what)
+{
+    return end != NULL && end->key.kind == TRACE_END_TCP && (end->key.tls & what) != 0;
+}
+
 static struct mechanism_cost cost_of_send(const struct account_end *sink)
 {
+    if (has_tls(sink, TRACE_TLS_SEND))
+        return unknown(
+            "TLS in the kernel encrypts straight from the caller's memory, or copies it into a record first");
     switch (kind_of(sink)) {
     case TRACE_END_TCP:
         return by_definition(1, "tcp_sendmsg_locked", "from the caller's memory into the socket's buffers");
@@ -300,7 +309,9 @@ static struct mechanism_cost cost_of_reference(const struct account_end *source,
     case TRACE_END_PIPE:
         return by_definition(0, NULL, "the pipe holds references to the source's pages");
     case TRACE_END_TCP:
-        return cost_of_egress(sink);
+        if (has_tls(sink, TRACE_TLS_SEND_DEVICE))
+            return unknown("TLS by the device: the kernel may copy first, so that what is sent again is the same");
+        return cost_of_egress(sink); /* of what TLS in the kernel encrypted into pages of its own, too */
     case TRACE_END_CHAR:
         return cost_of_character(sink, true);
     case TRACE_END_UNIX:
@@ -333,6 +344,10 @@ struct mechanism_cost mechanism_cost(enum trace_mechanism mechanism, const struc
     case TRACE_WRITE:
         return cost_of_write(sink);
     case TRACE_RECV:
+        if (has_tls(source, TRACE_TLS_RECEIVE))
+            return by_definition(0, NULL,
+                                 "TLS in the kernel decrypts straight into the caller's memory, or into buffers "
+                                 "of its own, copies out of which are counted");
         return kind_of(source) == TRACE_END_TCP || kind_of(source) == TRACE_END_UNIX
                    ? by_definition(1, "skb_copy_datagram_iter", "from the socket's buffers into the caller's memory")
                    : unknown("copied, unless it was counted: with its checksum, or by a protocol not known here");
@@ -410,6 +425,8 @@ uint32_t mechanism_watchers(enum trace_mechanism mechanism, const struct account
     case TRACE_WRITE:
         return to == TRACE_END_PIPE ? bit(TRACE_FN_PIPE_WRITE) : watchers_of_write(sink);
     case TRACE_SEND:
+        if (has_tls(sink, TRACE_TLS_SEND | TRACE_TLS_SEND_DEVICE))
+            return has_tls(sink, TRACE_TLS_SEND) ? bit(TRACE_FN_TLS_SENDMSG) : 0;
         return to == TRACE_END_TCP    ? bit(TRACE_FN_TCP_SENDMSG)
                : to == TRACE_END_UDP  ? bit(TRACE_FN_UDP_SENDMSG)
                : to == TRACE_END_UNIX ? bit(TRACE_FN_UNIX_SENDMSG)

@@ -433,7 +433,7 @@ void procfs_name_end(struct account_end *end, uint32_t pid)
             print(end->name, sizeof end->name, "pipe %" PRIu64, (uint64_t)end->key.inode);
         return;
     case TRACE_END_TCP:
-        name_inet(end, "tcp");
+        name_inet(end, end->key.tls != 0 ? "tls" : "tcp");
         return;
     case TRACE_END_UDP:
         name_inet(end, "udp");

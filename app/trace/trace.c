@@ -36,7 +36,7 @@
 struct trace_options {
     const char *pids, *comm, *cgroup, *output, *peer;
     const char *sample;
-    uint64_t duration, interval, frequency, rows;
+    uint64_t duration, interval, frequency, rows, room;
     unsigned tier;
     bool all, json, threads, callers, faults, follow, check;
 };
@@ -82,6 +82,8 @@ static const struct option_spec option_table[] = {
      "time, but less on processes so busy with system calls that counting would cost them more than 3 %; and 100 for a "
      "COMMAND",
      OPTION_TEXT, MEMBER(sample), .default_text = "auto"},
+    {"room", 0, "N", "flows (a thread, two ends, a mechanism), and ends, that there is room for; others count as lost",
+     OPTION_UNSIGNED, MEMBER(room), .default_text = "16384", .min = 1, .max = 1048576},
 
     {.type = OPTION_HEADING, .help = "Report"},
     {"json", 0, NULL, "as JSON: one object a report and line", OPTION_FLAG, MEMBER(json), .default_text = NULL},
@@ -315,6 +317,7 @@ static int open_tier(struct session *session)
             .cgroup = options->cgroup,
             .functions = options->tier != TIER_TRACEPOINTS,
             .faults = options->faults,
+            .room = (uint32_t)options->room,
         };
         int error = collect_open(&collect, &session->collect, &session->tier, &failure);
         if (error < 0 && options->tier != TIER_AUTO) {

@@ -870,18 +870,41 @@ cq_head, cq_tail, cq_mask, _, _, cqes = struct.unpack_from("6I", parameters, 80)
 rings = mmap.mmap(ring, max(sq_array + word(0) * 4, cqes + word(4) * 16))
 entries = mmap.mmap(ring, word(0) * 64, offset=0x10000000)
 get = lambda at: struct.unpack_from("I", rings, at)[0]
-def do(opcode, fd, at, size, offset):
-    tail, head = get(sq_tail), get(cq_head)
+def submit(opcode, fd, at=0, size=0, offset=0, flags=0, priority=0, more=0, name=0, group=0, other=0):
+    tail = get(sq_tail)
     slot = tail & get(sq_mask)
-    entries[slot * 64:slot * 64 + 64] = struct.pack("BBHiQQI36x", opcode, 0, 0, fd, offset, at, size)
+    entries[slot * 64:slot * 64 + 64] = struct.pack("BBHiQQIIQHHi16x", opcode, flags, priority, fd, offset, at, size,
+                                                    more, name, group, 0, other)
     struct.pack_into("I", rings, sq_array + slot * 4, slot)
     struct.pack_into("I", rings, sq_tail, tail + 1)
-    call(426, ring, 1, 1, 1, None, 0) # waits for the completion
-    result = struct.unpack_from("QiI", rings, cqes + (head & get(cq_mask)) * 16)[1]
+    call(426, ring, 1, 0, 0, None, 0)
+def complete(): # name, result, flags
+    while get(cq_head) == get(cq_tail):
+        call(426, ring, 0, 1, 1, None, 0)
+    head = get(cq_head)
+    result = struct.unpack_from("QiI", rings, cqes + (head & get(cq_mask)) * 16)
     struct.pack_into("I", rings, cq_head, head + 1)
-    assert result >= 0, os.strerror(-result)
+    assert result[1] >= 0 or result[2] & 8, os.strerror(-result[1])
     return result
-READ, WRITE, SEND = 22, 23, 26
+def do(*words, **more):
+    submit(*words, **more)
+    return complete()[1]
+READ, WRITE, SEND, RECV, SPLICE, SEND_ZC = 22, 23, 26, 27, 30, 47
+"""
+
+
+def needs_ring():
+    needs_tracing()
+    if subprocess.run([*PYTHON, CALLS + "call(425, 8, ctypes.create_string_buffer(120))"],
+                      stderr=subprocess.DEVNULL, check=False).returncode != 0:
+        raise Skip("io_uring is forbidden here: sysctl kernel.io_uring_disabled=0, and allow it in seccomp")
+
+
+@case("io_uring: what a ring reads, writes and sends is counted, and said to have come by the ring")
+def ring():
+    needs_ring()
+    with Sink() as sink:
+        report = trace_program(RING + """
 block = mmap.mmap(-1, 1 << 20)
 source = os.open(sys.argv[1], os.O_RDONLY)
 sink = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT)
@@ -894,23 +917,101 @@ block = mmap.mmap(-1, 1 << 20)
 for i in range(8):
     left = 1 << 20
     while left:
-        left -= do(SEND, peer.fileno(), address(block), left, 0)
-"""
-
-
-@case("io_uring: what a ring reads, writes and sends is counted, and said to have come by the ring")
-def ring():
-    needs_tracing()
-    with Sink() as sink:
-        if subprocess.run([*PYTHON, CALLS + "call(425, 8, ctypes.create_string_buffer(120))"],
-                          stderr=subprocess.DEVNULL, check=False).returncode != 0:
-            raise Skip("io_uring is forbidden here: sysctl kernel.io_uring_disabled=0, and allow it in seccomp")
-        report = trace_program(RING, data, fresh("ring"), sink.port)
+        left -= do(SEND, peer.fileno(), address(block), left)
+""", data, fresh("ring"), sink.port)
         equal(report.rows("/data", "memory"), [], "rows of reading that went nowhere")
         row = report.expect("/data", "/ring", "write", moved=SIZE, copies=2)
         equal(row["way"], "io_uring")
         row = report.expect("memory", "tcp", "send", None, moved=SIZE, copies=1)
         equal(row["way"], "io_uring")
+
+
+@case("io_uring: each notification of SEND_ZC counts for the request that it belongs to, whatever was sent since")
+def ring_notifications():
+    needs_ring()
+    with Sink() as one, Sink() as two:
+        report = trace_program(RING + """
+block = mmap.mmap(-1, 1 << 16)
+peers = [connect(int(port)) for port in sys.argv[1:]]
+for i in range(64):
+    for name, peer in enumerate(peers):
+        submit(SEND_ZC, peer.fileno(), address(block), 1 << 16, priority=8, name=name) # IORING_SEND_ZC_REPORT_USAGE
+    waited = 0
+    while waited < 4:
+        name, result, flags = complete()
+        assert flags & 8 or result == 1 << 16, (result, flags)
+        waited += 1
+""", one.port, two.port)
+        for port in (one.port, two.port):
+            row, = [row for row in report.rows("memory", "tcp", "MSG_ZEROCOPY")
+                    if str(port) in row["sink"]["name"]]
+            equal((row["bytes"], row["copied"], row["evidence"], row["way"]),
+                  (4 * MIB, 4 * MIB, "measured", "io_uring"), "the row of port %d" % port)
+
+
+@case("io_uring: multishot receiving into buffers that the ring chooses is counted, and known when it is written on")
+def ring_multishot():
+    needs_ring()
+    with Source(SIZE) as source:
+        report = trace_program(RING + """
+peer, sink = connect(int(sys.argv[1])), os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT)
+SIZE, COUNT = 1 << 16, 8
+blocks, group = mmap.mmap(-1, SIZE * COUNT), mmap.mmap(-1, 4096)
+tail = 0
+def give(which):
+    global tail
+    at = (tail % COUNT) * 16
+    group[at:at + 14] = struct.pack("QIH", address(blocks) + which * SIZE, SIZE, which)
+    tail += 1
+    struct.pack_into("H", group, 14, tail & 0xffff)
+for i in range(COUNT): give(i)
+reg = ctypes.create_string_buffer(struct.pack("QIHH24x", address(group), COUNT, 7, 0))
+call(427, ring, 22, reg, 1) # IORING_REGISTER_PBUF_RING
+pending, at, over = [], 0, False
+start = lambda: submit(RECV, peer.fileno(), flags=1 << 5, priority=2, name=5, group=7) # BUFFER_SELECT, RECV_MULTISHOT
+start()
+while True:
+    while get(cq_head) == get(cq_tail):
+        call(426, ring, 0, 1, 1, None, 0)
+    head = get(cq_head)
+    name, result, flags = struct.unpack_from("QiI", rings, cqes + (head & get(cq_mask)) * 16)
+    struct.pack_into("I", rings, cq_head, head + 1)
+    if result > 0:
+        which = flags >> 16
+        assert os.pwrite(sink, memoryview(blocks)[which * SIZE:which * SIZE + result], at) == result
+        at += result
+        give(which)
+    elif result == 0:
+        break
+    else:
+        assert result == -105, result # ENOBUFS: all buffers were full
+    if not flags & 2: start() # no IORING_CQE_F_MORE
+""", source.port, fresh("multishot"))
+        equal(sum(row["bytes"] for row in report.rows("tcp", None, "recv")) +
+              sum(row["bytes"] for row in report.rows("tcp", "/multishot", "write", "recv")), SIZE,
+              "bytes received\n" + report.summary())
+        joined = report.row("tcp", "/multishot", "write", "recv")
+        assert joined["bytes"] > SIZE // 2 and joined["copies_per_byte"] == 2, report.summary()
+
+
+@case("io_uring: the source of a splice is named, also when it is one of the ring's fixed files")
+def ring_fixed_splice():
+    needs_ring()
+    with Sink() as sink:
+        report = trace_program(RING + """
+source, peer = os.open(sys.argv[1], os.O_RDONLY), connect(int(sys.argv[2]))
+files = ctypes.create_string_buffer(struct.pack("ii", -1, source))
+call(427, ring, 2, files, 2) # IORING_REGISTER_FILES
+os.close(source)
+r, w = os.pipe()
+at = 0
+# The offset in the source lies where other operations have their address; SPLICE_F_FD_IN_FIXED is bit 31.
+while got := do(SPLICE, w, at, 65536, 0xffffffffffffffff, more=1 << 31, other=1):
+    at += got
+    while got:
+        got -= os.splice(r, peer.fileno(), got)
+""", data, sink.port)
+        report.expect("/data", "tcp", "splice", "splice", moved=SIZE, copies=0)
 
 
 @case("what is written to /dev/null is copied by nobody; cat copies once, when it reads")
@@ -1014,6 +1115,27 @@ assert [function() for i in range(7)] == [os.getpid()] * 7
     equal(report["lost"]["foreign_calls"], 7)
     done = run([*PYTHON, CALLS + program], "-F0", *at_best())
     assert "Not recorded\n  7 system calls of 32-bit programs\n" in done.stdout, done.stdout
+
+
+MANY_FILES = """
+for i in range(100):
+    with open("%s-%d" % (sys.argv[1], i), "wb", buffering=0) as file:
+        file.write(bytes(1000))
+"""
+
+
+@case("ends and flows that find no room are counted as lost, to the byte, and the report says so")
+def no_room():
+    report = trace_program(MANY_FILES, os.path.join(root, "end"), options=["--room", "60", "--no-faults"])
+    lost, written = report["lost"], report.rows("memory", "/end-*", "write")
+    seen = [row for row in report["flows"] if row["mechanism"] == "write" and row["source"]["kind"] == "memory"]
+    assert lost["ends"] > 0 and lost["flow_bytes"] > 0, lost
+    assert not written and 0 < len(seen) < 100, report.summary()
+    # Ends without room share a number, under which their flows go as long as these find room.
+    unread = sum(row["bytes"] for row in report["flows"] if row["mechanism"] != "write")
+    assert 100000 <= sum(row["bytes"] for row in seen) + lost["flow_bytes"] <= 100000 + unread + MIB, lost
+    text = run([*PYTHON, CALLS + MANY_FILES, os.path.join(root, "end")], "-F0", "--room", "60", *at_best()).stdout
+    assert re.search(r"Not recorded\n(.*\n)*.*(flow|end)", text), text
 
 
 @case("births and deaths that come too fast for the tracer are counted as lost, and the report says so", limit=60)

@@ -131,6 +131,17 @@ def haproxy_splices():
     assert str(upstream) in spliced["source"]["name"] and str(port) in spliced["sink"]["name"], spliced
 
 
+@case("HAProxy with option splice-auto: what it splices is not copied, what it forwards by recv + send is, twice")
+def haproxy_decides():
+    # It splices when a stream has been fast for a while (stream.c: CF_STREAMER_FAST): how much that is, is its business.
+    _, _, report = forwarded("haproxy-auto")
+    rows = report.rows("tcp", "tcp")
+    equal(sum(row["bytes"] for row in rows), SIZE, "bytes forwarded")
+    copies = {("splice", "splice"): 0, ("recv", "send"): 2}
+    for row in rows:
+        equal(row["copied"], copies[row["first"], row["mechanism"]] * row["bytes"], report.summary())
+
+
 # ---- Copying files ----
 
 @case("cp: copy_file_range, in the kernel: 1 copy a byte on ext4 and tmpfs, which share no extents")

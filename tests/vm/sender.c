@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * sender ADDRESS PORT BYTES sendfile|send|zerocopy: send so many bytes of a file, or of memory, and wait until they are
- * taken. For guests, which have no Python.
+ * sender ADDRESS PORT BYTES sendfile|send|zerocopy|zerocopy-unanswered: send so many bytes of a file, or of memory, and
+ * wait until they are taken: for the other side's word, or for the kernel's notifications of all. For guests, which
+ * have no Python.
  */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/errqueue.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
@@ -21,12 +23,21 @@ static int die(const char *what)
     return 1;
 }
 
-static void take_notifications(int fd)
+/* Returns the number of the last call that was notified, plus one. */
+static unsigned take_notifications(int fd, unsigned known)
 {
     char control[256];
     struct msghdr message = {.msg_control = control, .msg_controllen = sizeof control};
-    while (recvmsg(fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) >= 0)
+    while (recvmsg(fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) >= 0) {
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        struct sock_extended_err error;
+        if (header != NULL) {
+            memcpy(&error, CMSG_DATA(header), sizeof error);
+            known = error.ee_data + 1;
+        }
         message.msg_controllen = sizeof control;
+    }
+    return known;
 }
 
 int main(int count, char **arguments)
@@ -40,7 +51,9 @@ int main(int count, char **arguments)
     if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0)
         return die("connect");
     char *memory = calloc(1, piece);
-    int zerocopy = strcmp(arguments[4], "zerocopy") == 0;
+    int zerocopy = strncmp(arguments[4], "zerocopy", 8) == 0,
+        answered = strcmp(arguments[4], "zerocopy-unanswered") != 0;
+    unsigned calls = 0, notified = 0;
     if (memory == NULL || (zerocopy && setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &one, sizeof one) != 0))
         return die("SO_ZEROCOPY");
     int file = -1;
@@ -59,16 +72,22 @@ int main(int count, char **arguments)
             return die("send");
         } else {
             left -= (size_t)sent;
+            calls++;
         }
         if (zerocopy)
-            take_notifications(fd);
+            notified = take_notifications(fd, notified);
+    }
+    while (!answered && notified < calls) {
+        struct pollfd wait = {.fd = fd};
+        poll(&wait, 1, 100);
+        notified = take_notifications(fd, notified);
     }
     shutdown(fd, SHUT_WR);
     char answer;
-    if (read(fd, &answer, 1) != 1) /* the other side has taken everything */
+    if (answered && read(fd, &answer, 1) != 1) /* the other side has taken everything */
         return die("read");
     if (zerocopy)
-        take_notifications(fd);
+        take_notifications(fd, notified);
     close(fd);
     free(memory);
     return 0;

@@ -19,9 +19,10 @@ import guest  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEERS = ROOT / "build/peers"
-JUDGE, JUDGE_DEVICE, SENDER = sys.argv[2:5]
-del sys.argv[2:5]
-FILES = [(SLUICE, "/bin/sluice"), (JUDGE, "/bin/judge"), (JUDGE_DEVICE, "/bin/judge-device"), (SENDER, "/bin/sender")]
+JUDGE, JUDGE_DEVICE, SENDER, TLS_PAIR = sys.argv[2:6]
+del sys.argv[2:6]
+FILES = [(SLUICE, "/bin/sluice"), (JUDGE, "/bin/judge"), (JUDGE_DEVICE, "/bin/judge-device"), (SENDER, "/bin/sender"),
+         (TLS_PAIR, "/bin/tls-pair")]
 BYTES = 8 << 20
 PROGRAMS = ("cp", "cat", "curl")  # in place of busybox's
 
@@ -40,7 +41,7 @@ def programs():
 
 # QEMU's user network: no scatter-gather.
 linear = guest.once(lambda: {"files": FILES + programs(), "network": "virtio-net-pci", "disk": ["xfs", "btrfs", "ext4"],
-                             "later": ["btrfs"], "modules": ["tls"]})
+                             "later": ["btrfs"], "modules": ["tls", "gcm", "ctr", "ghash_generic", "aes_generic"]})
 gather = guest.once(files=FILES, network="e1000")
 
 
@@ -179,6 +180,32 @@ def _():
     equal((row["bytes"], row["copied"], row["copier"]), (BYTES, BYTES, "skb_copy_and_csum_bits"))
     # As much of it as softirq sends, when the window opens, belongs to nobody; now and then that is nothing.
     assert softirq(report) <= BYTES, report["unattributed"]
+
+
+@case("MSG_ZEROCOPY over loopback: what is copied in softirqs all the same is the sender's, by the loan", limit=120)
+def _():
+    report = trace(booted(linear), f"""sh -c '
+nc -l -p 99 </dev/null >/dev/null &
+until grep -qs ":0063 .*:0000 0A " /proc/net/tcp /proc/net/tcp6; do sleep 0.05; done
+sender 127.0.0.1 99 {BYTES} zerocopy-unanswered'""")
+    [row] = rows(report, "sender", "tcp", mechanism="MSG_ZEROCOPY")
+    equal((row["bytes"], row["evidence"]), (BYTES, "measured"))
+    assert BYTES <= row["copied"] <= BYTES * 101 // 100, row
+    assert softirq(report) <= BYTES // 100, report["unattributed"]
+
+
+@case("TLS in the kernel: no copy of what is sent or received but for what a tracepoint saw, nothing unknown",
+      limit=120)
+def _():
+    size = 2 << 20
+    for how, evidence in (("send", "measured"), ("sendfile", "probed")):
+        report = trace(booted(linear), f"tls-pair {size} {how}")
+        [row] = [row for row in rows(report, "tls-pair", "tcp", mechanism=how) if row["bytes"] >= size]
+        equal((row["bytes"], row["copied"], row["unknown"], row["evidence"]), (size, 0, 0, evidence))
+        assert row["sink"]["name"].startswith("tls "), row
+        [row] = [row for row in rows(report, "tls-pair", "memory", mechanism="recv") if row["bytes"] >= size]
+        equal((row["bytes"], row["unknown"]), (size, 0))
+        assert row["source"]["name"].startswith("tls ") and row["copied"] < size // 4, row
 
 
 # ---- What is not hooked ----

@@ -605,6 +605,18 @@ TEST("more notifications than calls make no more copies than bytes")
     CHECK_EQ(row_of(TRACE_NONE, TRACE_SEND_ZEROCOPY, 0, TCP)->unknown_bytes, 0);
 }
 
+TEST("of what TLS in the kernel decrypts, what no tracepoint saw delivered was not copied")
+{
+    begin(ACCOUNT_TIER_TRACEPOINTS);
+    struct account_end tls = {.key = {.kind = TRACE_END_TCP, .family = 2, .tls = TRACE_TLS_RECEIVE},
+                              .value = {.id = TCP}};
+    CHECK_EQ(account_enter_end(account, &tls), 0);
+    receive(TCP, MIB, MIB / 4);
+    CHECK_EQ(row_of(TRACE_NONE, TRACE_RECV, TCP, 0)->copy_bytes, MIB / 4);
+    CHECK_EQ(row_of(TRACE_NONE, TRACE_RECV, TCP, 0)->unknown_bytes, 0);
+    CHECK_EQ(row_of(TRACE_NONE, TRACE_RECV, TCP, 0)->evidence, ACCOUNT_BY_DEFINITION);
+}
+
 /* ---- Tier (a) ---- */
 
 TEST("nested functions are not counted twice: copies are what was entered, without the definition on top")

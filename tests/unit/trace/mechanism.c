@@ -234,6 +234,23 @@ TEST("pages that are mapped cost nothing, those copied on write one copy, anothe
     check_cost(mechanism_cost(TRACE_RECV_DISCARD, &socket, NULL), ACCOUNT_BY_DEFINITION, 0);
 }
 
+TEST("TLS in the kernel: what it decrypts is not copied but for what was seen; what it encrypts may be")
+{
+    struct account_end plain = tcp(2, 2, 9), both = plain, device = plain;
+    both.key.tls = TRACE_TLS_SEND | TRACE_TLS_RECEIVE;
+    device.key.tls = TRACE_TLS_SEND_DEVICE;
+    struct account_end file = end_of(TRACE_END_FILE, EXT4_SUPER_MAGIC);
+    CHECK_EQ(mechanism_cost(TRACE_RECV, &both, NULL).copies, 0);
+    CHECK_EQ(mechanism_cost(TRACE_RECV, &both, NULL).evidence, ACCOUNT_BY_DEFINITION);
+    CHECK_EQ(mechanism_cost(TRACE_RECV, &device, NULL).copies, 1); /* it sends by TLS only */
+    CHECK_EQ(mechanism_cost(TRACE_SEND, NULL, &both).evidence, ACCOUNT_UNKNOWN);
+    CHECK_EQ(mechanism_cost(TRACE_SENDFILE, &file, &both).evidence, ACCOUNT_PROBED);
+    CHECK_EQ(mechanism_cost(TRACE_SENDFILE, &file, &both).copies, 0);
+    CHECK_EQ(mechanism_cost(TRACE_SENDFILE, &file, &device).evidence, ACCOUNT_UNKNOWN);
+    CHECK_EQ(mechanism_watchers(TRACE_SEND, NULL, &both), 1u << TRACE_FN_TLS_SENDMSG);
+    CHECK_EQ(mechanism_watchers(TRACE_SEND, NULL, &device), 0);
+}
+
 TEST("tier (a) vouches for silence only where all copying functions are hooked")
 {
     struct account_end file = end_of(TRACE_END_FILE, EXT4_SUPER_MAGIC), fuse = end_of(TRACE_END_FILE, FUSE);
