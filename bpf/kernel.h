@@ -78,11 +78,6 @@ struct files_struct {
 struct thread_info {
     __u32 status;
 };
-
-/* Linux 6.2 to 6.14 keep the count of preemption in here. */
-struct pcpu_hot {
-    int preempt_count;
-};
 #else
 struct thread_info {
     __u64 preempt_count;
@@ -241,18 +236,15 @@ struct io_uring_cqe {
     __u32 flags;
 };
 
-/* A ring's fixed files: io_fixed_file until Linux 6.12, io_rsrc_node since; the lowest bits of the pointer are flags.
- */
-struct io_fixed_file {
-    unsigned long file_ptr;
-};
-
+/* A ring's fixed files: an array of pointers until Linux 6.12, nodes since; the lowest bits of a pointer are flags.
+ * (A type that a kernel lacks, libbpf 1.1 looks for in modules, which takes more than CAP_BPF and CAP_PERFMON: types
+ * that came or went are to be avoided; members are no trouble.) */
 struct io_rsrc_node {
     unsigned long file_ptr;
 };
 
 struct io_file_table {
-    struct io_fixed_file *files;
+    unsigned long *files;
 };
 
 struct io_ring_ctx {

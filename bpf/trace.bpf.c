@@ -1306,11 +1306,10 @@ int BPF_PROG(on_delivery, const struct sk_buff *buffer, int length)
 
 #if defined(__TARGET_ARCH_x86)
 /* The count is a variable of each CPU, or a member of one (struct pcpu_hot), and user space says how far it lies from
- * another that every kernel has. A weak __ksym for each of the two would be simpler, but one that a kernel lacks is
- * looked for in modules by libbpf 1.1, which takes more than CAP_BPF and CAP_PERFMON. */
+ * another that every kernel has. A weak __ksym for each of the two, and CO-RE, would be simpler, but what a kernel
+ * lacks is looked for in modules by libbpf 1.1, which takes more than CAP_BPF and CAP_PERFMON. */
 extern const unsigned long this_cpu_off __ksym __weak;
-const volatile __s64 trace_preempt_distance = 0;  /* from this_cpu_off; 0: not known */
-const volatile bool trace_preempt_in_hot = false; /* to struct pcpu_hot, not to the count itself */
+const volatile __s64 trace_preempt_distance = 0; /* from this_cpu_off; 0: not known */
 #endif
 
 static __always_inline bool in_foreign_context(struct task_struct *task)
@@ -1319,8 +1318,6 @@ static __always_inline bool in_foreign_context(struct task_struct *task)
 #if defined(__TARGET_ARCH_x86)
     if (&this_cpu_off && trace_preempt_distance) {
         const char *at = (const char *)bpf_this_cpu_ptr(&this_cpu_off) + trace_preempt_distance;
-        if (trace_preempt_in_hot)
-            at += bpf_core_field_offset(struct pcpu_hot, preempt_count);
         bpf_probe_read_kernel(&count, sizeof count, at);
     }
 #else
@@ -1757,8 +1754,8 @@ static __always_inline void end_of_splice(struct thread_state *state, struct tas
         known_as = fd;
     } else if (bpf_core_field_exists(splice->rsrc_node)) {
         file = BPF_CORE_READ(splice, rsrc_node, file_ptr) & ~7ULL;
-    } else if (bpf_core_type_exists(struct io_fixed_file)) {
-        struct io_fixed_file *files = BPF_CORE_READ(request, ctx, file_table.files);
+    } else if (bpf_core_field_exists(struct io_file_table, files)) {
+        unsigned long *files = BPF_CORE_READ(request, ctx, file_table.files);
         unsigned long pointer = 0;
         bpf_probe_read_kernel(&pointer, sizeof pointer, files + fd);
         file = pointer & ~7ULL;

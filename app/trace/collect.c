@@ -199,14 +199,34 @@ static int64_t place_per_cpu(const struct btf *types, const char *name)
     return -1;
 }
 
+/* In bytes; -1: there is no such member. */
+static int64_t member_offset(const struct btf *types, const struct btf_type *type, const char *name)
+{
+    const struct btf_member *member = btf_members(type);
+    for (unsigned i = 0; i < btf_vlen(type); i++) {
+        const char *own = btf__name_by_offset(types, member[i].name_off);
+        const struct btf_type *anonymous = own[0] == '\0' ? btf__type_by_id(types, member[i].type) : NULL;
+        int64_t at = btf_member_bit_offset(type, i) / 8, inner = -1;
+        if (strcmp(own, name) == 0)
+            return at;
+        if (anonymous != NULL && btf_is_composite(anonymous))
+            inner = member_offset(types, anonymous, name);
+        if (inner >= 0)
+            return at + inner;
+    }
+    return -1;
+}
+
 /* The count of preemption: a variable, or from Linux 6.2 to 6.14 a member of one. */
 static void find_preempt_count(const struct btf *types, struct trace_bpf__rodata *settings)
 {
-    int64_t anchor = place_per_cpu(types, "this_cpu_off");
-    int64_t count = place_per_cpu(types, "__preempt_count"), hot = place_per_cpu(types, "pcpu_hot");
-    settings->trace_preempt_in_hot = count < 0;
-    if (count < 0)
-        count = hot;
+    int64_t anchor = place_per_cpu(types, "this_cpu_off"), count = place_per_cpu(types, "__preempt_count");
+    int64_t hot = place_per_cpu(types, "pcpu_hot");
+    int id = btf__find_by_name_kind(types, "pcpu_hot", BTF_KIND_STRUCT);
+    if (count < 0 && hot >= 0 && id > 0) {
+        int64_t member = member_offset(types, btf__type_by_id(types, (unsigned)id), "preempt_count");
+        count = member >= 0 ? hot + member : -1;
+    }
     if (anchor >= 0 && count >= 0)
         settings->trace_preempt_distance = count - anchor;
 }
