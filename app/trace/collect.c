@@ -292,7 +292,7 @@ static const char *hooked_function(const struct bpf_program *program)
 
 /* Programs of tier (a) hook functions by name. Those that this kernel does not have, or has in a module that is not
  * loaded, are left out. */
-static void choose_functions(struct trace_bpf *programs, const struct btf *types, bool functions)
+static void choose_functions(struct trace_bpf *programs, const struct btf *types, bool functions, bool faults)
 {
     struct bpf_program *program;
     bpf_object__for_each_program(program, programs->obj)
@@ -303,6 +303,8 @@ static void choose_functions(struct trace_bpf *programs, const struct btf *types
         bool there = functions && btf__find_by_name_kind(types, function, BTF_KIND_FUNC) > 0;
         if (functions && strncmp(function, "btrfs_", 6) == 0)
             there = access("/sys/kernel/btf/btrfs", R_OK) == 0;
+        if (!faults && (strcmp(function, "wp_page_copy") == 0 || strcmp(function, "finish_fault") == 0))
+            there = false;
         bpf_program__set_autoload(program, there);
         bpf_program__set_autoattach(program, false);
     }
@@ -383,7 +385,7 @@ static int prepare(struct trace_bpf *programs, const struct btf *types, const st
     bpf_program__set_autoload(programs->progs.on_ring_submission_sqe, !renamed);
     bpf_program__set_autoload(programs->progs.on_page_fault, options->faults);
     bpf_program__set_autoattach(programs->progs.find_namespace, false); /* run once, by hand */
-    choose_functions(programs, types, functions);
+    choose_functions(programs, types, functions, options->faults);
     uint32_t room = options->room != 0 ? options->room : COLLECT_ROOM;
     if (bpf_map__set_max_entries(programs->maps.flows, room) < 0 ||
         bpf_map__set_max_entries(programs->maps.ends, room) < 0)
@@ -472,6 +474,8 @@ int collect_open(const struct collect_options *options, struct collect **ret_col
         error = load(options, true, &collect->programs, &collect->functions, failure);
         if (error == 0)
             tier = ACCOUNT_TIER_FUNCTIONS;
+        if (error == 0 && !options->faults) /* not missing, but not wanted */
+            collect->functions |= 1u << TRACE_FN_COPY_ON_WRITE;
     }
     if (error < 0)
         error = load(options, false, &collect->programs, &collect->functions, failure);
