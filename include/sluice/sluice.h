@@ -607,6 +607,55 @@ SLUICE_API void sluice_watch_free(struct sluice_watch *watch);
 /* Call run at the end of every turn, before the loop sleeps: for flushing logs and the like. One; NULL clears it. */
 SLUICE_API void sluice_loop_each_turn(struct sluice_loop *loop, void (*run)(void *context), void *context);
 
+/* ---- Gathering ---------------------------------------------------------------------------------------------- */
+
+/* Small messages to one sink in few system calls: they are collected, and leave together when so many bytes or messages
+ * have come, or when asked. Into a stream they become one; a datagram socket gets each as one datagram, several of them
+ * by one sendmmsg(2). Of the loop's thread, if there is one. */
+struct sluice_gather;
+
+#define SLUICE_GATHER_MESSAGES_MAX 1024
+
+struct sluice_gather_options {
+    size_t size;
+    struct sluice_end *sink;  /* borrowed; nobody else may send to it meanwhile. At a file: where its position is */
+    struct sluice_loop *loop; /* what was flushed leaves by itself; NULL: when flushing is called */
+    size_t bytes;             /* flush at so many, and the most that is copied at once; 0: 64 KiB */
+    unsigned messages;        /* flush at so many; 0: 64 */
+    size_t copy_below;        /* messages of up to so many bytes are copied rather than referred to; 0: 1024 */
+    void (*flushed)(void *context, int result); /* with a loop: everything has left (0), or it failed; may be NULL */
+    void *context;
+};
+
+/* Returns 0, -EINVAL or -ENOMEM. */
+SLUICE_API int sluice_gather_new(const struct sluice_gather_options *options, struct sluice_gather **ret_gather);
+
+/* One message more. Without release it is copied, whatever its size; with, it is copied and released at once if it is
+ * small, else the memory is lent until release is called: when it was sent, or cannot be. May flush.
+ * Returns 0: taken. Or, not taken: -EAGAIN too much is waiting for the sink: flush, and try again when it can be
+ * written (with a loop: after flushed); -EMSGSIZE more than options.bytes, and no release; or what an earlier message
+ * met (see sluice_gather_error). */
+SLUICE_API int sluice_gather_add(struct sluice_gather *gather, const void *data, size_t length,
+                                 sluice_release_fn *release, void *release_context);
+
+/* Send what was collected. Returns SLUICE_STEP_DONE: all has left; SLUICE_STEP_WAIT: the rest when *ret_waits says, by
+ * another call, or by the loop alone (ret_waits->count is 0 then); or a negative errno as from sluice_transfer_step.
+ * ret_waits NULL, without a loop: waits itself until all has left. After an error a stream takes no more; of datagrams
+ * those of the same batch behind the one that failed are lost, and the next ones may be sent. */
+SLUICE_API int sluice_gather_flush(struct sluice_gather *gather, struct sluice_waits *ret_waits);
+
+/* Bytes that were taken and not yet accepted by the sink. */
+SLUICE_API size_t sluice_gather_pending(const struct sluice_gather *gather);
+
+/* The sum over all transfers so far. What was copied into the collection counts once more in copy_bytes. */
+SLUICE_API void sluice_gather_receipt(const struct sluice_gather *gather, struct sluice_receipt *ret_receipt);
+
+/* The last error; code 0 if there was none. */
+SLUICE_API const struct sluice_error *sluice_gather_error(const struct sluice_gather *gather);
+
+/* Free it, and release what was not sent: flush first. flushed is not called. */
+SLUICE_API void sluice_gather_free(struct sluice_gather *gather);
+
 #ifdef __cplusplus
 }
 #endif

@@ -25,6 +25,7 @@ enum op_blocker op_blocker(const struct op *op)
     case OP_TAKE:
         return OP_BLOCKS_ON_NEITHER;
     case OP_WRITE:
+    case OP_DATAGRAMS:
     case OP_SENDFILE:
     case OP_DRAIN:
     case OP_CORK:
@@ -40,6 +41,8 @@ const char *op_name(const struct op *op)
         return "read";
     case OP_WRITE:
         return "write";
+    case OP_DATAGRAMS:
+        return "sendmmsg";
     case OP_SENDFILE:
         return "sendfile";
     case OP_FILL:
@@ -109,6 +112,21 @@ static ssize_t execute_write(const struct op *op)
     }
 }
 
+/* Returns bytes, of whole datagrams: those before one that failed are sent, and the next call meets its error. */
+static ssize_t execute_datagrams(const struct op *op)
+{
+    struct mmsghdr messages[OP_IOV_MAX];
+    ssize_t bytes = 0;
+    for (int i = 0; i < op->iov_count; i++)
+        messages[i] = (struct mmsghdr){.msg_hdr = {.msg_iov = &op->iov[i], .msg_iovlen = 1}};
+    int sent = sys.sendmmsg(op->out, messages, (unsigned)op->iov_count, op->flags | MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent < 0)
+        return -1;
+    for (int i = 0; i < sent; i++)
+        bytes += (ssize_t)op->iov[i].iov_len;
+    return bytes;
+}
+
 /* The kernel moves the positions of its copies on. */
 static off_t *position(off_t *offset)
 {
@@ -159,6 +177,8 @@ static ssize_t execute_once(const struct op *op, uint64_t *calls)
         return execute_read(op);
     case OP_WRITE:
         return execute_write(op);
+    case OP_DATAGRAMS:
+        return execute_datagrams(op);
     case OP_SENDFILE:
         return execute_sendfile(op);
     case OP_FILL:

@@ -16,6 +16,7 @@ struct sluice_end;
 enum op_kind {
     OP_READ,       /* source -> buffer; at in_offset of a file, or what a stream delivers */
     OP_WRITE,      /* iov -> sink */
+    OP_DATAGRAMS,  /* iov -> datagram socket, each piece a datagram of its own */
     OP_SENDFILE,   /* file -> sink */
     OP_FILL,       /* source -> pipe, by splice */
     OP_DRAIN,      /* pipe -> sink, by splice */

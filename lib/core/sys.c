@@ -94,6 +94,7 @@ struct sys sys = {
     .send = plain_send,
     .sendmsg = plain_sendmsg,
     .recvmsg = recvmsg,
+    .sendmmsg = sendmmsg,
     .sendfile = sendfile,
     .copy_file_range = copy_file_range,
     .clone_range = clone_range,

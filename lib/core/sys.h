@@ -25,6 +25,7 @@ struct sys {
     ssize_t (*send)(int fd, const void *buffer, size_t size, int flags);
     ssize_t (*sendmsg)(int fd, const struct msghdr *message, int flags);
     ssize_t (*recvmsg)(int fd, struct msghdr *message, int flags);
+    int (*sendmmsg)(int fd, struct mmsghdr *messages, unsigned count, int flags);
     ssize_t (*sendfile)(int out, int in, off_t *offset, size_t size);
     ssize_t (*copy_file_range)(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags);
     int (*clone_range)(int in, off_t in_offset, int out, off_t out_offset, size_t size); /* FICLONERANGE */

@@ -704,8 +704,8 @@ static int gather(struct lane *lane, struct gathered *ret)
         lane->iov_route[got.count++] = (uint8_t)route;
         got.bytes += (size_t)length;
         got.at += (uint64_t)length;
-        if (lane->sink->kind == SLUICE_END_DATAGRAM)
-            break; /* one datagram per segment */
+        if (lane->plans_memory && lane->sink->kind == SLUICE_END_DATAGRAM && lends(route))
+            break; /* a loan is a call, and a notification, of one datagram */
         if (got.at == ends_at) {
             got.segment++;
             got.at = 0;
@@ -739,7 +739,7 @@ static struct op write_op(struct lane *lane, const struct gathered *got)
     bool more = socket && !lane->cork && more_follows(lane, got->segment, got->at);
     bool lent = lane->plans_memory && lends((enum sluice_route)lane->iov_route[0]);
     return (struct op){
-        .kind = OP_WRITE,
+        .kind = got->count > 1 && lane->sink->kind == SLUICE_END_DATAGRAM ? OP_DATAGRAMS : OP_WRITE,
         .in = -1,
         .out = lane_sink_fd(lane),
         .in_offset = OP_NO_OFFSET,
@@ -770,13 +770,15 @@ static int prepare_loan(struct lane *lane, const struct gathered *got)
 
 static int written(struct lane *lane, const struct op *op, size_t bytes)
 {
+    uint32_t counted = 0; /* one call, however many pieces of a route it moved */
     for (int i = 0; i < op->iov_count && bytes > 0; i++) {
         size_t part = op->iov[i].iov_len < bytes ? op->iov[i].iov_len : bytes;
         enum sluice_route route = (enum sluice_route)lane->iov_route[i];
         while (lane->segment < lane->transfer->segment_count && lane->at == lane->ends_at)
             next_segment(lane); /* the empty segments that gather() passed over */
         lane_delivered(lane, route, part);
-        lane->receipt.routes[route].calls++;
+        lane->receipt.routes[route].calls += (counted >> route & 1) == 0;
+        counted |= 1u << route;
         bytes -= part;
     }
     return 0;
@@ -1101,7 +1103,7 @@ int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
         return hole_made(lane, result);
     if (lane->transfer->transform != NULL && op->kind == OP_WRITE)
         return result < 0 ? transfer_fail(lane, (int)result, op_name(op), NULL, NULL) : transform_written(lane, result);
-    if (op->kind == OP_WRITE) {
+    if (op->kind == OP_WRITE || op->kind == OP_DATAGRAMS) {
         if (op->flags & MSG_ZEROCOPY) {
             if (result < 0)
                 return lending_failed(lane, op, (int)result);

@@ -206,6 +206,7 @@ static enum sluice_route route_of(const struct lane *lane, const struct op *op)
 {
     switch (op->kind) {
     case OP_WRITE:
+    case OP_DATAGRAMS:
         return (enum sluice_route)lane->iov_route[0];
     case OP_SENDFILE:
         return SLUICE_ROUTE_SENDFILE;
@@ -325,18 +326,25 @@ static ssize_t carry_out(struct simulation *simulation, const struct lane *lane,
     if (allowed < 0)
         return allowed;
     length = (size_t)allowed;
-    if (op->kind == OP_WRITE || op->kind == OP_DRAIN) {
+    if (op->kind == OP_DATAGRAMS || (op->kind == OP_WRITE && op->sink->kind == SLUICE_END_DATAGRAM)) { /* whole ones */
+        size_t whole = 0;
+        for (int i = 0; i < op->iov_count && (i == 0 || whole + op->iov[i].iov_len <= length); i++)
+            whole += op->iov[i].iov_len;
+        length = whole;
+    }
+    if (op->kind == OP_WRITE || op->kind == OP_DATAGRAMS || op->kind == OP_DRAIN) {
         const struct simulated_object *sink = object_of(op->out);
         if (sink->stops_at != 0 && sink->at >= sink->stops_at)
             return -sink->stop_error;
         if (sink->stops_at != 0)
             length = least(length, sink->stops_at - sink->at);
     }
-    if (op->kind == OP_WRITE) {
+    if (op->kind == OP_WRITE || op->kind == OP_DATAGRAMS) {
         size_t left = length;
         for (int i = 0; i < op->iov_count && left > 0; i++) {
             size_t part = least(op->iov[i].iov_len, left);
             deliver(object_of(op->out), op->iov[i].iov_base, part);
+            object_of(op->out)->pieces++;
             left -= part;
         }
         return (ssize_t)(length - left);

@@ -19,6 +19,7 @@ struct simulated_object {
     size_t at;                      /* stream: read; sink: got; pipe: bytes taken out since it was made */
     size_t filled;                  /* pipe: bytes put in */
     const unsigned char *pipe_data; /* pipe: where byte 0 of it lies in a source's data */
+    unsigned pieces;                /* sink: delivered, each a datagram if it takes those */
     bool wrong;                     /* sink: got a byte that is not the expected one */
     size_t stops_at;                /* sink: when it has this much it says stop_error; 0: it never does */
     int stop_error;                 /* positive errno */

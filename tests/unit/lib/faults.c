@@ -46,6 +46,8 @@ CALL(send, FAILS(EPIPE), FAILS(ECONNRESET), FAILS(ENOBUFS), FAILS(ENOMEM), FAILS
 CALL(sendmsg, FAILS(EPIPE), FAILS(ECONNRESET), FAILS(ENOBUFS), FAILS(ENOMEM), FAILS(EFAULT), NOT_YET(EINTR),
      NOT_YET(EAGAIN), SHORTER);
 CALL(recvmsg, NOT_YET(ENOMEM), NOT_YET(EINTR), NOT_YET(EAGAIN));
+CALL(sendmmsg, FAILS(ECONNREFUSED), FAILS(ECONNRESET), FAILS(ENOBUFS), FAILS(ENOMEM), FAILS(EMSGSIZE), NOT_YET(EINTR),
+     NOT_YET(EAGAIN), SHORTER);
 CALL(sendfile, FAILS(EINVAL), FAILS(EIO), FAILS(ENOMEM), FAILS(EPIPE), FAILS(EOVERFLOW), FAILS(ENOSYS), NOT_YET(EINTR),
      NOT_YET(EAGAIN), SHORTER);
 CALL(splice, FAILS(EINVAL), FAILS(EPIPE), FAILS(ENOMEM), FAILS(EIO), FAILS(ECONNRESET), FAILS(EBADF), NOT_YET(EINTR),
@@ -418,6 +420,14 @@ static ssize_t faulty_recvmsg(int fd, struct msghdr *message, int flags)
     return error != 0 ? fail(error) : real.recvmsg(fd, message, flags);
 }
 
+/* Shortened: so many messages. */
+static int faulty_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
+{
+    size_t size = count;
+    int error = strike(&call_sendmmsg, -1, fd, &size);
+    return error != 0 ? fail(error) : real.sendmmsg(fd, messages, (unsigned)size, flags);
+}
+
 static ssize_t faulty_sendfile(int out, int in, off_t *offset, size_t size)
 {
     int error = strike(&call_sendfile, in, out, &size);
@@ -782,6 +792,7 @@ void fault_install(void)
     sys.send = faulty_send;
     sys.sendmsg = faulty_sendmsg;
     sys.recvmsg = faulty_recvmsg;
+    sys.sendmmsg = faulty_sendmmsg;
     sys.sendfile = faulty_sendfile;
     sys.splice = faulty_splice;
     sys.copy_file_range = faulty_copy_file_range;

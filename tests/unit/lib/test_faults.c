@@ -930,6 +930,76 @@ static void play_reset(const struct scenario *scenario, struct outcome *outcome)
     world_end(outcome);
 }
 
+/* ---- Gathering ---------------------------------------------------------------------------------------------- */
+
+/* Messages, copied and lent by turns, until all were taken and have left, or one failed. */
+static void gather_into(struct sluice_end *sink, struct outcome *outcome)
+{
+    struct sluice_gather_options options = {
+        .size = sizeof options, .sink = sink, .bytes = 6000, .messages = 20, .copy_below = 300};
+    struct sluice_gather *gather;
+    unsigned lent = 0, released = 0;
+    int result = sluice_gather_new(&options, &gather);
+    if (result < 0) {
+        failed(outcome, result);
+        return;
+    }
+    expect(outcome, pattern, LARGE);
+    for (size_t at = 0, length; at < LARGE && result == 0; at += length) {
+        length = 37 * (at % 23 + 1);
+        length = length < LARGE - at ? length : LARGE - at;
+        bool lends = at % 3 == 0;
+        while ((result = sluice_gather_add(gather, pattern + at, length, lends ? count_release : NULL, &released)) ==
+               -EAGAIN) {
+            result = sluice_gather_flush(gather, NULL);
+            if (result < 0)
+                break;
+        }
+        lent += result == 0 && lends;
+    }
+    if (result == 0)
+        result = sluice_gather_flush(gather, NULL);
+    failed(outcome, result);
+    outcome->spoilt = result == 0 && (sluice_gather_pending(gather) != 0 || released != lent);
+    sluice_gather_receipt(gather, &outcome->receipts[0]);
+    outcome->receipts_known = 1;
+    sluice_gather_free(gather);
+    outcome->spoilt |= released < lent || released > lent + 1; /* one that was taken, and then failed with its batch */
+}
+
+static void play_gather(const struct scenario *scenario, struct outcome *outcome)
+{
+    world_begin(3001);
+    struct sluice_end *sink = open_end(make_sink(scenario->to[0], 0, true), SLUICE_END_OWN_FD, outcome);
+    if (sink != NULL)
+        gather_into(sink, outcome);
+    sluice_end_close(sink);
+    world_end(outcome);
+}
+
+static void play_datagrams(const struct scenario *scenario, struct outcome *outcome)
+{
+    int fds[2];
+    (void)scenario;
+    world_begin(3001);
+    world.data[0] = malloc(BODY_MAX + 4096);
+    if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) < 0)
+        abort();
+    world.drain[0] = fds[1];
+    struct sluice_end *sink = open_end(fds[0], SLUICE_END_OWN_FD, outcome);
+    if (sink != NULL)
+        gather_into(sink, outcome);
+    sluice_end_close(sink);
+    bool moved = true;
+    while (moved) { /* a datagram socket has no end to wait for */
+        moved = false;
+        drain(0, 65536, &moved);
+    }
+    close(fds[1]);
+    world.drain[0] = -1;
+    world_end(outcome);
+}
+
 /* ---- What was learned is kept ------------------------------------------------------------------------------- */
 
 static int remove_entry(const char *path, const struct stat *status, int type, struct FTW *where)
@@ -1155,6 +1225,9 @@ static const struct scenario scenarios[] = {
      .size = CORKED,
      .route = SLUICE_ROUTE_MSG_ZEROCOPY},
     {.name = "server", .size = LARGE, .play = play_server},
+    {.name = "messages gathered into a Unix socket", .to = {A_UNIX}, .play = play_gather},
+    {.name = "messages gathered into TCP", .to = {A_TCP}, .play = play_gather},
+    {.name = "messages gathered into datagrams", .to = {A_UNIX}, .play = play_datagrams},
     {.name = "crossovers are kept", .play = play_crossovers},
     {.name = "receiver of TCP", .from = A_TCP, .size = LARGE, .play = play_receiver},
     {.name = "receiver of a pipe", .from = A_PIPE, .size = LARGE, .play = play_receiver},
