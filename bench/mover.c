@@ -42,6 +42,7 @@
 static struct {
     const char *scenario, *congestion, *from, *to, *log, *sync, *bare_name;
     enum sluice_route route;
+    enum sluice_loop_kind loop;
     bool bare, reading_peer, create, from_file;
     size_t size;
     uint64_t operations;
@@ -81,6 +82,7 @@ static const char usage[] =
     "  --operations N       do N and check the bytes that arrive, instead of measuring\n"
     "  --congestion NAME    TCP congestion control of both sides\n"
     "  --peer discard|read  spin and discard (the default), or sleep and read\n"
+    "  --loop NAME          that carries messages (auto)\n"
     "  --core N, --peer-core N\n"
     "routes: prints the routes that this library has, auto included.\n";
 
@@ -434,7 +436,7 @@ struct mover {
     struct sluice_loop *loop;
     struct sluice_end *end;
     struct pool pool;
-    bool on_its_way, pumping;
+    bool on_its_way, pumping, receipt_wanted;
 };
 
 static void memory_released(void *context, const void *data, size_t length)
@@ -460,13 +462,20 @@ static bool wants_receipt(void)
     return g.measuring && (g.operations & 63) == 0;
 }
 
+/* What the notification says of a message whose receipt was provisional. */
+static void message_settled(void *context, unsigned sink, const struct sluice_receipt *difference)
+{
+    (void)context, (void)sink;
+    sluice_receipt_add(&g.receipt, difference);
+}
+
 static void message_done(void *context, struct sluice_transfer *transfer, int result)
 {
     struct mover *mover = context;
     if (result < 0)
         transfer_failed(sluice_transfer_error(transfer));
     mover->on_its_way = false;
-    if (wants_receipt())
+    if (mover->receipt_wanted)
         receipt_add(sluice_transfer_receipt(transfer, 0));
     if (!g.over)
         window_count(mover->pool.message);
@@ -488,6 +497,7 @@ static void pump(void *context)
             .release = memory_released,
             .release_context = mover,
         };
+        bool wanted = mover->receipt_wanted = wants_receipt();
         struct sluice_transfer_options options = {
             .size = sizeof options,
             .segments = &segment,
@@ -495,12 +505,12 @@ static void pump(void *context)
             .sinks = &mover->end,
             .sink_count = 1,
             .route = o.route,
+            .settled = wanted ? message_settled : NULL,
         };
         struct sluice_receipt receipt;
         struct sluice_error error;
         if (o.operations > 0)
             g.expected = hash_add(g.expected, data, mover->pool.message);
-        bool wanted = wants_receipt();
         int result =
             sluice_loop_transfer(mover->loop, &options, message_done, mover, NULL, wanted ? &receipt : NULL, &error);
         if (result < 0)
@@ -528,13 +538,18 @@ static void ask_plan(const struct sluice_segment *segment, struct sluice_end *si
             absent("%s", plan.entries[i].reason ? plan.entries[i].reason : "never for this pair");
 }
 
+/* Closes the socket, as bare_memory does. */
 static void move_memory(int fd)
 {
     struct mover mover = {0};
     pool_make(&mover.pool, o.size, false);
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-    struct sluice_loop_options options = {.size = sizeof options};
-    if (sluice_loop_new(&options, &mover.loop) < 0 || sluice_end_open(fd, 0, &mover.end) < 0)
+    struct sluice_loop_options options = {.size = sizeof options, .kind = o.loop};
+    struct sluice_error error;
+    if (sluice_loop_probe(&options, &error) < 0)
+        absent("%s", error.reason ? error.reason : "no such loop here");
+    /* A descriptor that memory is lent to belongs to its end. */
+    if (sluice_loop_new(&options, &mover.loop) < 0 || sluice_end_open(fd, SLUICE_END_OWN_FD, &mover.end) < 0)
         die("a loop and an end");
     struct sluice_segment segment = {
         .kind = SLUICE_SEGMENT_MEMORY,
@@ -572,6 +587,8 @@ static void bare_memory(int fd)
             g.expected = hash_add(g.expected, data, o.size);
     } while (window_count(o.size));
     bare_sender_finish(&sender);
+    shutdown(fd, SHUT_WR); /* a ring may hold it open */
+    close(fd);
     g.said_copied = sender.said_copied;
     g.said_by_reference = sender.said_by_reference;
 }
@@ -582,8 +599,6 @@ static void memory_to_tcp(void)
     struct peer peer = peer_start(NULL, &fd, 1);
     pin(o.core);
     (o.bare ? bare_memory : move_memory)(fd);
-    shutdown(fd, SHUT_WR); /* a ring may hold it open */
-    close(fd);
     peer_finish(&peer);
 }
 
@@ -930,7 +945,8 @@ static void parse(int argc, char **argv)
         LOG,
         SYNC,
         SOURCE,
-        SINKS
+        SINKS,
+        LOOP
     };
     static const struct option options[] = {
         {"route", required_argument, NULL, ROUTE},
@@ -952,6 +968,7 @@ static void parse(int argc, char **argv)
         {"sync", required_argument, NULL, SYNC},
         {"source", required_argument, NULL, SOURCE},
         {"sinks", required_argument, NULL, SINKS},
+        {"loop", required_argument, NULL, LOOP},
         {0},
     };
     int c, route = -1;
@@ -1016,6 +1033,13 @@ static void parse(int argc, char **argv)
             o.from_file = strcmp(optarg, "tcp") != 0;
             o.from = optarg;
             break;
+        case LOOP: {
+            int kind = sluice_loop_kind_by_name(optarg);
+            if (kind < 0)
+                wrong_usage("no such loop");
+            o.loop = (enum sluice_loop_kind)kind;
+            break;
+        }
         case SINKS:
             o.sinks = (unsigned)atoi(optarg);
             break;
