@@ -920,12 +920,14 @@ static int link_body(struct lane *lane, const struct gathered *got, struct op *o
 }
 
 /* What is read of a file into a stage may leave as soon as it is read, without asking here again. Not so with what is
- * read for several sinks, for a transform, or into memory. */
+ * read for several sinks, for a transform, or into memory; nor where whole blocks are read of which a part leaves, or
+ * where the route writes by itself. */
 static int link_write(struct lane *lane, const struct op *read, struct op *ops, int room)
 {
     const struct sluice_transfer *transfer = lane->transfer;
     if (transfer->carrier == NULL || room < 1 || read->kind != OP_READ || read->in_offset == OP_NO_OFFSET ||
-        read->buffer != lane->stage.data)
+        read->buffer != lane->stage.data || lane->stage.lead != 0 || read->length > lane->ends_at - lane->at ||
+        (end_is_file(lane->sink) && lane->route->writes_files))
         return 0;
     struct gathered got = {.count = 1, .bytes = read->length, .segment = lane->segment, .at = lane->at + read->length};
     lane->iov[0] = (struct iovec){.iov_base = read->buffer, .iov_len = read->length};

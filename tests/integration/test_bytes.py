@@ -15,7 +15,7 @@ from harness import (LOCAL, PATIENCE, Client, Server, Skip, case, content, diges
                      same_bytes, shared_server, together, write)
 
 KIB, MIB = 1024, 1024 * 1024
-ROUTES = ["auto", "copy", "mmap", "sendfile", "splice"]
+ROUTES = ["auto", "copy", "mmap", "sendfile", "splice", "direct"]
 SIZES = [0, 1, 1023, 1024, 1025, 4095, 4096, 4097, 16 * KIB - 1, 16 * KIB, 16 * KIB + 1, 64 * KIB - 1, 64 * KIB,
          64 * KIB + 1, MIB]
 

@@ -63,18 +63,28 @@ static struct sluice_transfer_options options_for(struct sluice_segment *segment
                                             .route = route};
 }
 
-static struct sluice_receipt run(struct sluice_segment segment, struct sluice_end *sink, uint64_t offset,
-                                 enum sluice_route route)
+enum way { BLOCKING, ON_EPOLL, ON_IO_URING, WAYS };
+
+static struct sluice_receipt move(struct sluice_segment segment, struct sluice_end *sink, uint64_t offset,
+                                  enum sluice_route route, enum way way)
 {
     struct sluice_transfer_options options = options_for(&segment, &sink, offset, route);
     struct sluice_receipt receipt;
     struct sluice_error error;
     char text[300];
-    int result = sluice_transfer_run(&options, &receipt, &error);
+    int result = way == BLOCKING ? sluice_transfer_run(&options, &receipt, &error)
+                                 : transfer_on_loop(way == ON_EPOLL ? SLUICE_LOOP_EPOLL : SLUICE_LOOP_IO_URING,
+                                                    &options, &receipt, &error);
     sluice_error_format(&error, text, sizeof text);
     if (result < 0)
         CHECK_FAIL("%s", text);
     return receipt;
+}
+
+static struct sluice_receipt run(struct sluice_segment segment, struct sluice_end *sink, uint64_t offset,
+                                 enum sluice_route route)
+{
+    return move(segment, sink, offset, route, BLOCKING);
 }
 
 static unsigned char *record(void)
@@ -259,7 +269,7 @@ TEST("a cold file read by direct does not come into the page cache, and arrives 
     close(fd);
 }
 
-TEST("any range of a file goes to a socket by direct, with one copy")
+static void check_range(uint64_t from, uint64_t size, enum way way)
 {
     int fds[2];
     size_t arrived;
@@ -267,19 +277,30 @@ TEST("any range of a file goes to a socket by direct, with one copy")
     unix_pair(fds);
     struct collector *collector = collector_start(fds[1], false);
     struct sluice_end *source = end_with(fd, SLUICE_END_DIRECT), *sink = end_with(fds[0], 0);
-    struct sluice_receipt receipt = run(file_segment(source, 1234567, SLUICE_UNTIL_END), sink, 0, SLUICE_ROUTE_AUTO);
-    size_t size = 2 * RECORD + 123 - 1234567;
+    struct sluice_receipt receipt = move(file_segment(source, from, size), sink, 0, SLUICE_ROUTE_AUTO, way);
+    if (size == SLUICE_UNTIL_END)
+        size = 2 * RECORD + 123 - from;
     sluice_end_close(sink);
     sluice_end_close(source);
     unsigned char *data = collector_finish(collector, &arrived);
     CHECK_EQ(arrived, size);
     for (size_t i = 0; i < size; i++)
-        if (data[i] != pattern_byte(1234567 + i))
+        if (data[i] != pattern_byte(from + i))
             CHECK_FAIL("byte %zu is wrong", i);
     CHECK_EQ(receipt.routes[SLUICE_ROUTE_DIRECT].bytes, size);
     CHECK_EQ(receipt.copy_bytes, size);
     free(data);
     close(fds[1]);
+}
+
+TEST("any range of a file goes to a socket by direct, with one copy, on every loop")
+{
+    for (int way = 0; way < WAYS; way++) {
+        check_range(1234567, SLUICE_UNTIL_END, (enum way)way);
+        check_range(7, 994, (enum way)way);
+        check_range(4096, 4096, (enum way)way);
+        check_range(0, RECORD + 1, (enum way)way);
+    }
 }
 
 /* ---- Refusals ------------------------------------------------------------------------------------------------- */
@@ -429,7 +450,8 @@ static void check_random(const char *type, const char *directory, uint64_t seed)
     struct sluice_end *sink = end_with(to, draw(2) ? SLUICE_END_DIRECT : 0);
     struct sluice_segment segment =
         memory ? memory_segment(from_model + offset, length) : file_segment(source, offset, length);
-    struct sluice_receipt receipt = run(segment, sink, at, forced ? SLUICE_ROUTE_DIRECT : SLUICE_ROUTE_AUTO);
+    struct sluice_receipt receipt =
+        move(segment, sink, at, forced ? SLUICE_ROUTE_DIRECT : SLUICE_ROUTE_AUTO, (enum way)draw(WAYS));
     if (receipt.sent != length || receipt.by_reference + receipt.copied + receipt.unknown != length)
         CHECK_FAIL("%s: the receipt says %llu of %llu bytes", what, (unsigned long long)receipt.sent,
                    (unsigned long long)length);

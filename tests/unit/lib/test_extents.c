@@ -78,11 +78,16 @@ static int draw_file(const char *directory, unsigned char *model, size_t *ret_si
     return fd;
 }
 
-static int move(const struct sluice_transfer_options *options, bool stepped, struct sluice_receipt *ret_receipt,
+enum way { BLOCKING, STEPPED, ON_EPOLL, ON_IO_URING };
+
+static int move(const struct sluice_transfer_options *options, enum way way, struct sluice_receipt *ret_receipt,
                 struct sluice_error *ret_error)
 {
-    if (!stepped)
+    if (way == BLOCKING)
         return sluice_transfer_run(options, ret_receipt, ret_error);
+    if (way != STEPPED)
+        return transfer_on_loop(way == ON_EPOLL ? SLUICE_LOOP_EPOLL : SLUICE_LOOP_IO_URING, options, ret_receipt,
+                                ret_error);
     struct sluice_transfer *transfer;
     struct sluice_waits waits;
     int result = sluice_transfer_new(options, &transfer, ret_error);
@@ -115,7 +120,8 @@ static void check_random_copy(const char *type, const char *directory, uint64_t 
     if (until_end)
         length = from_size - offset;
     enum sluice_route route = routes[draw(sizeof routes / sizeof *routes)];
-    bool stepped = draw(2);
+    static const enum way ways[] = {BLOCKING, BLOCKING, STEPPED, BLOCKING, STEPPED, ON_EPOLL, STEPPED, ON_IO_URING};
+    enum way way = ways[draw(sizeof ways / sizeof *ways)]; /* a loop takes its time to make */
     if (whole && draw(2)) {
         CHECK_EQ(ftruncate(to, 0), 0);
         memset(to_model, 0, to_size);
@@ -143,7 +149,7 @@ static void check_random_copy(const char *type, const char *directory, uint64_t 
                                               .turn = draw(2) ? 1 + draw(300000) : 0};
     struct sluice_receipt receipt;
     struct sluice_error error;
-    int result = move(&options, stepped, &receipt, &error);
+    int result = move(&options, way, &receipt, &error);
     if (result < 0) {
         sluice_error_format(&error, text, sizeof text);
         CHECK_FAIL("%s: %s", what, text);
@@ -297,7 +303,7 @@ TEST("copy_file_range in short turns of any size asks for whole blocks, so that 
                                               .turn = 100001};
     struct sluice_receipt receipt;
     struct sluice_error error;
-    CHECK_EQ(move(&options, true, &receipt, &error), 0);
+    CHECK_EQ(move(&options, STEPPED, &receipt, &error), 0);
     check_same(from, to);
     CHECK_EQ(receipt.by_reference, SIZE);
     CHECK_EQ(receipt.routes[SLUICE_ROUTE_COPY_FILE_RANGE].calls, (SIZE + 65535) / 65536);

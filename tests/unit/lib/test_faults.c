@@ -1367,7 +1367,7 @@ static const char *judge_bytes(const struct outcome *outcome, int sinks)
     for (int i = 0; i < sinks; i++) {
         size_t size = outcome->arrived_size[i];
         const struct sluice_error *lost = &outcome->sink_errors[i];
-        if (size > outcome->expected_size || memcmp(outcome->arrived[i], outcome->expected, size) != 0)
+        if (size > outcome->expected_size || (size > 0 && memcmp(outcome->arrived[i], outcome->expected, size) != 0))
             return "wrong bytes arrived";
         if (outcome->result == 0 && lost->code == 0 && size != outcome->expected_size)
             return "bytes are missing, without an error";

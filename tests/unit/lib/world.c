@@ -274,3 +274,43 @@ bool goes_to_tcp(enum sluice_route route)
     close(fds[1]);
     return goes;
 }
+
+struct on_loop {
+    struct sluice_loop *loop;
+    int result;
+    struct sluice_receipt *receipt;
+    struct sluice_error *error;
+};
+
+static void transfer_done(void *context, struct sluice_transfer *transfer, int result)
+{
+    struct on_loop *on_loop = context;
+    on_loop->result = result;
+    *on_loop->receipt = *sluice_transfer_receipt(transfer, 0);
+    *on_loop->error = *sluice_transfer_error(transfer);
+    sluice_loop_stop(on_loop->loop);
+}
+
+int transfer_on_loop(enum sluice_loop_kind kind, const struct sluice_transfer_options *options,
+                     struct sluice_receipt *ret_receipt, struct sluice_error *ret_error)
+{
+    struct on_loop on_loop = {.receipt = ret_receipt, .error = ret_error};
+    struct sluice_loop_options loop_options = {.size = sizeof loop_options, .kind = kind};
+    if (sluice_loop_new(&loop_options, &on_loop.loop) < 0) {
+        loop_options.kind = SLUICE_LOOP_EPOLL;
+        if (sluice_loop_new(&loop_options, &on_loop.loop) < 0)
+            die("sluice_loop_new");
+    }
+    int result = sluice_loop_transfer(on_loop.loop, options, transfer_done, &on_loop, NULL, ret_receipt, ret_error);
+    if (result == 0)
+        sluice_loop_run(on_loop.loop);
+    else
+        on_loop.result = result < 0 ? result : 0;
+    for (size_t i = 0; i < options->segment_count; i++)
+        if (options->segments[i].kind != SLUICE_SEGMENT_MEMORY)
+            sluice_loop_forget(on_loop.loop, options->segments[i].end);
+    for (size_t i = 0; i < options->sink_count; i++)
+        sluice_loop_forget(on_loop.loop, options->sinks[i]);
+    sluice_loop_free(on_loop.loop);
+    return on_loop.result;
+}

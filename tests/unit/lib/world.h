@@ -37,6 +37,10 @@ void feeder_finish(struct feeder *feeder);
 /* Number of open descriptors of this process. */
 int open_descriptors(void);
 
+/* Carry a transfer out on a loop of its own, of this kind; where there is no io_uring, on epoll. */
+int transfer_on_loop(enum sluice_loop_kind kind, const struct sluice_transfer_options *options,
+                     struct sluice_receipt *ret_receipt, struct sluice_error *ret_error);
+
 /* Is it a route from files to TCP sockets at all? True for AUTO. */
 bool goes_to_tcp(enum sluice_route route);
 
