@@ -55,6 +55,7 @@ enum sluice_route {
     SLUICE_ROUTE_SPLICE,          /* splice(2), through a pooled pipe where neither end is one */
     SLUICE_ROUTE_TEE,             /* tee(2): a stream's pages go to several sinks by reference */
     SLUICE_ROUTE_MSG_ZEROCOPY,    /* memory lent to a TCP or UDP socket (MSG_ZEROCOPY) until the kernel gives it back */
+    SLUICE_ROUTE_URING_SEND_ZC,   /* the same by a ring's SEND_ZC, on a loop that is one */
     SLUICE_ROUTE_COPY_FILE_RANGE, /* copy_file_range(2): the file system shares extents, or copies in the kernel */
     SLUICE_ROUTE_REFLINK,         /* ioctl_ficlonerange(2): both files share extents, until one is written to */
     SLUICE_ROUTE_DIRECT,          /* files read and written past the page cache (O_DIRECT) */

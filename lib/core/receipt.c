@@ -127,6 +127,7 @@ static struct fate fate(enum sluice_route route, struct sluice_end *source, stru
         struct fate what = fate_of_reference(source, sink, calls);
         return what.evidence == SLUICE_EVIDENCE_UNKNOWN ? what : ruled_again(RULE_TEE, what);
     }
+    case SLUICE_ROUTE_URING_SEND_ZC:
     case SLUICE_ROUTE_MSG_ZEROCOPY: /* the notification will tell */
         return (struct fate){.evidence = SLUICE_EVIDENCE_NONE, .lent = true};
     case SLUICE_ROUTE_COPY_FILE_RANGE:

@@ -24,6 +24,7 @@ struct pair {
     bool past_cache;    /* source or sink is to be used by O_DIRECT */
     bool fan_out;       /* one stream into several sinks */
     bool transform;
+    bool ring;                          /* the ops of the transfer may be handed to an io_uring */
     uint64_t file_size;                 /* of a file source */
     uint64_t length;                    /* of a memory or stream segment, where it is known; else SLUICE_UNTIL_END */
     const struct sluice_egress *egress; /* of a TCP or UDP sink, for memory and streams of CROSSOVER_FLOOR bytes and

@@ -200,6 +200,7 @@ static struct pair pair_of(const struct lane *lane, uint32_t segment)
     struct pair pair = plan_pair(&transfer->segments[segment], lane->sink, transfer->blocking);
     pair.fan_out = transfer->lane_count > 1 && pair.segment == SLUICE_SEGMENT_STREAM;
     pair.transform = transfer->transform != NULL;
+    pair.ring = transfer->flags & TRANSFER_ON_RING;
     return pair;
 }
 
@@ -699,7 +700,8 @@ static int gather(struct lane *lane, struct gathered *ret)
             return (int)length;
         if (length <= 0)
             break;
-        if (lane->plans_memory && got.count > 0 && lends(route) != lends((enum sluice_route)lane->iov_route[0]))
+        if (lane->plans_memory && got.count > 0 &&
+            route_registry[route]->lends != route_registry[lane->iov_route[0]]->lends)
             break; /* what is lent leaves in calls of its own */
         lane->iov_route[got.count++] = (uint8_t)route;
         got.bytes += (size_t)length;

@@ -192,6 +192,8 @@ int lane_complete(struct lane *lane, const struct op *op, ssize_t result);
 
 /* From sluice_transfer_run, in options.flags: blocks, and waits for its loans. */
 #define TRANSFER_BLOCKING (1u << 31)
+/* From a loop that is a ring. */
+#define TRANSFER_ON_RING (1u << 30)
 
 /* Prepare memory that is at least zeroed in its bookkeeping (transfer_clear). Takes options as sluice_transfer_new. */
 int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfer_options *options,

@@ -457,6 +457,12 @@ int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_
             *ret_error = (struct sluice_error){.code = -ENOMEM, .operation = "plan"};
         return -ENOMEM;
     }
+    struct sluice_transfer_options on_ring;
+    if (loop->carrier != NULL && options->size >= sizeof on_ring && options->sink_count == 1) {
+        on_ring = *options;
+        on_ring.flags |= TRANSFER_ON_RING;
+        options = &on_ring;
+    }
     int result = transfer_begin(transfer, options, ret_error);
     if (result < 0) {
         transfer_refuse(options, ret_receipt, 1);
@@ -825,6 +831,8 @@ void sluice_loop_free(struct sluice_loop *loop)
     if (loop == NULL)
         return;
     helpers_free(loop->helpers);
+    if (loop->lingering != NULL && loop->kind->linger != NULL)
+        loop->kind->linger(loop);
     while (loop->lingering != NULL) {
         struct sluice_end *end = loop->lingering->end;
         let_go(end);

@@ -69,6 +69,10 @@ struct loop_kind {
     int (*open)(struct sluice_loop *loop, const struct sluice_loop_options *options);
     void (*close)(struct sluice_loop *loop); /* also after open failed */
 
+    /* NULL, or: the loop is about to end, and memory is still lent by it to ends that were forgotten. What is not back
+     * when this returns never will be. */
+    void (*linger)(struct sluice_loop *loop);
+
     /* Sleep until something happens, at most timeout milliseconds (-1: without end), begin a turn (loop_begin_turn) and
      * handle what happened. Returns 0 or a negative errno. */
     int (*turn)(struct sluice_loop *loop, int timeout);

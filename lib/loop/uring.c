@@ -50,9 +50,10 @@ enum about {
     ABOUT_CALLERS, /* of a listener: somebody waits, or waited while it was paused */
     ABOUT_WATCH,
     ABOUT_OP, /* and three more, for the second to the fourth op of a flight */
+    ABOUT_LOAN = ABOUT_OP + OPS_MAX,
     ABOUT_MASK = 15
 };
-_Static_assert(ABOUT_OP + OPS_MAX - 1 <= ABOUT_MASK && _Alignof(max_align_t) > ABOUT_MASK, "user data has room");
+_Static_assert(ABOUT_LOAN<ABOUT_MASK &&_Alignof(max_align_t)> ABOUT_MASK, "user data has room");
 
 /* What came for a receiver that had been paused. */
 struct held {
@@ -65,7 +66,7 @@ struct uring_end {
     struct loop_end common;
     bool receiving, cancelling;   /* a multishot receive is under way; it has been cancelled */
     bool asked_read, asked_write; /* a poll is under way */
-    bool asked_broken;            /* while paused and not receiving */
+    bool asked_broken;            /* while paused and not receiving, or while memory is lent to it */
     bool over;                    /* nothing more will come, and the receiver must still be told how it ended */
     ssize_t how;
     unsigned writing; /* flights into it */
@@ -86,10 +87,20 @@ struct flight {
     struct lane *lane;
     struct flight *next_idle;
     struct uring_end *sink; /* NULL: unknown to the loop */
+    struct notice *notice;  /* of a send that lends, until its first report */
     int count;
     ssize_t results[OPS_MAX];
     struct op ops[OPS_MAX];
     struct msghdr message;
+};
+
+/* A send that lends memory. It has two reports, also when it fails: what was sent, and that the memory is back. */
+struct notice {
+    struct source source;
+    struct flight *flight; /* NULL after the first report */
+    struct sluice_end *end;
+    uint32_t number; /* of the loan, after the first report */
+    struct notice *next, **previous;
 };
 
 struct uring_loop {
@@ -116,6 +127,7 @@ struct uring_loop {
     size_t stash_at, stash_count, stash_size;
     struct flight *idle;
     unsigned idle_count;
+    struct notice *notices;
     char scratch[RECEIVE_MAX]; /* for what is no socket */
 };
 
@@ -272,6 +284,35 @@ static void op_ended(struct flight *flight, const struct io_uring_cqe *report)
     flight->results[(report->user_data & ABOUT_MASK) - ABOUT_OP] = report->res;
 }
 
+static void drop_notice(struct notice *notice)
+{
+    *notice->previous = notice->next;
+    if (notice->next != NULL)
+        notice->next->previous = notice->previous;
+    free(notice);
+}
+
+/* A report on a send that lends. The end, and with it its state here, may be gone after the second. */
+static void lent(struct notice *notice, const struct io_uring_cqe *report)
+{
+    struct sluice_end *end = notice->end;
+    struct flight *flight = notice->flight;
+    uint32_t number = notice->number;
+    if (report->flags & IORING_CQE_F_NOTIF) {
+        drop_notice(notice);
+        end_returned(end, LOANS_OF_RING, number, number, (unsigned)report->res & IORING_NOTIF_USAGE_ZC_COPIED);
+        return;
+    }
+    /* Pages that are lent are charged to the user's limit on locked memory. */
+    flight->results[0] = report->res == -ENOMEM ? -ENOBUFS : report->res;
+    flight->notice = NULL;
+    notice->flight = NULL;
+    if (report->flags & IORING_CQE_F_MORE)
+        notice->number = lane_lend(flight->lane, &flight->ops[0], report->res);
+    else
+        drop_notice(notice);
+}
+
 /* A report on something that is given up: nobody is told. */
 static void discard(struct uring_loop *ring, const struct io_uring_cqe *report)
 {
@@ -283,12 +324,15 @@ static void discard(struct uring_loop *ring, const struct io_uring_cqe *report)
     unsigned about = report->user_data & ABOUT_MASK;
     if (about == ABOUT_ACCEPT && report->res >= 0)
         sys.close(report->res);
-    if (about >= ABOUT_OP)
+    if (about == ABOUT_LOAN)
+        lent((struct notice *)source, report);
+    else if (about >= ABOUT_OP)
         op_ended((struct flight *)source, report);
 }
 
-/* Wait until there is nothing more to come about source. What comes is discarded. */
-static void settle(struct uring_loop *ring, struct source *source)
+/* Wait until there is nothing more to come about source; of a send that lends (first: flight->notice), until its first
+ * report has come. What comes is discarded. */
+static void settle(struct uring_loop *ring, struct source *source, struct notice *const *first)
 {
     struct io_uring_cqe report;
     for (size_t i = ring->stash_at; i < ring->stash_count; i++) {
@@ -297,7 +341,7 @@ static void settle(struct uring_loop *ring, struct source *source)
         discard(ring, &ring->stash[i]);
         ring->stash[i] = (struct io_uring_cqe){.user_data = ABOUT_NOTHING};
     }
-    for (bool asked = false; source->holds > 0 && ring->error == 0; asked = true) {
+    for (bool asked = false; (first != NULL ? *first != NULL : source->holds > 0) && ring->error == 0; asked = true) {
         enter(ring, asked, -1);
         while (take_report(ring, &report)) {
             if (source_of(&report) == source)
@@ -306,11 +350,13 @@ static void settle(struct uring_loop *ring, struct source *source)
                 stash(ring, &report);
         }
     }
-    source->holds = 0;
+    if (first == NULL)
+        source->holds = 0;
 }
 
 /* ---- Ends --------------------------------------------------------------------------------------------------- */
 
+/* POLLERR and POLLHUP are reported whatever events are asked for. */
 static bool poll_for(struct uring_loop *ring, int fd, uint32_t events, enum about about, struct source *source)
 {
     struct io_uring_sqe *entry = request(ring, about, source);
@@ -375,6 +421,21 @@ static void drop_held(struct uring_end *state)
     state->held_last = &state->held;
 }
 
+/* Report every edge of POLLERR: a connection that broke, or an error queue that says that memory is back. */
+static void ask_broken(struct uring_end *state)
+{
+    struct loop_end *common = &state->common;
+    if (state->asked_broken)
+        return;
+    struct io_uring_sqe *entry = request(ring_of(common->loop), ABOUT_BROKEN, &common->source);
+    if (entry == NULL)
+        return;
+    entry->opcode = IORING_OP_POLL_ADD;
+    entry->fd = common->end->fd;
+    entry->len = IORING_POLL_ADD_MULTI;
+    state->asked_broken = true;
+}
+
 static int meet(struct loop_end *common)
 {
     end_state(common)->held_last = &end_state(common)->held;
@@ -392,7 +453,7 @@ static void part(struct loop_end *common)
         cancel(ring, ABOUT_WRITABLE, &common->source);
     if (state->asked_broken)
         cancel(ring, ABOUT_BROKEN, &common->source);
-    settle(ring, &common->source);
+    settle(ring, &common->source, NULL);
     drop_held(state);
 }
 
@@ -566,9 +627,30 @@ static void received(struct uring_end *state, const struct io_uring_cqe *report)
         int result = start_receiving(state);
         if (result < 0)
             ended(state, result);
-    } else if (!state->asked_broken) {
-        state->asked_broken = poll_for(ring, common->end->fd, 0, ABOUT_BROKEN, &common->source);
+    } else {
+        ask_broken(state);
     }
+}
+
+/* POLLERR without POLLHUP is the error queue of a healthy socket that was lent memory (tcp_poll). */
+static void broke(struct uring_end *state, const struct io_uring_cqe *report)
+{
+    struct loop_end *common = &state->common;
+    unsigned events = report->res > 0 ? (unsigned)report->res : 0;
+    uint64_t calls = 0;
+    if (!(report->flags & IORING_CQE_F_MORE))
+        state->asked_broken = false;
+    if (events & POLLERR && end_has_lent(common->end)) {
+        if (!(events & POLLHUP))
+            events = 0;
+        end_collect(common->end, &calls); /* the end may be gone after it */
+        if (common->source.dead)
+            return;
+        if (end_loans(common->end) > 0)
+            ask_broken(state);
+    }
+    if (events & POLLERR && common->paused && common->receive != NULL)
+        ended(state, socket_error(common->end));
 }
 
 static void polled(struct uring_end *state, enum about about, const struct io_uring_cqe *report)
@@ -577,6 +659,9 @@ static void polled(struct uring_end *state, enum about about, const struct io_ur
     switch (about) {
     case ABOUT_WRITABLE:
         state->asked_write = false;
+        /* As long as there is something in it, an error queue makes every poll return at once. */
+        if (report->res > 0 && report->res & POLLERR && end_has_lent(common->end))
+            end_collect(common->end, &(uint64_t){0});
         if (common->writer != NULL)
             loop_queue_transfer(common->loop, common->writer);
         break;
@@ -591,9 +676,7 @@ static void polled(struct uring_end *state, enum about about, const struct io_ur
         }
         break;
     default:
-        state->asked_broken = false;
-        if (report->res > 0 && report->res & POLLERR && common->paused && common->receive != NULL)
-            ended(state, socket_error(common->end));
+        broke(state, report);
         break;
     }
 }
@@ -696,11 +779,42 @@ static void fill_entry(struct flight *flight, int index, struct io_uring_sqe *en
     }
 }
 
+static bool lends_by_ring(const struct lane *lane, const struct op *op)
+{
+    return op->kind == OP_WRITE && op->flags & MSG_ZEROCOPY &&
+           route_registry[lane->iov_route[0]]->lends == LOANS_OF_RING;
+}
+
+/* The entry that fill_entry made of a write, as one that lends; its reports are the notice's. */
+static void lend_by(struct notice *notice, struct io_uring_sqe *entry)
+{
+    entry->opcode = entry->opcode == IORING_OP_SEND ? IORING_OP_SEND_ZC : IORING_OP_SENDMSG_ZC;
+    entry->ioprio = IORING_SEND_ZC_REPORT_USAGE;
+    entry->msg_flags &= ~(unsigned)MSG_ZEROCOPY;
+    notice->flight->notice = notice;
+}
+
+static struct notice *new_notice(struct uring_loop *ring, struct flight *flight)
+{
+    struct notice *notice = sys.allocate(1, sizeof *notice);
+    if (notice == NULL)
+        return NULL;
+    notice->flight = flight;
+    notice->end = flight->lane->sink;
+    notice->next = ring->notices;
+    notice->previous = &ring->notices;
+    if (notice->next != NULL)
+        notice->next->previous = &notice->next;
+    ring->notices = notice;
+    return notice;
+}
+
 /* Hand over the first op, and those linked to it that have an opcode. Returns whether that was possible. */
 static bool launch(struct uring_loop *ring, struct lane *lane, const struct op *ops, int count)
 {
     int linked = 1;
-    while (linked < count && has_opcode(&ops[linked]))
+    bool lends = lends_by_ring(lane, &ops[0]);
+    while (linked < count && !lends && has_opcode(&ops[linked]))
         linked++;
     struct flight *flight = take_flight(ring);
     if (flight == NULL)
@@ -712,12 +826,23 @@ static bool launch(struct uring_loop *ring, struct lane *lane, const struct op *
     memset(&flight->source, 0, sizeof flight->source);
     flight->ring = ring;
     flight->lane = lane;
+    flight->notice = NULL;
     flight->count = linked;
     memcpy(flight->ops, ops, (size_t)linked * sizeof *ops);
+    struct notice *notice = lends ? new_notice(ring, flight) : NULL;
+    if (lends && notice == NULL) {
+        put_flight(ring, flight);
+        return false;
+    }
     flight->sink = end_state(lane->sink->loop);
     if (flight->sink != NULL)
         flight->sink->writing++;
-    for (int i = 0; i < linked; i++)
+    if (lends) {
+        struct io_uring_sqe *entry = request(ring, ABOUT_LOAN, &notice->source);
+        fill_entry(flight, 0, entry);
+        lend_by(notice, entry);
+    }
+    for (int i = 0; i < linked && !lends; i++)
         fill_entry(flight, i, request(ring, (enum about)(ABOUT_OP + i), &flight->source));
     lane->under_way = flight;
     lane->transfer->waited = true;
@@ -727,9 +852,15 @@ static bool launch(struct uring_loop *ring, struct lane *lane, const struct op *
 static bool carry(struct op_carrier *carrier, struct lane *lane, const struct op *ops, int count, ssize_t *ret_result)
 {
     struct uring_loop *ring = (struct uring_loop *)((char *)carrier - offsetof(struct uring_loop, carrier));
+    if (lends_by_ring(lane, &ops[0])) {
+        *ret_result = -ENOBUFS; /* no memory to keep account of it */
+        return !launch(ring, lane, ops, 1);
+    }
     if (may_block(lane, &ops[0]) && launch(ring, lane, ops, count))
         return false;
     *ret_result = op_execute(&ops[0], &lane->receipt.system_calls);
+    if (*ret_result > 0 && ops[0].kind == OP_WRITE && ops[0].flags & MSG_ZEROCOPY && lane->sink->loop != NULL)
+        ask_broken(end_state(lane->sink->loop)); /* the error queue will say when the memory is back */
     if (*ret_result != -EAGAIN || !can_wait(&ops[0]) || !launch(ring, lane, ops, 1))
         return true;
     lane->receipt.waits++;
@@ -763,10 +894,16 @@ static void withdraw(struct sluice_loop *loop, struct sluice_transfer *transfer)
             continue;
         struct flight *flight = lane->under_way;
         for (int k = 0; k < flight->count; k++) {
+            if (flight->notice == NULL)
+                cancel(ring, (enum about)(ABOUT_OP + k), &flight->source);
+            else
+                cancel(ring, ABOUT_LOAN, &flight->notice->source);
             flight->results[k] = -EINTR;
-            cancel(ring, (enum about)(ABOUT_OP + k), &flight->source);
         }
-        settle(ring, &flight->source);
+        settle(ring, flight->notice != NULL ? &flight->notice->source : &flight->source,
+               flight->notice != NULL ? &flight->notice : NULL);
+        if (flight->notice != NULL) /* the ring is of no more use: there will be no report */
+            flight->notice->flight = NULL;
         for (int k = 0; k < flight->count; k++)
             if (flight->results[k] <= 0)
                 flight->results[k] = -EINTR;
@@ -815,7 +952,7 @@ static void unlisten(struct sluice_listener *common, bool for_good)
         cancel(ring, ABOUT_CALLERS, &common->source);
     if (!for_good)
         return;
-    settle(ring, &common->source);
+    settle(ring, &common->source, NULL);
     while (listener->held_count > 0)
         sys.close(listener->held[--listener->held_count]);
     free(listener->held);
@@ -940,6 +1077,16 @@ static void handle(struct uring_loop *ring, const struct io_uring_cqe *report)
     case ABOUT_WATCH:
         watched((struct sluice_watch *)source, report);
         break;
+    case ABOUT_LOAN: {
+        struct flight *flight = ((struct notice *)source)->flight;
+        lent((struct notice *)source, report);
+        if (flight == NULL)
+            break;
+        struct sluice_transfer *transfer = flight->lane->transfer;
+        land(flight);
+        loop_queue_transfer(&ring->common, transfer);
+        break;
+    }
     case ABOUT_OP:
     default: {
         struct flight *flight = (struct flight *)source;
@@ -973,6 +1120,26 @@ static int turn(struct sluice_loop *loop, int timeout)
         handle(ring, &report);
     }
     return ring->error;
+}
+
+/* So long the end of a loop waits for peers to take what was lent. */
+#define LINGER_MS 5000
+
+static void linger(struct sluice_loop *loop)
+{
+    struct uring_loop *ring = ring_of(loop);
+    struct io_uring_cqe report;
+    for (int waited = 0; ring->notices != NULL && ring->error == 0 && waited < LINGER_MS;) {
+        if (enter(ring, true, 100) == -ETIME)
+            waited += 100;
+        while (take_report(ring, &report)) {
+            if ((report.user_data & ABOUT_MASK) == ABOUT_LOAN)
+                discard(ring, &report);
+            else if (report.user_data != ABOUT_NOTHING)
+                stash(ring, &report);
+        }
+        loans_call_back();
+    }
 }
 
 static const char *const old_kernel = "io_uring of this kernel lacks what the loop needs (Linux 6.1)";
@@ -1179,6 +1346,8 @@ static void close_loop(struct sluice_loop *loop)
     struct uring_loop *ring = ring_of(loop);
     take_down(ring);
     free(ring->stash);
+    while (ring->notices != NULL)
+        drop_notice(ring->notices);
     while (ring->idle != NULL) {
         struct flight *flight = ring->idle;
         ring->idle = flight->next_idle;
@@ -1193,6 +1362,7 @@ const struct loop_kind loop_uring = {
     .probe = probe,
     .open = open_loop,
     .close = close_loop,
+    .linger = linger,
     .turn = turn,
     .meet = meet,
     .part = part,

@@ -7,6 +7,7 @@
 extern const struct route route_copy;
 extern const struct route route_mmap;
 extern const struct route route_msg_zerocopy;
+extern const struct route route_uring_send_zc;
 extern const struct route route_sendfile;
 extern const struct route route_splice;
 extern const struct route route_tee;

@@ -103,8 +103,8 @@ static void refuse_on_every_route_after(enum sluice_route from, bool at_drain)
 {
     make_bytes();
     for (int to = SLUICE_ROUTE_COPY; to < SLUICE_ROUTE_COUNT; to++)
-        if (to != (int)from && to != SLUICE_ROUTE_TEE && /* test_tee.c */
-            to != SLUICE_ROUTE_MSG_ZEROCOPY &&           /* no files */
+        if (to != (int)from && to != SLUICE_ROUTE_TEE &&                           /* test_tee.c */
+            to != SLUICE_ROUTE_MSG_ZEROCOPY && to != SLUICE_ROUTE_URING_SEND_ZC && /* no files */
             !(to == SLUICE_ROUTE_DIRECT && is_between_files(from)) &&
             !(from == SLUICE_ROUTE_DIRECT && is_between_files((enum sluice_route)to)))
             refuse_at_every_byte(false, from, (enum sluice_route)to, at_drain);

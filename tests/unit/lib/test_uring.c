@@ -448,6 +448,224 @@ TEST("the peer of an end that was forgotten and closed while receiving is told a
     end();
 }
 
+/* ---- Lending -------------------------------------------------------------------------------------------------- */
+
+#define LENT (3u << 20 | 4321)
+
+static unsigned char lent_memory[LENT];
+static unsigned released, settlements;
+static struct sluice_receipt settled_by;
+
+static void count_release(void *context, const void *data, size_t length)
+{
+    (void)context;
+    released++;
+    memset((void *)(uintptr_t)data, 0xee, length); /* whoever still reads it shows */
+}
+
+static void settled(void *context, unsigned sink, const struct sluice_receipt *difference)
+{
+    (void)context, (void)sink;
+    settlements++;
+    settled_by = *difference;
+}
+
+static struct sluice_transfer *lend(struct sluice_end *sink, enum sluice_route route)
+{
+    struct sluice_segment segments[] = {memory_segment("HEAD", 4), memory_segment(lent_memory, LENT)};
+    struct sluice_transfer *transfer = NULL;
+    struct sluice_transfer_options options = {.size = sizeof options,
+                                              .segments = segments,
+                                              .segment_count = 2,
+                                              .sinks = &sink,
+                                              .sink_count = 1,
+                                              .route = route,
+                                              .settled = settled};
+    segments[1].release = count_release;
+    pattern_fill(lent_memory, 0, LENT);
+    released = settlements = 0;
+    memset(&outcome, 0, sizeof outcome);
+    int result = sluice_loop_transfer(loop, &options, transfer_done, NULL, &transfer, &outcome.receipt, &outcome.error);
+    if (result != 0) {
+        outcome.done = true;
+        outcome.result = result < 0 ? result : 0;
+    }
+    return transfer;
+}
+
+static void check_lent(const unsigned char *data, size_t size)
+{
+    CHECK(size <= LENT + 4);
+    CHECK(size < 4 || memcmp(data, "HEAD", 4) == 0);
+    for (size_t i = 4; i < size; i++)
+        if (data[i] != pattern_byte(i - 4))
+            CHECK_FAIL("byte %zu is wrong", i);
+}
+
+static void check_return(void)
+{
+    for (int i = 0; i < 200 && (released == 0 || (settlements == 0 && !sluice_receipt_is_final(&outcome.receipt))); i++)
+        run_for(10);
+    CHECK_EQ(released, 1);
+    struct sluice_receipt sum = outcome.receipt;
+    if (settlements > 0)
+        sluice_receipt_add(&sum, &settled_by);
+    CHECK(sluice_receipt_is_final(&sum));
+    CHECK_EQ(sum.loans, 0);
+    CHECK_EQ(sum.bytes, LENT + 4);
+    CHECK_EQ(sum.released, LENT + 4);
+    CHECK_EQ(sum.copied, LENT + 4); /* the peer is on this machine, and the kernel says so */
+    CHECK_EQ(sum.unknown, 0);
+}
+
+TEST("memory lent by the ring, or by the socket on a ring, arrives, is given back once, and the receipt becomes final")
+{
+    static const enum sluice_route routes[] = {SLUICE_ROUTE_URING_SEND_ZC, SLUICE_ROUTE_MSG_ZEROCOPY};
+    for (int i = 0; i < 2; i++) {
+        int fds[2];
+        size_t size;
+        tcp_pair(fds);
+        begin(NULL);
+        struct sluice_end *sink = end_of(fds[0]);
+        struct collector *collector = collector_start(fds[1], i == 0);
+        lend(sink, routes[i]);
+        finish();
+        CHECK_EQ(outcome.result, 0);
+        CHECK_EQ(outcome.receipt.routes[routes[i]].bytes, LENT);
+        if (i == 0)
+            CHECK(handed_over[IORING_OP_SEND_ZC] + handed_over[IORING_OP_SENDMSG_ZC] >= 4);
+        check_return();
+        sluice_loop_forget(loop, sink);
+        sluice_end_close(sink);
+        end();
+        unsigned char *data = collector_finish(collector, &size);
+        CHECK_EQ(size, LENT + 4);
+        check_lent(data, size);
+        free(data);
+        close(fds[1]);
+    }
+}
+
+TEST("an end may be forgotten and closed while its memory is lent by the ring: the memory comes back all the same")
+{
+    int fds[2], before = open_descriptors();
+    size_t size;
+    tcp_pair(fds);
+    begin(NULL);
+    struct sluice_end *sink = end_of(fds[0]);
+    struct collector *collector = collector_start(fds[1], true);
+    lend(sink, SLUICE_ROUTE_URING_SEND_ZC);
+    finish();
+    CHECK_EQ(outcome.result, 0);
+    sluice_loop_forget(loop, sink);
+    sluice_end_close(sink);
+    check_return();
+    end();
+    unsigned char *data = collector_finish(collector, &size);
+    CHECK_EQ(size, LENT + 4);
+    check_lent(data, size);
+    free(data);
+    close(fds[1]);
+    CHECK(open_descriptors() <= before + 2);
+}
+
+TEST("a loop that ends waits for what its ring has lent")
+{
+    int fds[2];
+    size_t size;
+    tcp_pair(fds);
+    begin(NULL);
+    struct sluice_end *sink = end_of(fds[0]);
+    struct collector *collector = collector_start(fds[1], true);
+    lend(sink, SLUICE_ROUTE_URING_SEND_ZC);
+    finish();
+    sluice_loop_forget(loop, sink);
+    sluice_end_close(sink);
+    end();
+    CHECK_EQ(released, 1);
+    unsigned char *data = collector_finish(collector, &size);
+    CHECK_EQ(size, LENT + 4);
+    check_lent(data, size);
+    free(data);
+    close(fds[1]);
+}
+
+TEST("cancelling does not wait for lent memory, which is released when it is back")
+{
+    int fds[2];
+    size_t size;
+    tcp_pair(fds);
+    begin(NULL);
+    struct sluice_end *sink = end_of(fds[0]);
+    struct sluice_transfer *transfer = lend(sink, SLUICE_ROUTE_URING_SEND_ZC);
+    run_for(1);
+    if (!outcome.done)
+        sluice_loop_transfer_cancel(loop, transfer);
+    CHECK(outcome.done);
+    uint64_t sent = outcome.receipt.sent;
+    struct collector *collector = collector_start(fds[1], false);
+    for (int i = 0; i < 200 && released == 0; i++)
+        run_for(10);
+    CHECK_EQ(released, 1);
+    sluice_loop_forget(loop, sink);
+    sluice_end_close(sink);
+    end();
+    unsigned char *data = collector_finish(collector, &size);
+    CHECK_EQ(size, sent);
+    check_lent(data, size);
+    free(data);
+    close(fds[1]);
+}
+
+TEST("uring_send_zc refuses a Unix socket, and every loop that is no ring, with a reason")
+{
+    int fds[2];
+    unix_pair(fds);
+    struct sluice_end *sink = end_of(fds[0]);
+    begin(NULL);
+    lend(sink, SLUICE_ROUTE_URING_SEND_ZC);
+    CHECK_EQ(outcome.result, -EOPNOTSUPP);
+    CHECK(outcome.error.reason != NULL && strstr(outcome.error.reason, "TCP and UDP") != NULL);
+    CHECK_EQ(released, 1);
+    end();
+    CHECK_EQ(sluice_loop_new(NULL, &loop), 0);
+    lend(sink, SLUICE_ROUTE_URING_SEND_ZC);
+    CHECK_EQ(outcome.result, -EOPNOTSUPP);
+    CHECK(outcome.error.reason != NULL && strstr(outcome.error.reason, "io_uring") != NULL);
+    CHECK_EQ(released, 1);
+    sluice_loop_free(loop);
+    sluice_end_close(sink);
+    close(fds[1]);
+}
+
+static void no_usage_report(struct io_uring_sqe *entry)
+{
+    if (entry->opcode == IORING_OP_SEND_ZC || entry->opcode == IORING_OP_SENDMSG_ZC)
+        entry->ioprio = 0x8000; /* EINVAL, as the report's flag is to a kernel that has none */
+}
+
+TEST("where the kernel does not report on usage, forcing uring_send_zc is refused, and the memory is released")
+{
+    int fds[2];
+    size_t size;
+    tcp_pair(fds);
+    begin(no_usage_report);
+    struct sluice_end *sink = end_of(fds[0]);
+    struct collector *collector = collector_start(fds[1], false);
+    lend(sink, SLUICE_ROUTE_URING_SEND_ZC);
+    finish();
+    CHECK_EQ(outcome.result, -EOPNOTSUPP);
+    CHECK(outcome.error.reason != NULL && strstr(outcome.error.reason, "usage") != NULL);
+    CHECK_EQ(released, 1);
+    sluice_loop_forget(loop, sink);
+    sluice_end_close(sink);
+    end();
+    unsigned char *data = collector_finish(collector, &size);
+    check_lent(data, size);
+    free(data);
+    close(fds[1]);
+}
+
 /* ---- Where there is none -------------------------------------------------------------------------------------- */
 
 static int refusal;
