@@ -36,6 +36,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -321,35 +322,45 @@ def _initial_file_system(modules, later, files, setup):
 class Guest:
     """A booted guest. files: [(path here, path there)], directories with what is in them. memory in MiB. network: None
     or a QEMU device model (e1000: real zero copy; virtio-net-pci without scatter-gather), with this machine's loopback
-    at 10.0.2.2. disk: None or a file system, mounted at /disk, or several, each mounted at /disk/NAME. later: those of
+    at 10.0.2.2; or, with link, another guest: (one of a pair of connected sockets, this guest's address). disk: None or a file system, mounted at /disk, or several, each mounted at /disk/NAME. later: those of
     them whose disks are there but not mounted (/dev/vda is the first), and whose modules lie in /later instead of being
     loaded. limit: seconds that booting may take."""
 
-    def __init__(self, files=(), modules=(), memory=512, cpus=1, network=None, disk=None, later=(), limit=60):
+    def __init__(self, files=(), modules=(), memory=512, cpus=1, network=None, link=None, disk=None, later=(),
+                 limit=120):
         self._ended = False
         self._process = self._port = None
         self._stack = contextlib.ExitStack()
         started = time.monotonic()
         try:
-            self._boot(files, modules, memory, cpus, network, disk, later, limit)
+            self._boot(files, modules, memory, cpus, network, link, disk, later, limit)
         except BaseException:
             self._kill()
             raise
         self.boot_seconds = time.monotonic() - started
 
-    def _boot(self, files, modules, memory, cpus, network, disk, later, limit):
+    def _boot(self, files, modules, memory, cpus, network, link, disk, later, limit):
         qemu = shutil.which("qemu-system-x86_64")
         if not qemu:
             raise Unavailable("no qemu-system-x86_64 here: apt-get install qemu-system-x86")
         self.kernel = kernel()
         scratch = pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sluice-guest-")))
         self._console = scratch / "console"
-        devices, setup, needed = [], [], list(BASE_MODULES)
+        devices, setup, needed, inherited = [], [], list(BASE_MODULES), []
         if network:
             needed += NETWORK_MODULES[network]
             # romfile: no boot from the network, so no boot code for it.
-            devices += ["-netdev", "user,id=net0", "-device", network + ",netdev=net0,romfile="]
-            setup += ["ip link set eth0 up", "ip addr add 10.0.2.15/24 dev eth0", "ip route add default via " + HOST]
+            setup += ["ip link set eth0 up"]
+            if link:
+                wire, address = link
+                inherited += [wire.fileno()]
+                hardware = "52:54:00:" + ":".join("%02x" % int(part) for part in address.split(".")[1:])
+                devices += ["-netdev", f"socket,id=net0,fd={wire.fileno()}",
+                            "-device", f"{network},netdev=net0,mac={hardware},romfile="]
+                setup += [f"ip addr add {address}/24 dev eth0"]
+            else:
+                devices += ["-netdev", "user,id=net0", "-device", network + ",netdev=net0,romfile="]
+                setup += ["ip addr add 10.0.2.15/24 dev eth0", "ip route add default via " + HOST]
         disks = [] if not disk else [(disk, "/disk")] if isinstance(disk, str) else [
             (name, "/disk/" + name) for name in disk]
         for number, (name, where) in enumerate(disks):
@@ -379,7 +390,7 @@ class Guest:
                  "-device", "virtserialport,chardev=agent,name=agent",
                  *devices],
                 stdin=subprocess.DEVNULL, stdout=self._stack.enter_context(open(scratch / "qemu", "wb")),
-                stderr=subprocess.STDOUT, pass_fds=[theirs.fileno()], preexec_fn=_die_with_parent)
+                stderr=subprocess.STDOUT, pass_fds=[theirs.fileno(), *inherited], preexec_fn=_die_with_parent)
         self._received = bytearray()
         if self._line(time.monotonic() + limit, "boot") != b"ready":
             raise Failed("the guest did not say that it is ready\n" + self.console())
@@ -470,22 +481,37 @@ class Guest:
         self._received += data
 
 
-def once(find_options=dict, **options):
-    """A function that boots a guest when it is first called, and answers with that guest, or that Unavailable, whenever
-    it is called: booting takes seconds, so cases share one. find_options: a function that finds more options then."""
-    outcome = []
+class once:
+    """Called, boots a guest the first time, and answers with that guest, or raises the Unavailable or Failed of then,
+    whenever it is called: booting takes seconds, so cases share one. find_options: a function that finds more options
+    then."""
 
-    def machine():
-        if not outcome:
-            try:
-                outcome.append(Guest(**options, **find_options()))
-                atexit.register(outcome[0]._kill)
-            except (Unavailable, Failed) as error:
-                outcome.append(error)
-        if isinstance(outcome[0], Exception):
-            raise outcome[0]
-        return outcome[0]
-    return machine
+    def __init__(self, find_options=dict, **options):
+        self._find_options, self._options = find_options, options
+        self._outcome = None
+        self._lock = threading.Lock()
+
+    def __call__(self):
+        with self._lock:
+            if not self._outcome:
+                try:
+                    self._outcome = Guest(**self._options, **self._find_options())
+                    atexit.register(self._outcome._kill)
+                except (Unavailable, Failed) as error:
+                    self._outcome = error
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+
+def early(*machines):
+    """Boot these, one after the other, beside whatever else there is to do."""
+    def boot():
+        for machine in machines:
+            with contextlib.suppress(Unavailable, Failed):
+                machine()
+        threading.Event().wait()  # the kernel ends QEMU with the thread that started it (_die_with_parent)
+    threading.Thread(target=boot, daemon=True).start()
 
 
 def _make_disk(path, file_system):

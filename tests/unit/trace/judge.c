@@ -30,6 +30,8 @@ static struct check_result check_in(const char *directory, enum receipt_rule mut
 
 TEST("receipts as they are agree with the trace")
 {
+    if (getenv("SLUICE_TEST_FILE_SYSTEMS") != NULL)
+        return; /* in guests, sluice trace --check itself is asked: all routes take their time there */
     struct check_result result = check_in(NULL, RULE_NONE, SLUICE_ROUTE_AUTO);
     CHECK_EQ(result.disagreed, 0);
     CHECK(result.agreed > 40);

@@ -19,6 +19,8 @@ static const struct {
     {"none", RULE_NONE},
     {"gather", RULE_REFERENCE_TO_SCATTER_GATHER},
     {"linear", RULE_REFERENCE_TO_LINEAR},
+    {"lent-copied", RULE_LENT_COPIED},
+    {"lent", RULE_LENT_REFERRED_TO},
 };
 
 static int judge(struct check *check, enum sluice_route route, const char *name)
