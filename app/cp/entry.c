@@ -398,9 +398,9 @@ static int move_content(struct moving *moving, const struct spot *spot, const st
         if (got <= 0)
             return got < 0 ? -errno : 0;
     }
-    int result = sluice_end_open(item->fd, 0, &source);
+    int result = sluice_end_open_file(item->fd, size, 0, &source);
     if (result == 0)
-        result = sluice_end_open(target, 0, &sink);
+        result = sluice_end_open_file(target, 0, 0, &sink);
     if (result < 0)
         return result;
     moving->source = source;

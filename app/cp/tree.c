@@ -30,6 +30,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -883,9 +884,9 @@ int tree_new(const struct tree_options *options, int target_fd, const char *targ
     list_init(&tree->active);
     list_init(&tree->idle);
     list_init(&tree->nodes);
-    tree->open_max = open_nodes_permitted(options->threads);
+    tree->open_max = open_nodes_permitted(options->threads_max);
     tree->operands = calloc(1, sizeof *tree->operands);
-    tree->workers = calloc(options->threads, sizeof *tree->workers);
+    tree->workers = calloc(options->threads_max, sizeof *tree->workers);
     if (tree->operands == NULL || tree->workers == NULL || links_new(&tree->links) < 0 ||
         (tree->top = node_new(tree, NULL, "", target_path)) == NULL) {
         tree_free(tree);
@@ -900,18 +901,6 @@ int tree_new(const struct tree_options *options, int target_fd, const char *targ
     top->children = 1;
     foretell(tree, &top->target, &status);
     tree->operands->node = top;
-    for (unsigned i = 0; i < options->threads; i++) {
-        struct worker *worker = &tree->workers[i];
-        *worker = (struct worker){.tree = tree};
-        worker->copier = (struct copier){
-            .settings = options->settings, .report = options->report, .stop = options->stop, .full = &tree->full};
-        tree->worker_count++;
-        worker->buffer = malloc(LIST_BUFFER);
-        if (worker->buffer == NULL) {
-            tree_free(tree);
-            return -ENOMEM;
-        }
-    }
     *ret_tree = tree;
     return 0;
 }
@@ -935,21 +924,52 @@ int tree_add(struct tree *tree, const char *source_path, bool directory, const c
     return note_entry(tree->operands, source_path, target_name, 0, DT_UNKNOWN);
 }
 
+/* Under the lock. Returns 0 or a negative errno. */
+static int start_thread(struct tree *tree)
+{
+    struct worker *worker = &tree->workers[tree->worker_count];
+    *worker = (struct worker){.tree = tree};
+    worker->copier = (struct copier){.settings = tree->options.settings,
+                                     .report = tree->options.report,
+                                     .stop = tree->options.stop,
+                                     .full = &tree->full};
+    worker->buffer = malloc(LIST_BUFFER);
+    if (worker->buffer == NULL)
+        return -ENOMEM;
+    /* Signals are for the thread that waits for the end, so that no system call of these is interrupted. */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int result = -pthread_create(&worker->thread, NULL, worker_main, worker);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (result < 0) {
+        free(worker->buffer);
+        return result;
+    }
+    tree->worker_count++;
+    tree->running++;
+    return 0;
+}
+
 int tree_start(struct tree *tree)
 {
-    list_add_last(&tree->active, &tree->operands->link);
-    tree->operands = NULL;
-    unsigned started = 0;
     int result = 0;
     pthread_mutex_lock(&tree->lock);
-    while (started < tree->options.threads && result == 0) {
-        struct worker *worker = &tree->workers[started];
-        result = -pthread_create(&worker->thread, NULL, worker_main, worker);
-        started += result == 0;
-    }
-    tree->running = tree->options.threads = started;
+    list_add_last(&tree->active, &tree->operands->link);
+    tree->operands = NULL;
+    while (tree->worker_count < tree->options.threads && result == 0)
+        result = start_thread(tree);
     pthread_mutex_unlock(&tree->lock);
-    return started > 0 ? 0 : result;
+    return tree->worker_count > 0 ? 0 : result;
+}
+
+void tree_add_thread(struct tree *tree)
+{
+    pthread_mutex_lock(&tree->lock);
+    bool work = tree->waiting != NULL || !list_empty(&tree->active);
+    if (work && tree->running > 0 && tree->worker_count < tree->options.threads_max)
+        start_thread(tree); /* it goes on without */
+    pthread_mutex_unlock(&tree->lock);
 }
 
 bool tree_wait(struct tree *tree, unsigned milliseconds)
@@ -970,11 +990,10 @@ bool tree_wait(struct tree *tree, unsigned milliseconds)
 
 void tree_finish(struct tree *tree, struct sluice_receipt *sum)
 {
-    for (unsigned i = 0; i < tree->options.threads; i++) {
+    for (unsigned i = 0; i < tree->worker_count; i++) {
         pthread_join(tree->workers[i].thread, NULL);
         sluice_receipt_add(sum, &tree->workers[i].copier.sum);
     }
-    tree->options.threads = 0;
     /* Interrupted: directories keep what is complete in them. */
     LIST_FOR_EACH(link, &tree->nodes)
     {

@@ -14,7 +14,8 @@ struct tree_options {
     const struct copy_settings *settings;
     struct report *report;
     const atomic_bool *stop;
-    unsigned threads;
+    unsigned threads;     /* to begin with */
+    unsigned threads_max; /* with what tree_add_thread adds */
 };
 
 /* target_fd: the directory into which the operands go, open for reading and the caller's; target_path: for messages.
@@ -29,6 +30,9 @@ int tree_start(struct tree *tree);
 
 /* Wait for the end, at most so long. True when it has come. */
 bool tree_wait(struct tree *tree, unsigned milliseconds);
+
+/* One thread more, if there is work for it and threads_max permits. */
+void tree_add_thread(struct tree *tree);
 
 /* After the end: put in place what is complete, and add the receipts to *sum. */
 void tree_finish(struct tree *tree, struct sluice_receipt *sum);

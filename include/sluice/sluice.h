@@ -101,6 +101,11 @@ enum sluice_end_flags {
  * Returns 0, or: -EBADF not a descriptor, or opened with O_PATH; -EISDIR a directory; -ENOMEM. */
 SLUICE_API int sluice_end_open(int fd, unsigned flags, struct sluice_end **ret_end);
 
+/* The same for who knows already what it would ask: fd is a regular file of this size (of a sink it does not matter),
+ * opened without O_APPEND, O_DIRECT and O_PATH. No system call; for programs that open many small files.
+ * Returns 0 or -ENOMEM. */
+SLUICE_API int sluice_end_open_file(int fd, uint64_t size, unsigned flags, struct sluice_end **ret_end);
+
 /* Make a sink of size bytes at memory, which stays the caller's and must outlive the end.
  * A transfer that brings more than fits ends with -ENOSPC. Returns 0 or -ENOMEM. */
 SLUICE_API int sluice_end_open_memory(void *memory, size_t size, struct sluice_end **ret_end);

@@ -92,14 +92,23 @@ static int learn(struct sluice_end *end)
     }
 }
 
-int sluice_end_open(int fd, unsigned flags, struct sluice_end **ret_end)
+static struct sluice_end *end_new(int fd, unsigned flags, enum sluice_end_kind kind)
 {
     struct sluice_end *end = sys.allocate(1, sizeof *end);
     if (end == NULL)
-        return -ENOMEM;
+        return NULL;
     end->fd = fd;
     end->flags = (uint8_t)flags;
+    end->kind = (uint8_t)kind;
     end->serial = atomic_fetch_add_explicit(&next_serial, 1, memory_order_relaxed);
+    return end;
+}
+
+int sluice_end_open(int fd, unsigned flags, struct sluice_end **ret_end)
+{
+    struct sluice_end *end = end_new(fd, flags, SLUICE_END_OTHER);
+    if (end == NULL)
+        return -ENOMEM;
     int result = learn(end);
     if (result < 0) {
         free(end);
@@ -109,14 +118,22 @@ int sluice_end_open(int fd, unsigned flags, struct sluice_end **ret_end)
     return 0;
 }
 
-int sluice_end_open_memory(void *memory, size_t size, struct sluice_end **ret_end)
+int sluice_end_open_file(int fd, uint64_t size, unsigned flags, struct sluice_end **ret_end)
 {
-    struct sluice_end *end = sys.allocate(1, sizeof *end);
+    struct sluice_end *end = end_new(fd, flags, SLUICE_END_FILE);
     if (end == NULL)
         return -ENOMEM;
-    end->fd = -1;
-    end->kind = SLUICE_END_MEMORY;
-    end->serial = atomic_fetch_add_explicit(&next_serial, 1, memory_order_relaxed);
+    end->file.size = size;
+    end->past_cache = flags & SLUICE_END_DIRECT;
+    *ret_end = end;
+    return 0;
+}
+
+int sluice_end_open_memory(void *memory, size_t size, struct sluice_end **ret_end)
+{
+    struct sluice_end *end = end_new(-1, 0, SLUICE_END_MEMORY);
+    if (end == NULL)
+        return -ENOMEM;
     end->memory.data = memory;
     end->memory.size = size;
     *ret_end = end;

@@ -29,6 +29,10 @@ ENVIRONMENT = dict({"ASAN_OPTIONS": "halt_on_error=1:exitcode=99", "TSAN_OPTIONS
                     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1:exitcode=99"}, **os.environ)
 
 
+# The leak sanitizer does not work under strace.
+TRACED = dict(ENVIRONMENT, ASAN_OPTIONS=ENVIRONMENT["ASAN_OPTIONS"] + ":detect_leaks=0")
+
+
 class Run:
     def __init__(self, process, out, err):
         self.code, self.out, self.err = process.returncode, out, err
@@ -805,7 +809,7 @@ class Slow:
         self.process = subprocess.Popen(
             ["strace", "-f", "-o", "/dev/null", "-e", "trace=" + calls,
              "-e", "inject=%s:delay_exit=%d:when=1+" % (calls, microseconds), SLUICE, "cp", *arguments],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=TRACED)
 
     def finish(self):
         out, err = self.process.communicate(timeout=30 * PATIENCE)
@@ -909,7 +913,7 @@ def on_a_terminal():
                SLUICE, "cp", "-j", "2", os.path.join(top, "a"), os.path.join(top, "b")]
     if not shutil.which("strace"):
         raise Skip("needs strace: apt-get install strace")
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=ENVIRONMENT)
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=TRACED)
     os.close(slave)
     seen = b""
     with contextlib.suppress(OSError):

@@ -424,6 +424,39 @@ TEST("copy_file_range appends at the position of a file, moves it on, and proves
     close(to);
 }
 
+TEST(
+    "ends of files that are known already are made without asking, and every route goes between them as between others")
+{
+    static const enum sluice_route routes[] = {SLUICE_ROUTE_AUTO, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_ROUTE_SPLICE,
+                                               SLUICE_ROUTE_MMAP, SLUICE_ROUTE_COPY};
+    struct sluice_end *source, *sink;
+    CHECK_EQ(sluice_end_open_file(999999, 1, 0, &source), 0); /* no such descriptor, which asking would tell */
+    CHECK_EQ(sluice_end_kind(source), SLUICE_END_FILE);
+    CHECK_EQ(sluice_end_fd(source), 999999);
+    sluice_end_close(source);
+    int from = pattern_file(file_system("ext4"), SIZE);
+    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
+        int to = new_file(file_system("ext4"));
+        CHECK_EQ(sluice_end_open_file(from, SIZE, 0, &source), 0);
+        CHECK_EQ(sluice_end_open_file(to, 0, SLUICE_END_OWN_FD, &sink), 0);
+        struct sluice_segment segment = file_segment(source, 0, SIZE);
+        struct sluice_transfer_options options = {.size = sizeof options,
+                                                  .segments = &segment,
+                                                  .segment_count = 1,
+                                                  .sinks = &sink,
+                                                  .sink_count = 1,
+                                                  .route = routes[i]};
+        struct sluice_receipt receipt;
+        CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
+        CHECK_EQ(receipt.bytes, SIZE);
+        check_same(from, to);
+        sluice_end_close(source);
+        sluice_end_close(sink);
+        CHECK(fcntl(to, F_GETFD) < 0);
+    }
+    close(from);
+}
+
 /* ---- Holes ---------------------------------------------------------------------------------------------------- */
 
 #define HOLLOW (64u << 20)
