@@ -310,7 +310,8 @@ static int plan_pair(struct ladder_pair *pair)
         pair->count = plan.count;
         for (unsigned i = 0; i < plan.count; i++)
             pair->rungs[i].plan = plan.entries[i];
-        if (pair->sink.kind == SLUICE_END_TCP && sluice_end_egress(sink.end, &pair->sink.egress) < 0)
+        bool inet = pair->sink.kind == SLUICE_END_TCP || pair->sink.kind == SLUICE_END_DATAGRAM;
+        if (inet && sluice_end_egress(sink.end, &pair->sink.egress) < 0)
             pair->sink.egress = (struct sluice_egress){.ifindex = 0};
     }
     tear_down(&source);
@@ -413,7 +414,7 @@ int ladder_place_name(const struct place *place, char *text, size_t size)
     const char *kind = sluice_end_kind_name(place->kind);
     if (place->kind == SLUICE_END_FILE)
         return snprintf(text, size, "%s on %s (%s)", kind, place->file_system, place->directory);
-    if (place->kind == SLUICE_END_TCP && place->egress.name[0] != '\0')
+    if (place->egress.name[0] != '\0')
         return snprintf(text, size, "%s by %s%s%s%s", kind, place->egress.name, place->peer != NULL ? " (" : "",
                         place->peer != NULL ? place->peer : "", place->peer != NULL ? ")" : "");
     return snprintf(text, size, "%s%s%s", kind, place->peer != NULL ? " to " : "",

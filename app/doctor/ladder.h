@@ -17,7 +17,7 @@ struct place {
     enum sluice_end_kind kind;
     char directory[PATH_MAX];    /* files: where they were made */
     char file_system[32];        /* files: "ext4" */
-    struct sluice_egress egress; /* tcp: the device; known or not */
+    struct sluice_egress egress; /* tcp, datagram: the device; known or not */
     const char *peer;            /* tcp: an address of the user's; NULL: made here, over loopback */
 };
 

@@ -286,7 +286,7 @@ def _():
     report = ladder("--from", "tcp", "--to", "tcp", cache=cache)
     pair, = report["ladder"]
     splice, = [route for route in pair["routes"] if route["route"] == "splice"]
-    equal((splice["pays_from"], splice["learned"], splice["chosen"]), (8192, False, True), "the default")
+    equal((splice["pays_from"], splice["learned"], splice["chosen"]), (16384, False, True), "the default")
     assert "there is none yet" in report["crossovers_not_loaded"]
     device = pair["sink"]["device"]
     flags = "".join(letter if device[name] else "-" for letter, name in

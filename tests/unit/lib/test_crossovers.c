@@ -94,8 +94,8 @@ TEST("a stream of known length below the crossover goes by copy, a longer one or
         uint64_t length;
         enum sluice_route first;
     } cases[] = {{2048, SLUICE_ROUTE_COPY},
-                 {8191, SLUICE_ROUTE_COPY},
-                 {8192, SLUICE_ROUTE_SPLICE},
+                 {16383, SLUICE_ROUTE_COPY},
+                 {16384, SLUICE_ROUTE_SPLICE},
                  {1 << 20, SLUICE_ROUTE_SPLICE},
                  {SLUICE_UNTIL_END, SLUICE_ROUTE_SPLICE}};
     int from[2], to[2];
@@ -110,13 +110,13 @@ TEST("a stream of known length below the crossover goes by copy, a longer one or
         CHECK_EQ(plan.entries[0].route, cases[i].first);
         for (unsigned e = 0; e < plan.count; e++) {
             const struct sluice_plan_entry *entry = &plan.entries[e];
-            CHECK_EQ(entry->from, entry->route == SLUICE_ROUTE_SPLICE ? 8192 : 0);
+            CHECK_EQ(entry->from, entry->route == SLUICE_ROUTE_SPLICE ? 16384 : 0);
             CHECK(!entry->learned);
             if (entry->route != SLUICE_ROUTE_SPLICE)
                 continue;
             CHECK_EQ(entry->verdict, cases[i].first == SLUICE_ROUTE_SPLICE ? SLUICE_YES : SLUICE_NOT_NOW);
             if (entry->verdict == SLUICE_NOT_NOW)
-                CHECK_STR(entry->reason, "dearer below 8 KiB here (default)");
+                CHECK_STR(entry->reason, "dearer below 16 KiB here (default)");
         }
     }
     sluice_end_close(source);
@@ -310,6 +310,17 @@ TEST("from its own decisions, with noise, a crossover comes within 15 % of the c
     }
 }
 
+static uint64_t learned_from(struct sluice_end *source, struct sluice_end *sink)
+{
+    struct sluice_segment segment = stream_segment(source, 12000);
+    struct sluice_plan plan;
+    CHECK_EQ(sluice_plan_make(&segment, sink, &plan), 0);
+    for (unsigned i = 0; i < plan.count; i++)
+        if (plan.entries[i].route == SLUICE_ROUTE_SPLICE)
+            return plan.entries[i].from;
+    return 0;
+}
+
 TEST("transfers measure themselves, now and then by the other way, and every byte arrives")
 {
     enum { LENGTH = 12000, TIMES = 3000 };
@@ -339,7 +350,10 @@ TEST("transfers measure themselves, now and then by the other way, and every byt
     CHECK_EQ(sum.bytes, (uint64_t)LENGTH * TIMES);
     CHECK_EQ(sum.fallback_count, 0);
     uint64_t copied = sum.routes[SLUICE_ROUTE_COPY].bytes / LENGTH, entered = crossover_entered();
-    if (copied == 0 || copied > TIMES / 2 || entered < TIMES / 40 || entered > TIMES / 10)
+    printf("# %llu of %d by copy, %llu measured, now from %llu bytes on\n", (unsigned long long)copied, TIMES,
+           (unsigned long long)entered, (unsigned long long)learned_from(source, sink));
+    /* Which of both is cheaper here is the machine's to say. */
+    if (copied == 0 || copied == TIMES || entered < TIMES / 40 || entered > TIMES / 10)
         CHECK_FAIL("%llu of %d by copy, %llu measured", (unsigned long long)copied, TIMES, (unsigned long long)entered);
     sluice_end_close(source);
     sluice_end_close(sink);
