@@ -551,7 +551,7 @@ static int read_directory(struct worker *worker, struct node *node, int fd, stru
             unsigned char type = found->d_type;
             struct stat status;
             if (type == DT_UNKNOWN && fstatat(fd, found->d_name, &status, AT_SYMLINK_NOFOLLOW) == 0)
-                type = IFTODT(status.st_mode);
+                type = (unsigned char)IFTODT(status.st_mode);
             if (type != DT_DIR) {
                 result = note_entry(listing, found->d_name, NULL, found->d_ino, type);
                 continue;
