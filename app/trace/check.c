@@ -193,11 +193,19 @@ struct trial {
     int go[2], said[2];
 };
 
+/* What only a loop on io_uring carries runs on one. */
+static bool needs_ring(enum sluice_route route)
+{
+    return route == SLUICE_ROUTE_URING_SEND_ZC;
+}
+
 /* *ret_target: to be freed after the end. */
 static int open_sink(const struct trial *trial, unsigned which, char **ret_target, struct sluice_end **ret_sink)
 {
     if (trial->sink != SIDE_MEMORY) { /* with a descriptor of its own: others are not lent to */
         CLEANUP_FD int fd = fcntl(trial->out[which].ours, F_DUPFD_CLOEXEC, 0);
+        if (needs_ring(trial->route) && fd >= 0)
+            fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
         int error = fd < 0 ? -errno : sluice_end_open(fd, SLUICE_END_OWN_FD, ret_sink);
         if (error == 0)
             TAKE_FD(fd);
@@ -211,6 +219,47 @@ static int open_sink(const struct trial *trial, unsigned which, char **ret_targe
 static void take_note(void *context, const void *data, size_t length)
 {
     (void)context, (void)data, (void)length;
+}
+
+static const struct sluice_loop_options ring_options = {.size = sizeof ring_options, .kind = SLUICE_LOOP_IO_URING};
+
+struct ring_run {
+    struct sluice_loop *loop;
+    struct outcome *outcome;
+};
+
+static void on_settled(void *context, unsigned sink, const struct sluice_receipt *difference)
+{
+    struct ring_run *run = context;
+    (void)sink;
+    sluice_receipt_add(&run->outcome->receipt, difference);
+    sluice_loop_stop(run->loop);
+}
+
+static void on_done(void *context, struct sluice_transfer *transfer, int result)
+{
+    struct ring_run *run = context;
+    run->outcome->result = result;
+    run->outcome->receipt = *sluice_transfer_receipt(transfer, 0);
+    run->outcome->error = *sluice_transfer_error(transfer);
+    if (sluice_receipt_is_final(&run->outcome->receipt))
+        sluice_loop_stop(run->loop);
+}
+
+static int run_on_ring(struct sluice_transfer_options *options, struct outcome *outcome)
+{
+    struct ring_run run = {.outcome = outcome};
+    struct sluice_transfer *transfer;
+    int error = sluice_loop_new(&ring_options, &run.loop);
+    if (error < 0)
+        return error;
+    options->settled = on_settled;
+    options->settled_context = &run;
+    error = sluice_loop_transfer(run.loop, options, on_done, &run, &transfer, &outcome->receipt, &outcome->error);
+    if (error == 0 || (error > 0 && !sluice_receipt_is_final(&outcome->receipt)))
+        error = sluice_loop_run(run.loop);
+    sluice_loop_free(run.loop);
+    return error < 0 ? error : outcome->result;
 }
 
 static int move(struct trial *trial, struct outcome *outcome)
@@ -250,9 +299,13 @@ static int move(struct trial *trial, struct outcome *outcome)
             .sink_count = trial->sinks,
             .route = trial->route,
         };
-        error = sluice_transfer_run(&options, receipts, &outcome->error);
-        for (unsigned i = 0; i < trial->sinks; i++)
-            sluice_receipt_add(&outcome->receipt, &receipts[i]);
+        if (needs_ring(trial->route)) {
+            error = run_on_ring(&options, outcome);
+        } else {
+            error = sluice_transfer_run(&options, receipts, &outcome->error);
+            for (unsigned i = 0; i < trial->sinks; i++)
+                sluice_receipt_add(&outcome->receipt, &receipts[i]);
+        }
     }
     sluice_end_close(source);
     for (unsigned i = 0; i < trial->sinks; i++) {
@@ -437,7 +490,8 @@ static bool close_to(uint64_t a, uint64_t b, enum account_tier tier)
  * that, its notifications do not. */
 static bool sent_again(const struct sluice_receipt *receipt, const struct seen *seen, enum account_tier tier)
 {
-    return tier == ACCOUNT_TIER_FUNCTIONS && receipt->routes[SLUICE_ROUTE_MSG_ZEROCOPY].bytes > 0 &&
+    return tier == ACCOUNT_TIER_FUNCTIONS &&
+           receipt->routes[SLUICE_ROUTE_MSG_ZEROCOPY].bytes + receipt->routes[SLUICE_ROUTE_URING_SEND_ZC].bytes > 0 &&
            seen->copy_bytes > receipt->copy_bytes && seen->copy_bytes - receipt->copy_bytes <= receipt->copied / 10;
 }
 
@@ -465,7 +519,7 @@ static void print_case(FILE *stream, const struct trial *trial, const struct out
     const struct sluice_receipt *receipt = &outcome->receipt;
     if (stream == NULL)
         return;
-    fprintf(stream, "%-9s %-8s %-6s -> %-6s%s", agreed ? "agrees" : "DISAGREES", sluice_route_name(trial->route),
+    fprintf(stream, "%-9s %-15s %-6s -> %-6s%s", agreed ? "agrees" : "DISAGREES", sluice_route_name(trial->route),
             side_names[trial->source], side_names[trial->sink],
             trial->sinks == 3   ? " (three of them)"
             : trial->sinks == 2 ? " (two of them)"
@@ -502,7 +556,9 @@ struct check {
 static bool serves(const struct trial *trial)
 {
     if (trial->sinks > 1)
-        return true; /* or the case fails; a plan is for one sink */
+        return true;              /* or the case fails; a plan is for one sink */
+    if (needs_ring(trial->route)) /* a plan is for no ring */
+        return trial->source == SIDE_MEMORY && trial->sink == SIDE_TCP && sluice_loop_probe(&ring_options, NULL) == 0;
     struct sluice_end *source = NULL, *sink = NULL;
     CLEANUP_FREE char *target = NULL;
     struct sluice_plan plan;

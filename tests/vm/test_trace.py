@@ -25,7 +25,7 @@ del sys.argv[2:6]
 FILES = [(SLUICE, "/bin/sluice"), (JUDGE, "/bin/judge"), (JUDGE_DEVICE, "/bin/judge-device"), (SENDER, "/bin/sender"),
          (TLS_PAIR, "/bin/tls-pair")]
 BYTES = 8 << 20
-LENDING = ("msg_zerocopy",)  # routes
+LENDING = ("msg_zerocopy", "uring_send_zc")  # routes
 PROGRAMS = ("cp", "cat", "curl")  # in place of busybox's
 
 

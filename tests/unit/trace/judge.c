@@ -62,6 +62,9 @@ NOTICED("a receipt that says sendfile to a device with scatter-gather copies is 
         RULE_REFERENCE_TO_SCATTER_GATHER, SLUICE_ROUTE_SENDFILE)
 NOTICED("a receipt that says pages were copied that tee gave to several sinks is caught", RULE_TEE, SLUICE_ROUTE_TEE)
 
+NOTICED("a receipt that says memory lent by a ring was not copied, where it was, is caught", RULE_LENT_COPIED,
+        SLUICE_ROUTE_URING_SEND_ZC)
+
 /* What files share depends on where they are. */
 #define NOTICED_ON(type, sentence, rule, route)                                                                        \
     TEST(sentence)                                                                                                     \
