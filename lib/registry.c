@@ -14,6 +14,7 @@ const struct route *const route_registry[SLUICE_ROUTE_COUNT] = {
     [SLUICE_ROUTE_TEE] = &route_tee,
     [SLUICE_ROUTE_MSG_ZEROCOPY] = &route_msg_zerocopy,
     [SLUICE_ROUTE_URING_SEND_ZC] = &route_uring_send_zc,
+    [SLUICE_ROUTE_TCP_RECEIVE] = &route_tcp_receive,
     [SLUICE_ROUTE_COPY_FILE_RANGE] = &route_copy_file_range,
     [SLUICE_ROUTE_REFLINK] = &route_reflink,
     [SLUICE_ROUTE_DIRECT] = &route_direct,

@@ -41,7 +41,10 @@ struct channel {
     int ours, theirs; /* the mover's descriptor, and the feeder's or drainer's; -1 none */
 };
 
-static int open_tcp(int *ret_near, int *ret_far)
+/* Two pages in each segment, and TCP's options: else none of them can be mapped. */
+static const int paged_segment = 2 * 4096 + 12;
+
+static int open_tcp(bool in_pages, int *ret_near, int *ret_far)
 {
     CLEANUP_FD int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     CLEANUP_FD int near = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -50,6 +53,10 @@ static int open_tcp(int *ret_near, int *ret_far)
     /* The host's default may be bbr, which without an fq queue makes this test slow (KERNEL-FACTS 0.1). Best effort. */
     (void)setsockopt(listener, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
     (void)setsockopt(near, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5);
+    if (in_pages) {
+        (void)setsockopt(listener, IPPROTO_TCP, TCP_MAXSEG, &paged_segment, sizeof paged_segment);
+        (void)setsockopt(near, IPPROTO_TCP, TCP_MAXSEG, &paged_segment, sizeof paged_segment);
+    }
     if (listener < 0 || near < 0 || bind(listener, (struct sockaddr *)&address, size) != 0 ||
         listen(listener, 1) != 0 || getsockname(listener, (struct sockaddr *)&address, &size) != 0 ||
         connect(near, (struct sockaddr *)&address, size) != 0)
@@ -112,7 +119,7 @@ static int open_file(const char *directory, bool filled)
     return fd;
 }
 
-static int open_channel(enum side side, bool source, const char *directory, const char *peer,
+static int open_channel(enum side side, bool source, bool in_pages, const char *directory, const char *peer,
                         struct channel *ret_channel)
 {
     int pair[2] = {-1, -1}, error = 0;
@@ -130,7 +137,7 @@ static int open_channel(enum side side, bool source, const char *directory, cons
         }
         break;
     case SIDE_TCP:
-        error = peer == NULL ? open_tcp(&pair[0], &pair[1]) : connect_to(peer, &pair[0]);
+        error = peer == NULL ? open_tcp(in_pages, &pair[0], &pair[1]) : connect_to(peer, &pair[0]);
         break;
     case SIDE_UNIX:
         error = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0 ? -errno : 0;
@@ -160,6 +167,28 @@ static void feed(int fd)
         if (written < 0)
             _exit(1);
         left -= (size_t)written;
+    }
+    _exit(0);
+}
+
+/* Pages of the kernel's own, which can be mapped where they arrive. */
+static void feed_pages(int fd)
+{
+    static char piece[65536];
+    int through[2];
+    if (pipe(through) < 0)
+        _exit(1);
+    for (size_t left = CASE_BYTES; left > 0;) {
+        size_t part = left < sizeof piece ? left : sizeof piece;
+        if (write(through[1], piece, part) != (ssize_t)part)
+            _exit(1);
+        for (size_t inside = part; inside > 0;) {
+            ssize_t moved = splice(through[0], NULL, fd, NULL, inside, left > part ? SPLICE_F_MORE : 0);
+            if (moved <= 0)
+                _exit(1);
+            inside -= (size_t)moved;
+        }
+        left -= part;
     }
     _exit(0);
 }
@@ -197,6 +226,11 @@ struct trial {
 static bool needs_ring(enum sluice_route route)
 {
     return route == SLUICE_ROUTE_URING_SEND_ZC;
+}
+
+static bool feeds_pages(const struct trial *trial)
+{
+    return trial->route == SLUICE_ROUTE_TCP_RECEIVE && trial->source == SIDE_TCP && trial->sink != SIDE_MEMORY;
 }
 
 /* *ret_target: to be freed after the end. */
@@ -587,7 +621,7 @@ static int run_processes(struct check *check, struct trial *trial)
     struct outcome outcome;
     struct seen seen;
     uint64_t stray = stray_bytes(check->account);
-    pid_t feeder = trial->in.theirs >= 0 ? start(feed, trial->in.theirs, trial) : 0;
+    pid_t feeder = trial->in.theirs >= 0 ? start(feeds_pages(trial) ? feed_pages : feed, trial->in.theirs, trial) : 0;
     pid_t drainers[SINKS_MAX] = {0};
     for (unsigned i = 0; i < trial->sinks; i++)
         drainers[i] = trial->out[i].theirs >= 0 ? start(drain_to_nowhere, trial->out[i].theirs, trial) : 0;
@@ -652,9 +686,9 @@ static int run_case(struct check *check, enum sluice_route route, enum side sour
                           .kept_source = -1,
                           .go = {-1, -1},
                           .said = {-1, -1}};
-    int error = open_channel(source, true, check->directory, NULL, &trial.in);
+    int error = open_channel(source, true, feeds_pages(&trial), check->directory, NULL, &trial.in);
     for (unsigned i = 0; i < sinks && error == 0; i++) {
-        error = open_channel(sink, false, check->directory, check->options.peer, &trial.out[i]);
+        error = open_channel(sink, false, false, check->directory, check->options.peer, &trial.out[i]);
         trial.inodes[i] = inode_of(trial.out[i].ours);
     }
     if (error == 0 && source == SIDE_FILE && sink == SIDE_FILE) {

@@ -12,7 +12,8 @@ enum op_blocker op_blocker(const struct op *op)
 {
     switch (op->kind) {
     case OP_READ:
-    case OP_FILL: /* the pipe is ours and was empty, so it cannot have been the full side */
+    case OP_MAP_RECEIVED: /* never says EAGAIN */
+    case OP_FILL:         /* the pipe is ours and was empty, so it cannot have been the full side */
         return OP_BLOCKS_ON_SOURCE;
     case OP_PASS: /* a file never blocks: then it is the other side */
         if (op->in_offset != OP_NO_OFFSET)
@@ -52,6 +53,8 @@ const char *op_name(const struct op *op)
         return "splice";
     case OP_TEE:
         return "tee";
+    case OP_MAP_RECEIVED:
+        return "getsockopt(TCP_ZEROCOPY_RECEIVE)";
     case OP_COPY_RANGE:
         return "copy_file_range";
     case OP_CLONE:
@@ -170,6 +173,17 @@ static ssize_t execute_hole(const struct op *op, uint64_t *calls)
     return (ssize_t)op->length;
 }
 
+static ssize_t execute_map_received(const struct op *op)
+{
+    struct received *received = op->buffer;
+    socklen_t size = sizeof *received;
+    received->length = op->length < UINT32_MAX ? (uint32_t)op->length : UINT32_MAX;
+    received->to_copy = 0;
+    if (sys.getsockopt(op->in, IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE, received, &size) < 0)
+        return -1;
+    return (ssize_t)received->length;
+}
+
 static ssize_t execute_once(const struct op *op, uint64_t *calls)
 {
     switch (op->kind) {
@@ -186,6 +200,8 @@ static ssize_t execute_once(const struct op *op, uint64_t *calls)
     case OP_PASS:
     case OP_TAKE:
         return execute_splice(op);
+    case OP_MAP_RECEIVED:
+        return execute_map_received(op);
     case OP_TEE:
         return sys.tee(op->in, op->out, op->length, (unsigned)op->flags);
     case OP_COPY_RANGE:

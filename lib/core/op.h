@@ -14,19 +14,20 @@
 struct sluice_end;
 
 enum op_kind {
-    OP_READ,       /* source -> buffer; at in_offset of a file, or what a stream delivers */
-    OP_WRITE,      /* iov -> sink */
-    OP_DATAGRAMS,  /* iov -> datagram socket, each piece a datagram of its own */
-    OP_SENDFILE,   /* file -> sink */
-    OP_FILL,       /* source -> pipe, by splice */
-    OP_DRAIN,      /* pipe -> sink, by splice */
-    OP_PASS,       /* splice between two ends of which one is a pipe itself */
-    OP_TEE,        /* pipe -> pipe; the bytes stay in the first, too */
-    OP_TAKE,       /* pipe -> pipe, by splice */
-    OP_COPY_RANGE, /* file -> file, by copy_file_range */
-    OP_CLONE,      /* file -> file: share these extents; all of them or none. Length 0: up to the source's end */
-    OP_HOLE,       /* this range of a file becomes a hole, and the file as long as that if it was shorter */
-    OP_CORK,       /* hold back (length 1) or let go (length 0) partial segments */
+    OP_READ,         /* source -> buffer; at in_offset of a file, or what a stream delivers */
+    OP_WRITE,        /* iov -> sink */
+    OP_DATAGRAMS,    /* iov -> datagram socket, each piece a datagram of its own */
+    OP_SENDFILE,     /* file -> sink */
+    OP_FILL,         /* source -> pipe, by splice */
+    OP_DRAIN,        /* pipe -> sink, by splice */
+    OP_PASS,         /* splice between two ends of which one is a pipe itself */
+    OP_TEE,          /* pipe -> pipe; the bytes stay in the first, too */
+    OP_TAKE,         /* pipe -> pipe, by splice */
+    OP_COPY_RANGE,   /* file -> file, by copy_file_range */
+    OP_CLONE,        /* file -> file: share these extents; all of them or none. Length 0: up to the source's end */
+    OP_HOLE,         /* this range of a file becomes a hole, and the file as long as that if it was shorter */
+    OP_MAP_RECEIVED, /* what arrived at a TCP socket -> memory of the caller, by mapping; buffer: struct received */
+    OP_CORK,         /* hold back (length 1) or let go (length 0) partial segments */
 };
 
 /* The end that an EAGAIN of the op is about. */
@@ -51,6 +52,13 @@ struct op {
     int iov_count;
     int flags; /* MSG_* or SPLICE_F_* */
     struct sluice_end *sink;
+};
+
+/* The first members of the kernel's struct tcp_zerocopy_receive, which is told its size. */
+struct received {
+    uint64_t address; /* where in a mapping of the socket */
+    uint32_t length;  /* how much may be mapped, and was */
+    uint32_t to_copy; /* recv_skip_hint: what must be read before the next byte that may be mapped */
 };
 
 enum op_blocker op_blocker(const struct op *op);

@@ -29,7 +29,9 @@
  *               COPIED clear               by reference (measured), if the egress device has scatter-gather and
  * checksum offload; else unknown: 16 of 16 MiB were copied under "not copied" where it has not (KERNEL-FACTS 0.4)
  *
- *   tee         as splice, for each of the sinks: they refer to the same pages
+ *   tcp_receive 1 copy, measured: what the kernel mapped is copied by the write alone (into memory, by us); a
+ * receiver's caller gets it by reference. What it could not map goes by copy tee         as splice, for each of the
+ * sinks: they refer to the same pages
  *
  * "Pages can be referred to": a pipe's, a socket's, and those of a file whose file system splices from the page cache;
  * O_DIRECT, DAX and some network file systems read into fresh pages instead (copy_splice_read).
@@ -123,6 +125,8 @@ static struct fate fate(enum sluice_route route, struct sluice_end *source, stru
     case SLUICE_ROUTE_SENDFILE:
     case SLUICE_ROUTE_SPLICE:
         return fate_of_reference(source, sink, calls);
+    case SLUICE_ROUTE_TCP_RECEIVE:
+        return ruled(RULE_WRITTEN_FROM_RECEIVED, 1, SLUICE_EVIDENCE_MEASURED);
     case SLUICE_ROUTE_TEE: {
         struct fate what = fate_of_reference(source, sink, calls);
         return what.evidence == SLUICE_EVIDENCE_UNKNOWN ? what : ruled_again(RULE_TEE, what);
@@ -253,6 +257,23 @@ void receipt_enter_hole(struct sluice_receipt *receipt, uint64_t bytes)
 void receipt_enter_shared_read(struct sluice_receipt *receipt, uint64_t bytes)
 {
     receipt->copy_bytes += MUTATED(RULE_COPY_SHARED_READ, 1u) * bytes;
+}
+
+void receipt_enter_received(struct sluice_receipt *receipt, bool mapped, uint64_t bytes)
+{
+    struct sluice_route_count *count = &receipt->routes[mapped ? SLUICE_ROUTE_TCP_RECEIVE : SLUICE_ROUTE_COPY];
+    receipt->bytes += bytes;
+    receipt->sent += bytes;
+    receipt->released += bytes;
+    if (mapped) {
+        receipt->by_reference += bytes;
+    } else {
+        receipt->copied += bytes;
+        receipt->copy_bytes += bytes;
+    }
+    count->bytes += bytes;
+    count->calls++;
+    count->evidence = mapped ? SLUICE_EVIDENCE_MEASURED : SLUICE_EVIDENCE_BY_DEFINITION;
 }
 
 void receipt_copy(struct sluice_receipt *to, const struct sluice_receipt *from)

@@ -19,6 +19,7 @@ enum receipt_rule {
     RULE_REFERENCE_TO_SCATTER_GATHER,
     RULE_REFERENCE_TO_LINEAR,
     RULE_TEE,
+    RULE_WRITTEN_FROM_RECEIVED,
     RULE_EXTENTS_SHARED,
     RULE_EXTENTS_OWN,
     RULE_EXTENTS_INSIDE,
@@ -56,6 +57,9 @@ void receipt_prove(struct sluice_receipt *receipt, enum sluice_route route, stru
 
 /* A hole of a source became a hole of the sink. */
 void receipt_enter_hole(struct sluice_receipt *receipt, uint64_t bytes);
+
+/* Enter what a receiver handed out: mapped, or copied into memory. */
+void receipt_enter_received(struct sluice_receipt *receipt, bool mapped, uint64_t bytes);
 
 /* Copy a receipt, leaving out the room for fallbacks that none fills. */
 void receipt_copy(struct sluice_receipt *to, const struct sluice_receipt *from);

@@ -111,6 +111,7 @@ struct sys sys = {
     .lseek = lseek,
     .readahead = readahead_advice,
     .mmap = mmap,
+    .madvise = madvise,
     .munmap = munmap,
     .close = close,
     .socket = socket,

@@ -42,6 +42,7 @@ struct sys {
     off_t (*lseek)(int fd, off_t offset, int whence);
     int (*readahead)(int fd, off_t offset, size_t size);
     void *(*mmap)(void *address, size_t size, int protection, int flags, int fd, off_t offset);
+    int (*madvise)(void *address, size_t size, int advice);
     int (*munmap)(void *address, size_t size);
     int (*close)(int fd);
     int (*socket)(int domain, int type, int protocol);

@@ -1278,6 +1278,7 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->plans_memory = false;
     lane->aside_reason = NULL;
     lane->window = NULL;
+    lane->ask = false;
     memset(&lane->receipt, 0, offsetof(struct sluice_receipt, fallbacks));
     lane->receipt.transfers = 1;
     if (end_is_file(sink))

@@ -17,7 +17,7 @@ struct stage {
     uint32_t segment;
     uint64_t begin, end;
     size_t lead;       /* bytes in data before them, which O_DIRECT read for the sake of whole blocks */
-    uint8_t route;     /* enum sluice_route, that read them */
+    uint8_t route;     /* enum sluice_route, that read them; tcp_receive: they lie in the lane's window instead */
     bool source_ended; /* nothing will follow what is staged */
 };
 
@@ -65,9 +65,11 @@ struct lane {
     struct stage stage; /* not of a stream that several sinks share: fanout.h */
     struct pipe pipe;   /* read -1: none */
     size_t in_pipe;     /* bytes of the source in it, next to deliver after what is staged */
-    const char *window; /* a mapping of [window_offset, + window_size) of the current segment's file */
+    const char *window; /* a mapping of [window_offset, + window_size) of the current segment's file; or of a socket */
     size_t window_size;
     uint64_t window_offset;
+    struct received received; /* from a socket, into the window */
+    bool ask;                 /* with recv what the matter is: nothing could be mapped */
 
     uint64_t unproven_from, unproven; /* bytes in the sink since the route began, of which only its extents will tell
                                          whether they were copied */
@@ -156,7 +158,8 @@ static inline int lane_sink_fd(struct lane *lane)
 /* Where the byte at this position of the segment lies, if it is staged. */
 static inline char *lane_staged(const struct lane *lane, uint64_t at)
 {
-    return lane->stage.data + lane->stage.lead + (at - lane->stage.begin);
+    char *first = lane->stage.route == SLUICE_ROUTE_TCP_RECEIVE ? (char *)lane->window : lane->stage.data;
+    return first + lane->stage.lead + (at - lane->stage.begin);
 }
 
 /* The sink accepted this many more bytes, carried by this route. Moves the lane on. */

@@ -40,6 +40,8 @@ static void *simulated_mmap(void *address, size_t size, int protection, int flag
 {
     if (fd < 0)
         return real.mmap(address, size, protection, flags, fd, offset);
+    if (object_of(fd)->kind == SIMULATED_STREAM) /* what arrives is put there */
+        return real.mmap(address, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return (void *)(object_of(fd)->data + offset); /* what lies beyond the file is not read: sizes are asked first */
 }
 
@@ -214,6 +216,8 @@ static enum sluice_route route_of(const struct lane *lane, const struct op *op)
     case OP_DRAIN:
     case OP_PASS:
         return lane->transfer->fanout != NULL ? SLUICE_ROUTE_TEE : SLUICE_ROUTE_SPLICE;
+    case OP_MAP_RECEIVED:
+        return SLUICE_ROUTE_TCP_RECEIVE;
     case OP_TEE:
     case OP_TAKE:
         return SLUICE_ROUTE_TEE;
@@ -250,7 +254,7 @@ static ssize_t until_refusal(const struct simulation *simulation, const struct l
     static const int errnos[SLUICE_ROUTE_COUNT] = {
         [SLUICE_ROUTE_COPY] = ENOSYS,        [SLUICE_ROUTE_MMAP] = EFAULT,   [SLUICE_ROUTE_SENDFILE] = EINVAL,
         [SLUICE_ROUTE_TEE] = EINVAL,         [SLUICE_ROUTE_SPLICE] = EINVAL, [SLUICE_ROUTE_COPY_FILE_RANGE] = EXDEV,
-        [SLUICE_ROUTE_REFLINK] = EOPNOTSUPP, [SLUICE_ROUTE_DIRECT] = EINVAL,
+        [SLUICE_ROUTE_REFLINK] = EOPNOTSUPP, [SLUICE_ROUTE_DIRECT] = EINVAL, [SLUICE_ROUTE_TCP_RECEIVE] = EINVAL,
     };
     if (refusal->route == SLUICE_ROUTE_AUTO || route_of(lane, op) != refusal->route)
         return (ssize_t)length;
@@ -260,6 +264,8 @@ static ssize_t until_refusal(const struct simulation *simulation, const struct l
         return (ssize_t)length;
     if (refusal->route == SLUICE_ROUTE_TEE && op->kind != OP_DRAIN)
         return until_refused_taking(simulation, op, length);
+    if (refusal->route == SLUICE_ROUTE_TCP_RECEIVE && refusal->at_drain != (op->kind == OP_WRITE))
+        return (ssize_t)length;
     if (op->kind == OP_FILL && refusal->at_drain)
         return (ssize_t)length;
     if (op->kind == OP_DRAIN && !refusal->at_drain)
@@ -298,6 +304,26 @@ static void fill_pipe(struct simulated_object *pipe, const unsigned char *bytes,
     pipe->filled += size;
 }
 
+/* Whole pages are mapped, from places in the stream where pages begin; else so much must be copied first. */
+static ssize_t map_received(struct simulation *simulation, const struct op *op, size_t length)
+{
+    struct simulated_object *source = object_of(op->in);
+    struct received *received = op->buffer;
+    size_t left = source->size - least(source->at, source->size), partial = source->at % SIMULATED_PAGE;
+    received->length = received->to_copy = 0;
+    if (left == 0)
+        return -EIO;
+    if (partial != 0 || least(length, left) < SIMULATED_PAGE || (simulation->lies != 0 && draw(simulation) % 4 == 0)) {
+        received->to_copy =
+            (uint32_t)least(partial != 0 ? SIMULATED_PAGE - partial : SIMULATED_PAGE, least(length, left));
+        return 0;
+    }
+    received->length = (uint32_t)(least(length, left) / SIMULATED_PAGE * SIMULATED_PAGE);
+    memcpy((void *)(uintptr_t)received->address, source->data + source->at, received->length);
+    source->at += received->length;
+    return (ssize_t)received->length;
+}
+
 static ssize_t carry_out(struct simulation *simulation, const struct lane *lane, const struct op *op)
 {
     const unsigned char *bytes;
@@ -326,6 +352,8 @@ static ssize_t carry_out(struct simulation *simulation, const struct lane *lane,
     if (allowed < 0)
         return allowed;
     length = (size_t)allowed;
+    if (op->kind == OP_MAP_RECEIVED)
+        return map_received(simulation, op, length);
     if (op->kind == OP_DATAGRAMS || (op->kind == OP_WRITE && op->sink->kind == SLUICE_END_DATAGRAM)) { /* whole ones */
         size_t whole = 0;
         for (int i = 0; i < op->iov_count && (i == 0 || whole + op->iov[i].iov_len <= length); i++)

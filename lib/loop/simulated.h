@@ -9,6 +9,7 @@
 #include "../core/transfer.h"
 
 #define SIMULATED_OBJECTS 32
+#define SIMULATED_PAGE 512 /* what can be mapped of a stream: so that a short one has many */
 
 enum simulated_kind { SIMULATED_FILE, SIMULATED_STREAM, SIMULATED_PIPE, SIMULATED_SINK };
 
@@ -29,7 +30,7 @@ struct simulated_object {
 struct simulated_refusal {
     enum sluice_route route;
     uint64_t at;
-    bool at_drain; /* splice, tee: after filling the pipe beyond that byte */
+    bool at_drain; /* splice, tee, tcp_receive: after filling the pipe, or mapping, beyond that byte */
     bool at_tee;   /* tee: while taking that byte from the pipe of the window */
     int sink;      /* for ops of this sink's descriptor only; 0: of every */
 };

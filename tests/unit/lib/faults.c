@@ -68,6 +68,7 @@ CALL(fstatfs, HARMLESS(EIO), HARMLESS(ENOSYS), HARMLESS(EINTR));
 CALL(lseek, FAILS(EIO), FAILS(EOVERFLOW), FAILS(ESPIPE));
 CALL(readahead, HARMLESS(EINVAL), HARMLESS(EIO), HARMLESS(ENOMEM));
 CALL(mmap, FAILS(ENOMEM), FAILS(EACCES), FAILS(ENODEV), FAILS(EAGAIN), FAILS(ENFILE));
+CALL(madvise, HARMLESS(EINVAL), HARMLESS(ENOMEM));
 CALL(munmap, HARMLESS(ENOMEM), HARMLESS(EINVAL));
 CALL(close, HARMLESS(EIO), HARMLESS(EINTR), HARMLESS(ENOSPC));
 CALL(socket, HARMLESS(EMFILE), HARMLESS(ENFILE), HARMLESS(ENOBUFS), HARMLESS(EAFNOSUPPORT));
@@ -545,6 +546,12 @@ static void *faulty_mmap(void *address, size_t size, int protection, int flags, 
     return mapping;
 }
 
+static int faulty_madvise(void *address, size_t size, int advice)
+{
+    int error = strike(&call_madvise, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.madvise(address, size, advice);
+}
+
 static int faulty_munmap(void *address, size_t size)
 {
     int error = strike(&call_munmap, -1, -1, NULL);
@@ -809,6 +816,7 @@ void fault_install(void)
     sys.lseek = faulty_lseek;
     sys.readahead = faulty_readahead;
     sys.mmap = faulty_mmap;
+    sys.madvise = faulty_madvise;
     sys.munmap = faulty_munmap;
     sys.close = faulty_close;
     sys.socket = faulty_socket;

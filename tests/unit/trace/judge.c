@@ -60,6 +60,8 @@ NOTICED("a receipt that says lent memory was not copied, where it was, is caught
         SLUICE_ROUTE_MSG_ZEROCOPY)
 NOTICED("a receipt that says sendfile to a device with scatter-gather copies is caught",
         RULE_REFERENCE_TO_SCATTER_GATHER, SLUICE_ROUTE_SENDFILE)
+NOTICED("a receipt that says that writing from received pages copies nothing is caught", RULE_WRITTEN_FROM_RECEIVED,
+        SLUICE_ROUTE_TCP_RECEIVE)
 NOTICED("a receipt that says pages were copied that tee gave to several sinks is caught", RULE_TEE, SLUICE_ROUTE_TEE)
 
 NOTICED("a receipt that says memory lent by a ring was not copied, where it was, is caught", RULE_LENT_COPIED,
