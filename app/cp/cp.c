@@ -385,8 +385,18 @@ static void print_sum(struct cp *cp, const struct sluice_receipt *sum, double se
     text_format_size(seconds > 0 ? (uint64_t)((double)sum->bytes / seconds) : 0, rate, sizeof rate);
     fprintf(stream, "; %s in %.2f s, %s/s\n", size, seconds, rate);
     if (sum->transfers > 0) {
-        sluice_receipt_format(sum, text, sizeof text);
-        fprintf(stream, "receipt: %s\n", text);
+        /* Every file has changed its route for the same reason, or so: that is said once. */
+        struct sluice_receipt brief = *sum;
+        const struct sluice_fallback *fallback = &sum->fallbacks[0];
+        brief.fallback_count = 0;
+        sluice_receipt_format(&brief, text, sizeof text);
+        fprintf(stream, "receipt: %s", text);
+        if (sum->fallback_count > 0)
+            fprintf(stream, "; %llu %s of route, such as from %s to %s (%s): %s",
+                    (unsigned long long)sum->fallback_count, sum->fallback_count == 1 ? "change" : "changes",
+                    sluice_route_name(fallback->from), sluice_route_name(fallback->to),
+                    fallback->error != 0 ? text_errno_name(fallback->error) : "policy", fallback->reason);
+        fputc('\n', stream);
     }
     uint64_t verified = tally_get(&cp->report.tally.verified), cached = tally_get(&cp->report.tally.verified_cached);
     if (cp->options.verify) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * How far a copy has come, on a terminal: bytes, files, rate, and what is left once the sources have been counted. They
- * are counted by a thread of its own, at the lowest priority, when a copy takes longer than two seconds: short ones are
+ * are counted by a thread of its own, at a lower priority, when a copy takes longer than two seconds: short ones are
  * not made longer by it.
  */
 #ifndef SLUICE_APP_CP_PROGRESS_H
