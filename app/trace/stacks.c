@@ -428,7 +428,7 @@ static bool read_memory(Dwfl *dwfl, Dwarf_Addr address, Dwarf_Word *ret_word, vo
 {
     (void)dwfl;
     const struct stacks_thread *thread = ((struct process *)argument)->thread;
-    uint64_t stack = thread->registers[7]; /* rsp */
+    uint64_t stack = thread->registers[STACKS_STACK_POINTER];
     if (address < stack || thread->stack_size < sizeof *ret_word ||
         address - stack > thread->stack_size - sizeof *ret_word)
         return false;
@@ -439,7 +439,12 @@ static bool read_memory(Dwfl *dwfl, Dwarf_Addr address, Dwarf_Word *ret_word, vo
 static bool set_registers(Dwfl_Thread *thread, void *process)
 {
     const Dwarf_Word *registers = ((struct process *)process)->thread->registers;
-    return dwfl_thread_state_registers(thread, 0, 17, registers);
+#if defined(__aarch64__) /* DWARF has no number for the instruction pointer there */
+    dwfl_thread_state_register_pc(thread, registers[STACKS_REGISTERS - 1]);
+    return dwfl_thread_state_registers(thread, 0, STACKS_REGISTERS - 1, registers);
+#else
+    return dwfl_thread_state_registers(thread, 0, STACKS_REGISTERS, registers);
+#endif
 }
 
 static const Dwfl_Thread_Callbacks thread_callbacks = {
@@ -520,7 +525,7 @@ void stacks_find_caller(struct stacks *stacks, uint32_t pid, const struct stacks
     struct process *process = get_process(stacks, pid);
     if (process == NULL)
         return;
-    find_mapping(stacks, process, thread->registers[16]); /* reads /proc/PID/maps when it has to */
+    find_mapping(stacks, process, thread->registers[STACKS_REGISTERS - 1]); /* reads /proc/PID/maps when it has to */
     if (!prepare_walk(stacks, process)) {
         snprintf(caller, size, "caller unknown (the program's files cannot be read)");
         return;

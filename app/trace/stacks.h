@@ -27,10 +27,18 @@ struct stacks_verdict {
     bool stray;           /* of the kernel: ran in a softirq that the current process had no part in */
 };
 
+#if defined(__aarch64__)
+#define STACKS_REGISTERS 33
+#define STACKS_STACK_POINTER 31
+#else /* x86-64 */
+#define STACKS_REGISTERS 17
+#define STACKS_STACK_POINTER 7
+#endif
+
 /* Of a thread in user space, or about to return there. */
 struct stacks_thread {
-    uint64_t registers[17]; /* as DWARF numbers them; the last is the instruction pointer */
-    const void *stack;      /* memory from the stack pointer upwards */
+    uint64_t registers[STACKS_REGISTERS]; /* as DWARF numbers them; the last is the instruction pointer */
+    const void *stack;                    /* memory from the stack pointer upwards */
     size_t stack_size;
 };
 

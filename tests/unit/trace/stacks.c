@@ -233,8 +233,8 @@ static struct stacks_thread called(uint64_t address, uint64_t *stack, size_t wor
     memset(stack, 0, words * sizeof *stack);
     stack[0] = (uintptr_t)ask_for_it + 4;
     struct stacks_thread thread = {.stack = stack, .stack_size = words * sizeof *stack};
-    thread.registers[7] = 0x7ffe00000000;
-    thread.registers[16] = address;
+    thread.registers[STACKS_STACK_POINTER] = 0x7ffe00000000;
+    thread.registers[STACKS_REGISTERS - 1] = address;
     return thread;
 }
 
