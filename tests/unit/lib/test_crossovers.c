@@ -239,6 +239,8 @@ TEST("four copies in a row close a route for a while, longer each time, and one 
     CHECK_EQ(from_now(NULL), 16384);
     crossover_copied(&route, &pair, true);
     CHECK(from_now(NULL) == CROSSOVER_NEVER);
+    for (int i = 0; i < 8; i++)
+        crossover_copied(&route, &pair, true); /* lent before it was closed: says nothing new */
     forward_s += 11;
     CHECK_EQ(from_now(NULL), 16384);
     crossover_copied(&route, &pair, true); /* the one that tried */

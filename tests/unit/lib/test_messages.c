@@ -557,6 +557,56 @@ TEST("large messages may be lent to the kernel; they are released when they are 
     }
 }
 
+static void *lend_datagrams(void *context)
+{
+    enum { COUNT = 3, LENGTH = 20000 }; /* fits into the receive buffer */
+    static unsigned char got[LENGTH + 1];
+    int fds[2];
+    (void)context;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof address;
+    fds[0] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    fds[1] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    lending.failed |= bind(fds[1], (struct sockaddr *)&address, size) < 0 ||
+                      getsockname(fds[1], (struct sockaddr *)&address, &size) < 0 ||
+                      connect(fds[0], (struct sockaddr *)&address, size) < 0;
+    struct sluice_end *sink = end_of(fds[0]);
+    struct sluice_gather *gather;
+    struct sluice_gather_options options = {.size = sizeof options, .sink = sink, .bytes = 1 << 20};
+    lending.failed |= sluice_gather_new(&options, &gather) < 0;
+    for (unsigned i = 0; i < COUNT; i++)
+        lending.failed |= sluice_gather_add(gather, pattern + i * LENGTH, LENGTH, on_release, &released) < 0;
+    lending.failed |= sluice_gather_flush(gather, NULL) != SLUICE_STEP_DONE;
+    sluice_gather_receipt(gather, &lending.before);
+    for (unsigned i = 0; i < COUNT; i++)
+        lending.failed |= recv(fds[1], got, sizeof got, 0) != LENGTH || memcmp(got, pattern + i * LENGTH, LENGTH) != 0;
+    for (int i = 0; i < 20000 && sluice_end_collect(sink) > 0; i++)
+        usleep(100);
+    lending.released = released;
+    sluice_gather_receipt(gather, &lending.after);
+    sluice_gather_free(gather);
+    sluice_end_close(sink);
+    close(fds[1]);
+    return NULL;
+}
+
+TEST("datagrams that are lent leave one by one, each with a notification of its own")
+{
+    pthread_t thread;
+    memset(&lending, 0, sizeof lending);
+    released = 0;
+    real = sys;
+    sys.ioctl = no_loopback;
+    CHECK_EQ(pthread_create(&thread, NULL, lend_datagrams, NULL), 0);
+    pthread_join(thread, NULL);
+    sys = real;
+    CHECK(!lending.failed);
+    CHECK_EQ(lending.before.routes[SLUICE_ROUTE_MSG_ZEROCOPY].calls, 3);
+    CHECK_EQ(lending.released, 3);
+    CHECK(sluice_receipt_is_final(&lending.after));
+    CHECK_EQ(lending.after.bytes, 60000);
+}
+
 /* ---- A kernel that lies ------------------------------------------------------------------------------------------ */
 
 TEST("whatever the kernel takes at once, datagrams are whole and in order, without a kernel")
