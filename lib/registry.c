@@ -12,6 +12,7 @@ const struct route *const route_registry[SLUICE_ROUTE_COUNT] = {
     [SLUICE_ROUTE_SENDFILE] = &route_sendfile,
     [SLUICE_ROUTE_SPLICE] = &route_splice,
     [SLUICE_ROUTE_TEE] = &route_tee,
+    [SLUICE_ROUTE_VMSPLICE] = &route_vmsplice,
     [SLUICE_ROUTE_MSG_ZEROCOPY] = &route_msg_zerocopy,
     [SLUICE_ROUTE_URING_SEND_ZC] = &route_uring_send_zc,
     [SLUICE_ROUTE_TCP_RECEIVE] = &route_tcp_receive,

@@ -255,6 +255,19 @@ static void take_note(void *context, const void *data, size_t length)
     (void)context, (void)data, (void)length;
 }
 
+/* Memory of the library's, for the route that gives its pages away. */
+static int given_segment(struct sluice_segment *segment)
+{
+    struct sluice_memory *memory;
+    int error = sluice_memory_new(CASE_BYTES, &memory);
+    if (error < 0)
+        return error;
+    segment->data = sluice_memory_data(memory);
+    segment->release = sluice_memory_release;
+    segment->release_context = memory;
+    return 0;
+}
+
 static const struct sluice_loop_options ring_options = {.size = sizeof ring_options, .kind = SLUICE_LOOP_IO_URING};
 
 struct ring_run {
@@ -316,6 +329,8 @@ static int move(struct trial *trial, struct outcome *outcome)
         segment.data = memory;
         segment.release = take_note;
         error = memory == NULL ? -ENOMEM : 0;
+        if (error == 0 && trial->route == SLUICE_ROUTE_VMSPLICE)
+            error = given_segment(&segment);
     } else if (error == 0) {
         error = sluice_end_open(trial->in.ours, 0, &source);
         segment.kind = trial->source == SIDE_FILE ? SLUICE_SEGMENT_FILE : SLUICE_SEGMENT_STREAM;
@@ -602,7 +617,8 @@ static bool serves(const struct trial *trial)
                                                                           : SLUICE_SEGMENT_STREAM,
                                      .data = "",
                                      .length = CASE_BYTES,
-                                     .release = take_note};
+                                     .release =
+                                         trial->route == SLUICE_ROUTE_VMSPLICE ? sluice_memory_release : take_note};
     if (open_sink(trial, 0, &target, &sink) == 0 &&
         (trial->source == SIDE_MEMORY || sluice_end_open(trial->in.ours, 0, &source) == 0)) {
         segment.end = source;

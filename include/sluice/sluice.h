@@ -54,6 +54,7 @@ enum sluice_route {
     SLUICE_ROUTE_SENDFILE,        /* sendfile(2) */
     SLUICE_ROUTE_SPLICE,          /* splice(2), through a pooled pipe where neither end is one */
     SLUICE_ROUTE_TEE,             /* tee(2): a stream's pages go to several sinks by reference */
+    SLUICE_ROUTE_VMSPLICE,        /* vmsplice(2): the pages of struct sluice_memory are given away */
     SLUICE_ROUTE_MSG_ZEROCOPY,    /* memory lent to a TCP or UDP socket (MSG_ZEROCOPY) until the kernel gives it back */
     SLUICE_ROUTE_URING_SEND_ZC,   /* the same by a ring's SEND_ZC, on a loop that is one */
     SLUICE_ROUTE_TCP_RECEIVE,     /* TCP_ZEROCOPY_RECEIVE: what arrived is mapped and written from there; when forced */
@@ -188,6 +189,20 @@ struct sluice_segment {
     sluice_release_fn *release; /* memory: may be NULL */
     void *release_context;
 };
+
+/* Memory that can be given away: filled once by the caller, sent once as a segment, and unmapped by the library, never
+ * used again. So the kernel may keep its pages for as long as it likes (vmsplice), which nobody could be told of. */
+struct sluice_memory;
+
+/* At least size bytes of zeros, on pages of their own. Returns 0, -EINVAL (size 0) or -ENOMEM. */
+SLUICE_API int sluice_memory_new(size_t size, struct sluice_memory **ret_memory);
+
+/* Where they are; aligned to a page. */
+SLUICE_API void *sluice_memory_data(struct sluice_memory *memory);
+
+/* For segment.release, with the memory as release_context, of a segment that begins at its data: this makes the memory
+ * the transfer's. Or to be called, to free memory that is not sent after all (data and length do not matter). */
+SLUICE_API void sluice_memory_release(void *memory, const void *data, size_t length);
 
 /* ---- Receipts ----------------------------------------------------------------------------------------------- */
 
@@ -386,6 +401,9 @@ struct sluice_transfer_options {
     unsigned flags;
     const struct sluice_transform *transform; /* NULL: none. One sink only. Borrowed */
     uint64_t turn; /* bytes to move before giving way to others (step returns SLUICE_STEP_YIELD); 0: the default */
+    unsigned datagram_size; /* datagram sinks: memory segments leave as datagrams of so many bytes (a segment's last may
+                               be shorter), many in one call where the kernel can (UDP_SEGMENT, Linux 4.18). 0: each
+                               segment is one datagram. At most 65507 */
     sluice_settled_fn *settled; /* NULL: the final receipts are not asked for */
     void *settled_context;
 

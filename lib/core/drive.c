@@ -100,6 +100,8 @@ void sluice_transfer_free(struct sluice_transfer *transfer)
 {
     if (transfer == NULL)
         return;
+    if (transfer->account != NULL) /* the caller has read its receipts: what comes back from now on is a difference */
+        account_settle(transfer->account);
     transfer_end(transfer);
     free(transfer);
     loans_call_back();

@@ -8,6 +8,7 @@
 #include <linux/magic.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -415,6 +416,19 @@ bool end_paces(struct sluice_end *end, uint64_t *calls)
         socket->paces_asked = true;
     }
     return socket->paces;
+}
+
+bool end_segments(struct sluice_end *end, uint64_t *calls)
+{
+    struct socket_facts *socket = &end->socket;
+    if (!socket->segments_asked) {
+        int size = 0;
+        socklen_t length = sizeof size;
+        ++*calls;
+        socket->segments = sys.getsockopt(end->fd, SOL_UDP, UDP_SEGMENT, &size, &length) == 0;
+        socket->segments_asked = true;
+    }
+    return socket->segments;
 }
 
 void end_remember_refusal(struct sluice_end *sink, const struct sluice_end *source, enum sluice_route route)

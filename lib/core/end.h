@@ -40,8 +40,9 @@ struct socket_facts {
     struct sluice_egress egress;
     bool egress_asked;
     bool corked;
-    bool paces, paces_asked; /* its congestion control spaces packets by a timer */
-    struct lending *lending; /* core/loans.h; NULL: nothing was ever lent to it */
+    bool segments, segments_asked; /* it is UDP, and its kernel cuts datagrams (UDP_SEGMENT) */
+    bool paces, paces_asked;       /* its congestion control spaces packets by a timer */
+    struct lending *lending;       /* core/loans.h; NULL: nothing was ever lent to it */
 };
 
 struct sluice_end {
@@ -119,6 +120,9 @@ static inline int end_plain_fd(struct sluice_end *end, uint64_t *calls)
 
 /* Does the TCP socket's congestion control pace (bbr)? Asked once. */
 bool end_paces(struct sluice_end *end, uint64_t *calls);
+
+/* Does this datagram socket's kernel cut one call's bytes into datagrams (UDP_SEGMENT)? Asked once. */
+bool end_segments(struct sluice_end *end, uint64_t *calls);
 
 void end_remember_refusal(struct sluice_end *sink, const struct sluice_end *source, enum sluice_route route);
 bool end_refused(const struct sluice_end *sink, const struct sluice_end *source, enum sluice_route route);

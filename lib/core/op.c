@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <string.h>
 
 enum op_blocker op_blocker(const struct op *op)
@@ -28,6 +29,7 @@ enum op_blocker op_blocker(const struct op *op)
     case OP_WRITE:
     case OP_DATAGRAMS:
     case OP_SENDFILE:
+    case OP_GIVE: /* a pipe of ours is empty */
     case OP_DRAIN:
     case OP_CORK:
         break;
@@ -51,6 +53,8 @@ const char *op_name(const struct op *op)
     case OP_PASS:
     case OP_TAKE:
         return "splice";
+    case OP_GIVE:
+        return "vmsplice";
     case OP_TEE:
         return "tee";
     case OP_MAP_RECEIVED:
@@ -94,6 +98,22 @@ static ssize_t write_to_memory(const struct op *op)
     return (ssize_t)written;
 }
 
+/* One call, many datagrams: the kernel, or the device, cuts them (UDP_SEGMENT). */
+static ssize_t send_datagrams(const struct op *op, int flags)
+{
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof op->datagram)] = {0};
+    struct msghdr message = {.msg_iov = op->iov,
+                             .msg_iovlen = (size_t)op->iov_count,
+                             .msg_control = control,
+                             .msg_controllen = sizeof control};
+    struct cmsghdr *size = CMSG_FIRSTHDR(&message);
+    size->cmsg_level = SOL_UDP;
+    size->cmsg_type = UDP_SEGMENT;
+    size->cmsg_len = CMSG_LEN(sizeof op->datagram);
+    memcpy(CMSG_DATA(size), &op->datagram, sizeof op->datagram);
+    return sys.sendmsg(op->out, &message, flags);
+}
+
 static ssize_t execute_write(const struct op *op)
 {
     switch (op->sink->kind) {
@@ -103,6 +123,8 @@ static ssize_t execute_write(const struct op *op)
     case SLUICE_END_UNIX_STREAM:
     case SLUICE_END_DATAGRAM: {
         int flags = op->flags | MSG_NOSIGNAL | MSG_DONTWAIT;
+        if (op->datagram != 0)
+            return send_datagrams(op, flags);
         if (op->iov_count == 1)
             return sys.send(op->out, op->iov[0].iov_base, op->iov[0].iov_len, flags);
         struct msghdr message = {.msg_iov = op->iov, .msg_iovlen = (size_t)op->iov_count};
@@ -200,6 +222,8 @@ static ssize_t execute_once(const struct op *op, uint64_t *calls)
     case OP_PASS:
     case OP_TAKE:
         return execute_splice(op);
+    case OP_GIVE:
+        return sys.vmsplice(op->out, op->iov, (size_t)op->iov_count, (unsigned)op->flags);
     case OP_MAP_RECEIVED:
         return execute_map_received(op);
     case OP_TEE:

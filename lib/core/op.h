@@ -19,6 +19,7 @@ enum op_kind {
     OP_DATAGRAMS,    /* iov -> datagram socket, each piece a datagram of its own */
     OP_SENDFILE,     /* file -> sink */
     OP_FILL,         /* source -> pipe, by splice */
+    OP_GIVE,         /* iov -> pipe, by vmsplice */
     OP_DRAIN,        /* pipe -> sink, by splice */
     OP_PASS,         /* splice between two ends of which one is a pipe itself */
     OP_TEE,          /* pipe -> pipe; the bytes stay in the first, too */
@@ -50,7 +51,8 @@ struct op {
     void *buffer;      /* read */
     struct iovec *iov; /* write; it and what it points to live until the op is complete */
     int iov_count;
-    int flags; /* MSG_* or SPLICE_F_* */
+    int flags;         /* MSG_* or SPLICE_F_* */
+    uint16_t datagram; /* write: cut into datagrams of this size; 0: all bytes are one */
     struct sluice_end *sink;
 };
 

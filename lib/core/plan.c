@@ -9,13 +9,14 @@
 #include "plan.h"
 #include "crossover.h"
 #include "end.h"
+#include "given.h"
 #include <errno.h>
 #include <string.h>
 
 static const enum sluice_route preference[] = {
-    SLUICE_ROUTE_REFLINK,         SLUICE_ROUTE_MSG_ZEROCOPY, SLUICE_ROUTE_URING_SEND_ZC, SLUICE_ROUTE_DIRECT,
-    SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_ROUTE_MMAP,         SLUICE_ROUTE_SENDFILE,      SLUICE_ROUTE_TEE,
-    SLUICE_ROUTE_SPLICE,          SLUICE_ROUTE_COPY,         SLUICE_ROUTE_TCP_RECEIVE,
+    SLUICE_ROUTE_REFLINK, SLUICE_ROUTE_VMSPLICE,        SLUICE_ROUTE_MSG_ZEROCOPY, SLUICE_ROUTE_URING_SEND_ZC,
+    SLUICE_ROUTE_DIRECT,  SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_ROUTE_MMAP,         SLUICE_ROUTE_SENDFILE,
+    SLUICE_ROUTE_TEE,     SLUICE_ROUTE_SPLICE,          SLUICE_ROUTE_COPY,         SLUICE_ROUTE_TCP_RECEIVE,
 };
 #define PREFERENCES (sizeof preference / sizeof *preference)
 
@@ -45,6 +46,8 @@ struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *s
             pair.file_size = segment->end->file.size;
     } else {
         pair.released = segment->release != NULL;
+        pair.given = segment_is_given(segment) ? given_fate() : GIVEN_UNKNOWN;
+        pair.is_given = segment_is_given(segment);
         if (pair.released)
             pair.lending = end_lending(sink, waits, &pair.lending_reason);
     }

@@ -24,6 +24,10 @@
  *               no extent                  a hole: by reference, measured
  *               tmpfs, which has none      1 copy, by definition
  *               else                       unknown; reflink by reference, by definition
+ *   vmsplice    -> pipe                    by reference (probed: a page was given and changed), or 1 copy where the
+ * kernel takes one
+ *               -> TCP                     the same, under the conditions of splice
+ *               else                       unknown
  *   msg_zerocopy                           unknown until the notification; then
  *               COPIED set                 1 copy (measured)
  *               COPIED clear               by reference (measured), if the egress device has scatter-gather and
@@ -38,6 +42,7 @@
  */
 #include "receipt.h"
 #include "extents.h"
+#include "given.h"
 #include <string.h>
 
 struct fate {
@@ -108,6 +113,29 @@ static struct fate fate_of_direct(struct sluice_end *source, struct sluice_end *
     return ruled(RULE_DIRECT, 0, SLUICE_EVIDENCE_PROBED);
 }
 
+/* Nobody can change the pages any more, so they are not aliased. */
+static struct fate fate_of_given(struct sluice_end *sink)
+{
+    struct fate unknown = {.evidence = SLUICE_EVIDENCE_UNKNOWN};
+    struct sluice_egress egress;
+    enum given_fate given = given_fate();
+    if (given == GIVEN_UNKNOWN)
+        return unknown;
+    unsigned copies = given == GIVEN_COPIED;
+    switch (sluice_end_kind(sink)) {
+    case SLUICE_END_PIPE:
+        return ruled(RULE_GIVEN, copies, SLUICE_EVIDENCE_PROBED);
+    case SLUICE_END_TCP:
+        if (sluice_end_egress(sink, &egress) < 0)
+            return unknown;
+        if (!egress.scatter_gather || !egress.checksum)
+            copies++;
+        return ruled(RULE_GIVEN, copies, SLUICE_EVIDENCE_PROBED);
+    default:
+        return unknown;
+    }
+}
+
 static struct fate fate(enum sluice_route route, struct sluice_end *source, struct sluice_end *sink, bool shared,
                         uint64_t *calls)
 {
@@ -131,6 +159,8 @@ static struct fate fate(enum sluice_route route, struct sluice_end *source, stru
         struct fate what = fate_of_reference(source, sink, calls);
         return what.evidence == SLUICE_EVIDENCE_UNKNOWN ? what : ruled_again(RULE_TEE, what);
     }
+    case SLUICE_ROUTE_VMSPLICE:
+        return fate_of_given(sink);
     case SLUICE_ROUTE_URING_SEND_ZC:
     case SLUICE_ROUTE_MSG_ZEROCOPY: /* the notification will tell */
         return (struct fate){.evidence = SLUICE_EVIDENCE_NONE, .lent = true};

@@ -27,6 +27,7 @@ enum receipt_rule {
     RULE_CLONED,
     RULE_DIRECT,
     RULE_DIRECT_AND_SENT,
+    RULE_GIVEN,
     RULE_LENT_COPIED,
     RULE_LENT_REFERRED_TO,
 };

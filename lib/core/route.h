@@ -6,6 +6,7 @@
 #ifndef SLUICE_CORE_ROUTE_H
 #define SLUICE_CORE_ROUTE_H
 
+#include "given.h"
 #include "loans.h"
 #include "op.h"
 #include <sluice/sluice.h>
@@ -30,6 +31,8 @@ struct pair {
     const struct sluice_egress *egress; /* of a TCP or UDP sink, for memory and streams of CROSSOVER_FLOOR bytes and
                                            more; NULL: none, or unknown */
     bool released;                      /* memory whose owner is told when it is free again */
+    bool is_given;                      /* memory of the library's, which is unmapped after it was sent */
+    enum given_fate given;              /* what the kernel does with its pages */
     enum sluice_verdict lending;        /* of such memory to the sink, now */
     const char *lending_reason;
 };
@@ -87,6 +90,9 @@ struct route {
     /* Its bytes leave in writes that lend the memory they lie in (MSG_ZEROCOPY), numbered so. Such a write is never
      * joined with another. */
     enum loan_numbers lends;
+
+    /* Memory segments into pipes and sockets are its business; of other routes they are copy's. */
+    bool carries_memory;
 
     /* Errnos that say "not by this route" rather than "the ends are broken"; ends with 0. */
     const int *refusals;

@@ -102,6 +102,7 @@ struct sys sys = {
     .ftruncate = ftruncate,
     .splice = splice,
     .tee = tee,
+    .vmsplice = vmsplice,
     .pipe2 = pipe2,
     .fcntl = fcntl_long,
     .ioctl = ioctl_pointer,

@@ -33,6 +33,7 @@ struct sys {
     int (*ftruncate)(int fd, off_t size);
     ssize_t (*splice)(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags);
     ssize_t (*tee)(int in, int out, size_t size, unsigned flags);
+    ssize_t (*vmsplice)(int fd, const struct iovec *iov, size_t count, unsigned flags);
     int (*pipe2)(int fds[2], int flags);
     int (*fcntl)(int fd, int command, long argument);
     int (*ioctl)(int fd, unsigned long request, void *argument);

@@ -258,8 +258,8 @@ static const struct route *choose_into_file(const struct lane *lane, unsigned tr
     return route_registry[SLUICE_ROUTE_DIRECT];
 }
 
-/* Memory goes to a socket by copy unless a route that lends it is asked for, or pays. */
-static const struct route *choose_lender(const struct lane *lane, uint32_t segment, unsigned tried)
+/* Memory goes to a pipe or socket by copy unless a route that lends it or gives it away is asked for, or pays. */
+static const struct route *choose_carrier_of_memory(const struct lane *lane, uint32_t segment, unsigned tried)
 {
     const struct sluice_transfer *transfer = lane->transfer;
     const struct route *copy = route_registry[SLUICE_ROUTE_COPY], *forced = route_registry[transfer->forced];
@@ -280,7 +280,7 @@ static inline const struct route *choose_for_memory(const struct lane *lane, uin
 {
     if (end_is_file(lane->sink))
         return choose_into_file(lane, tried);
-    return lane->plans_memory ? choose_lender(lane, segment, tried) : route_registry[SLUICE_ROUTE_COPY];
+    return lane->plans_memory ? choose_carrier_of_memory(lane, segment, tried) : route_registry[SLUICE_ROUTE_COPY];
 }
 
 static inline const struct route *choose(const struct lane *lane, uint32_t segment, unsigned tried)
@@ -315,7 +315,7 @@ static bool plans_memory(const struct sluice_transfer *transfer)
     const struct route *forced = route_registry[transfer->forced];
     if (transfer->transform != NULL)
         return false;
-    if (transfer->order != NULL || (forced != NULL && forced->lends != LOANS_NONE))
+    if (transfer->order != NULL || (forced != NULL && forced->carries_memory))
         return true;
     for (uint32_t i = 0; i < transfer->segment_count; i++) {
         const struct sluice_segment *segment = &transfer->segments[i];
@@ -681,6 +681,22 @@ struct gathered {
     uint64_t at;
 };
 
+/* The most that one call with UDP_SEGMENT takes: as many datagrams (UDP_MAX_SEGMENTS; more since Linux 6.10), and all
+ * of them together as large as one could be over IPv4. */
+#define DATAGRAMS_MAX 64u
+#define DATAGRAM_BYTES_MAX 65507u
+
+/* How much of the piece one call may send. */
+static size_t cut_datagrams(const struct lane *lane, const struct route *route, struct iovec *piece)
+{
+    bool one = lane->singly || route->lends == LOANS_OF_RING; /* whose requests bring no such message */
+    size_t size = lane->transfer->datagram_size, count = one ? 1 : DATAGRAM_BYTES_MAX / size;
+    size_t most = (count < DATAGRAMS_MAX ? count : DATAGRAMS_MAX) * size;
+    if (piece->iov_len > most)
+        piece->iov_len = most;
+    return piece->iov_len;
+}
+
 static int gather(struct lane *lane, struct gathered *ret)
 {
     struct sluice_transfer *transfer = lane->transfer;
@@ -703,11 +719,19 @@ static int gather(struct lane *lane, struct gathered *ret)
         if (lane->plans_memory && got.count > 0 &&
             route_registry[route]->lends != route_registry[lane->iov_route[0]]->lends)
             break; /* what is lent leaves in calls of its own */
+        if (lane->sink->kind == SLUICE_END_DATAGRAM && transfer->datagram_size != 0)
+            length = (ssize_t)cut_datagrams(lane, route_registry[route], &lane->iov[got.count]);
         lane->iov_route[got.count++] = (uint8_t)route;
         got.bytes += (size_t)length;
         got.at += (uint64_t)length;
-        if (lane->plans_memory && lane->sink->kind == SLUICE_END_DATAGRAM && lends(route))
-            break; /* a loan is a call, and a notification, of one datagram */
+        if (lane->sink->kind == SLUICE_END_DATAGRAM) {
+            if (transfer->datagram_size != 0 && !lane->singly)
+                break; /* one call, cut by the kernel */
+            if (lane->plans_memory && lends(route))
+                break; /* a loan is a call, and a notification, of one datagram */
+            if (transfer->datagram_size != 0 && got.at < ends_at)
+                continue; /* the next one of this segment */
+        }
         if (got.at == ends_at) {
             got.segment++;
             got.at = 0;
@@ -750,6 +774,7 @@ static struct op write_op(struct lane *lane, const struct gathered *got)
         .iov = lane->iov,
         .iov_count = got->count,
         .flags = (more ? MSG_MORE : 0) | (lent ? MSG_ZEROCOPY : 0),
+        .datagram = !lane->singly && lane->transfer->datagram_size < got->bytes ? lane->transfer->datagram_size : 0,
         .sink = lane->sink,
     };
 }
@@ -947,6 +972,8 @@ int lane_next(struct lane *lane, struct op *ops)
     if (!lane->started) {
         lane->started = true;
         lane->plans_memory = plans_memory(transfer);
+        if (transfer->datagram_size != 0 && lane->sink->kind == SLUICE_END_DATAGRAM)
+            lane->singly = !end_segments(lane->sink, &lane->receipt.system_calls);
         plan_packets(lane);
         if (lane->cork && !lane->sink->socket.corked)
             ops[count++] = cork_op(lane, true);
@@ -1093,6 +1120,27 @@ static int lending_failed(struct lane *lane, const struct op *op, int code)
     return refused_or_failed(lane, code, op_name(op));
 }
 
+/* Larger than the path takes (EINVAL, EMSGSIZE), or a device without checksum offload (EIO, udp(7)). */
+static bool refuses_segments(ssize_t result)
+{
+    return result == -EINVAL || result == -EMSGSIZE || result == -EIO || result == -EOPNOTSUPP;
+}
+
+static int send_singly(struct lane *lane, const struct op *op, int code)
+{
+    enum sluice_route route = (enum sluice_route)lane->iov_route[0];
+    struct sluice_fallback fallback = {.from = route,
+                                       .to = route,
+                                       .error = -code,
+                                       .at = lane->receipt.sent,
+                                       .reason = "datagrams are sent one by one: UDP_SEGMENT was refused"};
+    if (op->flags & MSG_ZEROCOPY)
+        lane_lending_failed(lane, -code);
+    lane->singly = true;
+    receipt_enter_fallback(&lane->receipt, &fallback);
+    return 0;
+}
+
 int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
 {
     if (result == -EAGAIN && op_blocker(op) != OP_BLOCKS_ON_NEITHER)
@@ -1108,6 +1156,8 @@ int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
     if (lane->transfer->transform != NULL && op->kind == OP_WRITE)
         return result < 0 ? transfer_fail(lane, (int)result, op_name(op), NULL, NULL) : transform_written(lane, result);
     if (op->kind == OP_WRITE || op->kind == OP_DATAGRAMS) {
+        if (op->datagram != 0 && refuses_segments(result))
+            return send_singly(lane, op, (int)result);
         if (op->flags & MSG_ZEROCOPY) {
             if (result < 0)
                 return lending_failed(lane, op, (int)result);
@@ -1190,6 +1240,8 @@ static const char *fault_in_options(const struct sluice_transfer_options *option
         return "a transform has one sink";
     if ((unsigned)options->route >= SLUICE_ROUTE_COUNT)
         return "no such route";
+    if (options->datagram_size > DATAGRAM_BYTES_MAX)
+        return "options.datagram_size is larger than a datagram can be (65507)";
     if ((unsigned)options->policy > SLUICE_FANOUT_COPY)
         return "no such policy";
     for (size_t i = 0; i < options->sink_count; i++)
@@ -1217,7 +1269,7 @@ static int check_routes(const struct sluice_transfer *transfer, struct sluice_er
             struct pair pair = pair_of(&transfer->lanes[i], s);
             if (transfer->segments[s].kind == SLUICE_SEGMENT_MEMORY) { /* copy's, unless the route wants it */
                 serves |= forced != NULL && forced->assess(&pair, &reason) != SLUICE_NEVER;
-                if (forced != NULL && forced->lends != LOANS_NONE)
+                if (forced != NULL && forced->carries_memory)
                     not_memory = reason;
                 continue;
             }
@@ -1275,7 +1327,7 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->pipe = (struct pipe){.read = -1, .write = -1};
     lane->in_pipe = 0;
     lane->pieces_max = 0;
-    lane->plans_memory = false;
+    lane->plans_memory = lane->singly = false;
     lane->aside_reason = NULL;
     lane->window = NULL;
     lane->ask = false;
@@ -1337,6 +1389,7 @@ int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfe
     transfer->flags = options->flags;
     transfer->blocking = options->flags & TRANSFER_BLOCKING;
     transfer->transform = options->transform;
+    transfer->datagram_size = (uint16_t)options->datagram_size;
     transfer->settled = options->settled;
     transfer->settled_context = options->settled_context;
     transfer->turn_size = options->turn != 0 ? options->turn : DEFAULT_TURN;

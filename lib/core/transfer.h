@@ -52,6 +52,7 @@ struct lane {
     bool started;
     bool cork;         /* hold partial segments back while this transfer runs */
     bool paced;        /* much goes into a socket that paces: by short turns */
+    bool singly;       /* datagrams leave one by one */
     bool plans_memory; /* memory segments may be lent */
     bool sampled;      /* what the last segment costs is being measured */
     bool known_data;   /* the current segment's file has data up to known_to, or a hole */
@@ -99,6 +100,7 @@ struct sluice_transfer {
     uint64_t loop_now, loop_turn; /* 0 outside a loop */
     struct fanout *fanout;        /* NULL with one lane */
     struct sluice_error error;
+    uint16_t datagram_size; /* 0: a segment is one */
     sluice_settled_fn *settled;
     void *settled_context;
     const enum sluice_route *order; /* tests: the routes to try, in this order; ends with AUTO */
@@ -107,7 +109,7 @@ struct sluice_transfer {
 
     /* the loop's */
     struct sluice_loop *loop;                                       /* NULL: there is none */
-    int (*watch)(struct sluice_loop *loop, struct sluice_end *end); /* a sink that is lent to must be watched */
+    int (*watch)(struct sluice_loop *loop, struct sluice_end *end); /* a sink lent to must be watched */
     void *loop_context;
     sluice_transfer_done_fn *done;
     void *done_context;

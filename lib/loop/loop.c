@@ -480,6 +480,8 @@ int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_
             *ret_transfer = transfer;
         return 0;
     }
+    if (transfer->account != NULL)
+        transfer_settle(transfer); /* what comes back after this copy is a difference */
     if (ret_receipt != NULL)
         receipt_copy(ret_receipt, &transfer->lanes[0].receipt);
     if (result < 0 && ret_error != NULL)

@@ -212,6 +212,8 @@ static enum sluice_route route_of(const struct lane *lane, const struct op *op)
         return (enum sluice_route)lane->iov_route[0];
     case OP_SENDFILE:
         return SLUICE_ROUTE_SENDFILE;
+    case OP_GIVE:
+        return SLUICE_ROUTE_VMSPLICE;
     case OP_FILL:
     case OP_DRAIN:
     case OP_PASS:

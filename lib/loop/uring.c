@@ -733,14 +733,14 @@ static bool can_wait(const struct op *op)
 {
     if (op->kind == OP_READ)
         return op->flags & MSG_DONTWAIT;
-    return op->kind == OP_WRITE && end_is_socket(op->sink);
+    return op->kind == OP_WRITE && end_is_socket(op->sink) && op->datagram == 0;
 }
 
 static bool has_opcode(const struct op *op)
 {
     if (op->kind == OP_READ)
         return true;
-    return op->kind == OP_WRITE && (end_is_socket(op->sink) || end_is_file(op->sink));
+    return op->kind == OP_WRITE && (end_is_socket(op->sink) || end_is_file(op->sink)) && op->datagram == 0;
 }
 
 static void fill_entry(struct flight *flight, int index, struct io_uring_sqe *entry)

@@ -70,6 +70,7 @@ const struct route route_msg_zerocopy = {
     .step = step,
     .complete = complete,
     .lends = LOANS_OF_SOCKET,
+    .carries_memory = true,
     .refusals = refusals,
     .refusal_reason = "this memory or this socket cannot be lent",
 };

@@ -12,6 +12,7 @@ extern const struct route route_sendfile;
 extern const struct route route_splice;
 extern const struct route route_tcp_receive;
 extern const struct route route_tee;
+extern const struct route route_vmsplice;
 extern const struct route route_copy_file_range;
 extern const struct route route_reflink;
 extern const struct route route_direct;

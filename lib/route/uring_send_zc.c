@@ -68,6 +68,7 @@ const struct route route_uring_send_zc = {
     .step = step,
     .complete = complete,
     .lends = LOANS_OF_RING,
+    .carries_memory = true,
     .refusals = refusals,
     .refusal_reason = "this memory or this socket cannot be lent, or the kernel's io_uring does not report on usage",
 };

@@ -59,6 +59,7 @@ CALL(clone_range, FAILS(EIO), FAILS(ENOSPC), FAILS(EXDEV), FAILS(EINVAL), FAILS(
 CALL(fallocate, HARMLESS(EOPNOTSUPP), HARMLESS(EIO), HARMLESS(EPERM), NOT_YET(EINTR));
 CALL(ftruncate, HARMLESS(EIO), HARMLESS(EFBIG), HARMLESS(EPERM), NOT_YET(EINTR));
 CALL(tee, FAILS(EINVAL), FAILS(ENOMEM), FAILS(EFAULT), NOT_YET(EINTR), SHORTER);
+CALL(vmsplice, FAILS(EINVAL), FAILS(ENOMEM), FAILS(EBADF), FAILS(EFAULT), NOT_YET(EINTR));
 CALL(pipe2, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENOMEM));
 CALL(fcntl, FAILS(EPERM), FAILS(EBUSY), FAILS(ENOMEM));
 CALL(ioctl, HARMLESS(EOPNOTSUPP), HARMLESS(ENODEV), HARMLESS(EPERM), HARMLESS(ENOMEM));
@@ -471,6 +472,12 @@ static ssize_t faulty_tee(int in, int out, size_t size, unsigned flags)
     return error != 0 ? fail(error) : real.tee(in, out, size, flags);
 }
 
+static ssize_t faulty_vmsplice(int fd, const struct iovec *iov, size_t count, unsigned flags)
+{
+    int error = strike(&call_vmsplice, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.vmsplice(fd, iov, count, flags);
+}
+
 static int faulty_pipe2(int fds[2], int flags)
 {
     int error = strike(&call_pipe2, -1, -1, NULL);
@@ -807,6 +814,7 @@ void fault_install(void)
     sys.fallocate = faulty_fallocate;
     sys.ftruncate = faulty_ftruncate;
     sys.tee = faulty_tee;
+    sys.vmsplice = faulty_vmsplice;
     sys.pipe2 = faulty_pipe2;
     sys.fcntl = faulty_fcntl;
     sys.ioctl = faulty_ioctl;

@@ -36,6 +36,11 @@ struct outcome {
 
 /* Two routes write at an offset, which only a file has. (Direct does as well, but leaves parts of blocks to others: it
  * has a test of its own.) */
+static bool carries_memory_only(enum sluice_route route)
+{
+    return route == SLUICE_ROUTE_VMSPLICE || route == SLUICE_ROUTE_MSG_ZEROCOPY || route == SLUICE_ROUTE_URING_SEND_ZC;
+}
+
 static bool is_between_files(enum sluice_route route)
 {
     return route == SLUICE_ROUTE_COPY_FILE_RANGE || route == SLUICE_ROUTE_REFLINK;
@@ -106,9 +111,8 @@ static void refuse_on_every_route_after(enum sluice_route from, bool at_drain)
     make_bytes();
     for (int to = SLUICE_ROUTE_COPY; to < SLUICE_ROUTE_COUNT; to++)
         if (to != (int)from && to != SLUICE_ROUTE_TEE && /* test_tee.c */
-            to != SLUICE_ROUTE_MSG_ZEROCOPY && to != SLUICE_ROUTE_URING_SEND_ZC &&
-            to != SLUICE_ROUTE_TCP_RECEIVE && /* no files */
-            !(to == SLUICE_ROUTE_DIRECT && is_between_files(from)) &&
+            to != SLUICE_ROUTE_TCP_RECEIVE &&            /* no files */
+            !carries_memory_only((enum sluice_route)to) && !(to == SLUICE_ROUTE_DIRECT && is_between_files(from)) &&
             !(from == SLUICE_ROUTE_DIRECT && is_between_files((enum sluice_route)to)))
             refuse_at_every_byte(false, from, (enum sluice_route)to, at_drain);
 }

@@ -9,6 +9,7 @@
  * library waits, so the Nth call of a site is the same call in every run. The thread is a fresh one, so nothing is
  * pooled or cached from the run before.
  */
+#include "../../../lib/core/given.h"
 #include "../check.h"
 #include "crossover.h"
 #include "faults.h"
@@ -57,8 +58,10 @@ struct scenario {
     bool transform; /* every byte inverted */
     bool slow;      /* little room at the sinks */
     bool sparse;    /* holes, to be kept; in a file that has bytes there */
-    bool lent;      /* memory instead of a source */
-    bool dead;      /* the last sink is, from the start */
+    bool given;     /* memory of the library's instead of a source */
+    unsigned datagram_size;
+    bool lent; /* memory instead of a source */
+    bool dead; /* the last sink is, from the start */
     enum sluice_fanout_policy policy;
     bool refused;                                                           /* the route cannot serve the pair */
     void (*play)(const struct scenario *scenario, struct outcome *outcome); /* not a single transfer */
@@ -283,6 +286,23 @@ static void add_lent(struct outcome *outcome, struct sluice_segment *segments, s
     segments[outcome->segment_count++] = segment;
 }
 
+static bool add_given(struct outcome *outcome, struct sluice_segment *segments, size_t size)
+{
+    struct sluice_memory *memory;
+    int result = sluice_memory_new(size, &memory);
+    if (result < 0) {
+        if (outcome->result == 0)
+            outcome->result = result;
+        return false;
+    }
+    memcpy(sluice_memory_data(memory), pattern, size);
+    struct sluice_segment segment = memory_segment(sluice_memory_data(memory), size);
+    segment.release = sluice_memory_release;
+    segment.release_context = memory;
+    segments[outcome->segment_count++] = segment;
+    return true;
+}
+
 /* The rest of a receipt that was provisional. */
 static void settle(void *context, unsigned sink, const struct sluice_receipt *difference)
 {
@@ -469,7 +489,7 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
     bool file = scenario->from == A_FILE || scenario->from == OWN_FILE || scenario->from == A_BLOCK_DEVICE;
 
     world_begin(scenario->slow ? 3001 : 65536);
-    int source_fd = make_source(scenario->lent ? A_FILE : scenario->from, scenario->size);
+    int source_fd = make_source(scenario->lent || scenario->given ? A_FILE : scenario->from, scenario->size);
     if (scenario->from == A_BLOCK_DEVICE)
         fault_block_device = source_fd;
     fault_cold_pages = scenario->cold ? 3 : 0;
@@ -481,7 +501,9 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
     uint64_t length = scenario->exact ? scenario->size : SLUICE_UNTIL_END;
     if (scenario->lent)
         add_lent(outcome, segments, scenario->size);
-    else
+    else if (scenario->given && !add_given(outcome, segments, scenario->size))
+        segments[outcome->segment_count++] = memory_segment(pattern, scenario->size);
+    else if (!scenario->given)
         segments[outcome->segment_count++] = file ? file_segment(source, 0, length) : stream_segment(source, length);
     expect(outcome, pattern, scenario->size);
     for (size_t i = 0; scenario->sparse && i < sizeof holes / sizeof *holes; i++) {
@@ -530,6 +552,7 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
         .buffer = LARGE,
         .patience = 1,
         .sink_errors = outcome->sink_errors,
+        .datagram_size = scenario->datagram_size,
         .settled = settle,
         .settled_context = outcome,
     };
@@ -559,6 +582,9 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
             world.size[i] = outcome->receipts[i].sent;
         }
     }
+    for (unsigned i = 0; i < outcome->segment_count && !outcome->began; i++)
+        if (segments[i].release == sluice_memory_release)
+            sluice_memory_release(segments[i].release_context, NULL, 0); /* still ours */
     int left = 0;
     for (int i = 0; i < 1000 && (left = sluice_end_collect(NULL)) != 0; i++)
         if (!move_world())
@@ -1250,6 +1276,14 @@ static const struct scenario scenarios[] = {
      .to = {A_TCP},
      .size = CORKED,
      .route = SLUICE_ROUTE_MSG_ZEROCOPY},
+    {.name = "run: memory given to TCP", .given = true, .to = {A_TCP}, .size = LARGE, .route = SLUICE_ROUTE_VMSPLICE},
+    {.name = "run: memory given to a pipe",
+     .given = true,
+     .to = {A_PIPE},
+     .size = SMALL,
+     .slow = true,
+     .route = SLUICE_ROUTE_VMSPLICE},
+    {.name = "run: memory as many datagrams", .lent = true, .to = {A_UDP}, .size = 50000, .datagram_size = 1400},
     {.name = "run: memory lent to UDP", .lent = true, .to = {A_UDP}, .size = 50000, .route = SLUICE_ROUTE_MSG_ZEROCOPY},
     {.name = "loop: memory lent to TCP, whose end is closed before it is back",
      .way = LOOP,
@@ -1547,6 +1581,7 @@ static void perform(const struct plan *plan)
     plans[plan_count] = *plan;
     int before = open_descriptors();
     fault_block_device = -1;
+    given_forget();
     fault_begin(plan_count++, plan->faults, plan->count, describe(plan, NULL, NULL));
     CHECK_EQ(pthread_create(&thread, NULL, play, &job), 0);
     pthread_join(thread, NULL);

@@ -56,6 +56,7 @@ NOTICED("a receipt that says writing from a mapping copies nothing is caught", R
 NOTICED("a receipt that says splicing into a file copies nothing is caught", RULE_REFERENCE_INTO_FILE,
         SLUICE_ROUTE_SPLICE)
 NOTICED("a receipt that says splicing into a pipe copies is caught", RULE_REFERENCE_INTO_PIPE, SLUICE_ROUTE_SPLICE)
+NOTICED("a receipt that says pages were copied that were given away is caught", RULE_GIVEN, SLUICE_ROUTE_VMSPLICE)
 NOTICED("a receipt that says lent memory was not copied, where it was, is caught", RULE_LENT_COPIED,
         SLUICE_ROUTE_MSG_ZEROCOPY)
 NOTICED("a receipt that says sendfile to a device with scatter-gather copies is caught",
