@@ -386,7 +386,7 @@ TEST("a TCP sink that is too slow is reset, the first bytes of the stream right,
             int in[2], slow[2], fast[2];
             struct sluice_error errors[2];
             struct sluice_receipt receipts[2];
-            const size_t size = 64u << 20;
+            const size_t size = 24u << 20;
             tcp_pair(in);
             tcp_pair(slow);
             unix_pair(fast);
@@ -472,6 +472,101 @@ TEST("with a buffer a sink that pauses loses nothing, holds nobody up, and gets 
         close(fast[1]);
         sluice_end_close(segment.end);
     }
+}
+
+static uint64_t next_random(uint64_t *state)
+{
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return *state >> 33;
+}
+
+/* Into a random choice of sinks, with random windows and pipes. */
+static void fan_out_at_random(uint64_t seed)
+{
+    uint64_t random = seed;
+    int in[2], out[SINKS_MAX][2];
+    struct collector *collectors[SINKS_MAX];
+    struct sluice_end *sinks[SINKS_MAX];
+    struct sluice_receipt receipts[SINKS_MAX];
+    const unsigned count = 2 + (unsigned)(next_random(&random) % 2);
+    const size_t size = 1 + next_random(&random) % (2u << 20);
+    const bool from_pipe = next_random(&random) % 2;
+    (from_pipe ? pipe_pair : next_random(&random) % 2 ? tcp_pair : unix_pair)(in);
+    struct sluice_segment segment =
+        stream_segment(end_of(in[1 - from_pipe]), next_random(&random) % 2 ? size : SLUICE_UNTIL_END);
+    for (unsigned i = 0; i < count; i++) {
+        unsigned kind = (unsigned)(next_random(&random) % 3);
+        (kind == 0 ? tcp_pair : kind == 1 ? unix_pair : pipe_pair)(out[i]);
+        if (kind == 2 && next_random(&random) % 2)
+            fcntl(out[i][1], F_SETPIPE_SZ, 4096);
+        sinks[i] = end_of(out[i][kind == 2]);
+        collectors[i] = collector_start(out[i][kind != 2], false);
+        out[i][0] = out[i][kind != 2];
+    }
+    struct sluice_transfer_options options = {
+        .size = sizeof options,
+        .segments = &segment,
+        .segment_count = 1,
+        .sinks = sinks,
+        .sink_count = count,
+        .policy = next_random(&random) % 2 ? SLUICE_FANOUT_COPY : SLUICE_FANOUT_BLOCK,
+        .window = next_random(&random) % 3 ? 1 + next_random(&random) % 200000 : 0,
+        .patience = 60000};
+    struct feeder *feeder = feeder_start(in[from_pipe], 0, size);
+    int result = sluice_transfer_run(&options, receipts, NULL);
+    if (result != 0)
+        CHECK_FAIL("seed %llu: result %d", (unsigned long long)seed, result);
+    feeder_finish(feeder);
+    for (unsigned i = 0; i < count; i++) {
+        size_t got;
+        sluice_end_close(sinks[i]);
+        unsigned char *data = collector_finish(collectors[i], &got);
+        if (got != size || receipts[i].bytes != size)
+            CHECK_FAIL("seed %llu, sink %u: %zu of %zu bytes", (unsigned long long)seed, i, got, size);
+        for (size_t k = 0; k < size; k++)
+            if (data[k] != pattern_byte(k))
+                CHECK_FAIL("seed %llu, sink %u: byte %zu is wrong", (unsigned long long)seed, i, k);
+        free(data);
+        close(out[i][0]);
+    }
+    sluice_end_close(segment.end);
+}
+
+TEST("any choice of sinks, windows and pipes gets the exact bytes")
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    uint64_t seed = (uint64_t)now.tv_sec * 1000003 + (uint64_t)now.tv_nsec;
+    printf("# seeds from %llu\n", (unsigned long long)seed);
+    for (int i = 0; i < 30 / (STRIDE > 1 ? 3 : 1); i++)
+        fan_out_at_random(seed + (uint64_t)i);
+}
+
+/* pipe(7): past pipe-user-pages-soft (16,384 pages) a user's new pipes have two pages. Root is exempt. */
+TEST("a user who has no pipe memory left gets small pipes, and every sink the exact bytes")
+{
+    if (geteuid() != 0)
+        SKIP("takes root, to become another user with pipes of its own");
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        struct rlimit files = {4096, 4096};
+        int last[2] = {-1, -1};
+        if (setrlimit(RLIMIT_NOFILE, &files) < 0 || setgid(65534) < 0 || setuid(65534) < 0)
+            _exit(3);
+        for (int i = 0; i < 1500; i++)
+            if (pipe(last) < 0)
+                _exit(4);
+        if (fcntl(last[1], F_GETPIPE_SZ) > 8192)
+            _exit(5);
+        for (uint64_t seed = 1; seed <= 6; seed++)
+            fan_out_at_random(seed);
+        _exit(0);
+    }
+    int status;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK(WIFEXITED(status));
+    CHECK_EQ(WEXITSTATUS(status), 0);
 }
 
 CHECK_MAIN()
