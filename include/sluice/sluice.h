@@ -616,8 +616,9 @@ SLUICE_API void sluice_loop_transfer_cancel(struct sluice_loop *loop, struct slu
 typedef void sluice_receive_fn(void *context, const char *data, ssize_t length);
 
 /* Call back for whatever arrives at end, at most max bytes a call (0: 16 KiB, which is also the most), until paused.
- * Holds no memory while idle. Called again for an end it replaces the callback and resumes. The end must not be the
- * source of a transfer meanwhile. Returns 0, -EPERM (not pollable), -ENOMEM, -ENOSPC. */
+ * Holds no memory while idle. Called again for an end it replaces the callback and resumes. While the receiver is
+ * paused the end may be the source of a transfer, which begins with the first byte that the receiver has not seen; it
+ * must not be resumed before that is done. Returns 0, -EPERM (not pollable), -ENOMEM, -ENOSPC. */
 SLUICE_API int sluice_loop_receive(struct sluice_loop *loop, struct sluice_end *end, size_t max,
                                    sluice_receive_fn *receive, void *context);
 

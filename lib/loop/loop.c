@@ -446,6 +446,37 @@ static void complete_transfer(struct sluice_loop *loop, struct sluice_transfer *
     put_transfer(loop, transfer);
 }
 
+/* A loop that receives ahead may hold bytes of a stream that a transfer is to read: they are staged, as if it had read
+ * them itself. Returns 0 or a negative errno. */
+static int take_back(struct sluice_loop *loop, struct sluice_transfer *transfer)
+{
+    struct lane *lane = &transfer->lanes[0];
+    for (uint32_t i = 0; i < transfer->segment_count; i++) {
+        const struct sluice_segment *segment = &transfer->segments[i];
+        if (segment->kind != SLUICE_SEGMENT_STREAM || segment->end->loop == NULL)
+            continue;
+        char *data = buffer_get();
+        if (data == NULL)
+            return -ENOMEM;
+        size_t size = segment->length < BUFFER_SIZE ? (size_t)segment->length : BUFFER_SIZE;
+        /* What comes before it may need the stage, and so may other sinks: then it must hold nothing. */
+        if (transfer->lane_count > 1 || (i > 0 && transfer->segments[i - 1].kind != SLUICE_SEGMENT_MEMORY))
+            size = 0;
+        ssize_t taken = loop->kind->hand_back(segment->end->loop, data, size);
+        if (taken <= 0) {
+            buffer_put(data);
+            if (taken < 0)
+                return (int)taken;
+            continue;
+        }
+        lane->stage.data = data;
+        lane->stage.segment = i;
+        lane->stage.begin = 0;
+        lane->stage.end = (uint64_t)taken;
+    }
+    return 0;
+}
+
 int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_options *options,
                          sluice_transfer_done_fn *done, void *context, struct sluice_transfer **ret_transfer,
                          struct sluice_receipt *ret_receipt, struct sluice_error *ret_error)
@@ -473,6 +504,8 @@ int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_
     transfer->watch = know_end;
     transfer->done = done;
     transfer->done_context = context;
+    if (loop->kind->hand_back != NULL && (result = take_back(loop, transfer)) < 0)
+        transfer_fail(&transfer->lanes[0], result, "recv", NULL, NULL);
     transfer->carrier = transfer->lane_count == 1 ? loop->carrier : NULL;
     result = step_on_loop(loop, transfer);
     if (result == 1) {

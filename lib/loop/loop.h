@@ -86,6 +86,10 @@ struct loop_kind {
     int (*receive)(struct loop_end *state);
     /* One call of the receiver; state was marked ready. */
     void (*receive_some)(struct loop_end *state);
+    /* NULL, or: a transfer is about to read from the end, whose receiver is paused. Stop receiving for good; what was
+     * received and not yet given to the receiver is the beginning of what the transfer reads: at most size bytes of it
+     * go into data. Returns how many, or a negative errno. */
+    ssize_t (*hand_back)(struct loop_end *state, char *data, size_t size);
     /* Queue state->reader or state->writer when the end can be read or written. fresh: the end has just become known.
      * Returns 0 or a negative errno. */
     int (*await)(struct loop_end *state, enum sluice_wait_kind kind, bool fresh);

@@ -653,6 +653,79 @@ static void broke(struct uring_end *state, const struct io_uring_cqe *report)
         ended(state, socket_error(common->end));
 }
 
+/* A report on a receive that is being stopped: what it brought is kept. */
+static int keep(struct uring_end *state, const struct io_uring_cqe *report)
+{
+    struct uring_loop *ring = ring_of(state->common.loop);
+    int result = 0;
+    if (!(report->flags & IORING_CQE_F_MORE)) {
+        state->receiving = state->cancelling = false;
+        state->common.source.holds--;
+    }
+    if (report->flags & IORING_CQE_F_BUFFER) {
+        unsigned id = report->flags >> IORING_CQE_BUFFER_SHIFT;
+        if (report->res > 0)
+            result = hold(state, ring->buffers + (size_t)id * RECEIVE_MAX, (size_t)report->res);
+        give_buffer(ring, id);
+    }
+    if (report->res < 0 && report->res != -ENOBUFS && report->res != -ECANCELED && report->res != -EINVAL)
+        result = report->res;
+    return result;
+}
+
+static bool is_receive(const struct uring_end *state, const struct io_uring_cqe *report)
+{
+    return source_of(report) == &state->common.source && (report->user_data & ABOUT_MASK) == ABOUT_RECEIVE;
+}
+
+static ssize_t hand_back(struct loop_end *common, char *data, size_t size)
+{
+    struct uring_end *state = end_state(common);
+    struct uring_loop *ring = ring_of(common->loop);
+    struct io_uring_cqe report;
+    int result = 0;
+    for (size_t i = ring->stash_at; i < ring->stash_count; i++) {
+        if (!is_receive(state, &ring->stash[i]))
+            continue;
+        int kept = keep(state, &ring->stash[i]);
+        result = kept < 0 ? kept : result;
+        ring->stash[i] = (struct io_uring_cqe){.user_data = ABOUT_NOTHING};
+    }
+    stop_receiving(state);
+    for (bool asked = false; state->receiving && ring->error == 0; asked = true) {
+        enter(ring, asked, -1);
+        while (take_report(ring, &report)) {
+            if (is_receive(state, &report)) {
+                int kept = keep(state, &report);
+                result = kept < 0 ? kept : result;
+            } else if (report.user_data != ABOUT_NOTHING) {
+                stash(ring, &report);
+            }
+        }
+    }
+    if (state->over && state->how < 0)
+        result = (int)state->how;
+    if (result == 0 && size == 0 && state->held != NULL)
+        result = -EBUSY;
+    if (result < 0)
+        return result;
+    size_t taken = 0;
+    while (state->held != NULL && taken < size) {
+        struct held *held = state->held;
+        size_t piece = held->length - held->at < size - taken ? held->length - held->at : size - taken;
+        memcpy(data + taken, held->data + held->at, piece);
+        held->at += piece;
+        taken += piece;
+        if (held->at < held->length)
+            break;
+        state->held = held->next;
+        if (held->next == NULL)
+            state->held_last = &state->held;
+        free(held);
+    }
+    return (ssize_t)taken;
+}
+
 static void polled(struct uring_end *state, enum about about, const struct io_uring_cqe *report)
 {
     struct loop_end *common = &state->common;
@@ -1368,6 +1441,7 @@ const struct loop_kind loop_uring = {
     .part = part,
     .receive = receive,
     .receive_some = receive_some,
+    .hand_back = hand_back,
     .await = await,
     .withdraw = withdraw,
     .listen = listen_on,

@@ -210,6 +210,74 @@ TEST("a paused receiver gets nothing until it is resumed, and then everything")
     end();
 }
 
+static struct sluice_end *handed;
+static bool carried;
+
+static void take_head(void *context, const char *data, ssize_t length)
+{
+    size_t *size = context;
+    CHECK(length > 0);
+    for (ssize_t i = 0; i < length; i++)
+        CHECK((unsigned char)data[i] == pattern_byte(*size + (size_t)i));
+    *size += (size_t)length;
+    sluice_loop_receive_pause(loop, handed);
+    sluice_loop_stop(loop);
+}
+
+static void carried_on(void *context, struct sluice_transfer *transfer, int result)
+{
+    (void)transfer;
+    *(int *)context = result;
+    carried = true;
+    sluice_loop_stop(loop);
+}
+
+TEST("a transfer from a paused receiver's end begins with the first byte that the receiver has not seen")
+{
+    for (int route = 0; route < 2; route++) {
+        enum { SIZE = 300000 };
+        int in[2], out[2], result = 1;
+        size_t head = 0, rest;
+        begin();
+        tcp_pair(in);
+        tcp_pair(out);
+        handed = end_of(in[1]);
+        struct sluice_end *sink = end_of(out[0]);
+        struct feeder *feeder = feeder_start(in[0], 0, SIZE);
+        usleep(20000); /* more is there than the receiver takes */
+        CHECK_EQ(sluice_loop_receive(loop, handed, 1000, take_head, &head), 0);
+        run_until_stopped();
+        CHECK_EQ(head, 1000);
+        struct collector *collector = collector_start(out[1], false);
+        struct sluice_segment segment = stream_segment(handed, SLUICE_UNTIL_END);
+        struct sluice_transfer_options options = {.size = sizeof options,
+                                                  .segments = &segment,
+                                                  .segment_count = 1,
+                                                  .sinks = &sink,
+                                                  .sink_count = 1,
+                                                  .route = route == 0 ? SLUICE_ROUTE_AUTO : SLUICE_ROUTE_COPY};
+        carried = false;
+        if (sluice_loop_transfer(loop, &options, carried_on, &result, NULL, NULL, NULL) == 0)
+            run_until_stopped();
+        else
+            result = 0;
+        CHECK_EQ(result, 0);
+        feeder_finish(feeder);
+        sluice_loop_forget(loop, handed);
+        sluice_loop_forget(loop, sink);
+        sluice_end_close(handed);
+        sluice_end_close(sink);
+        unsigned char *data = collector_finish(collector, &rest);
+        CHECK_EQ(rest, SIZE - 1000);
+        for (size_t i = 0; i < rest; i++)
+            if (data[i] != pattern_byte(1000 + i))
+                CHECK_FAIL("byte %zu is wrong", i);
+        free(data);
+        close(out[1]);
+        end();
+    }
+}
+
 TEST("a paused receiver learns of a reset at once")
 {
     struct inbox inbox = {0};
