@@ -61,8 +61,8 @@ static const struct option_spec option_table[] = {
      MEMBER(route), .default_text = "auto"},
 
     {.type = OPTION_HEADING, .help = "Loop"},
-    {"loop", 0, "KIND", "what carries everything: epoll or io_uring; auto is epoll, which no measurement has beaten",
-     OPTION_TEXT, MEMBER(loop), .default_text = "auto"},
+    {"loop", 0, "KIND", "what carries everything: epoll or io_uring; auto is epoll", OPTION_TEXT, MEMBER(loop),
+     .default_text = "auto"},
     {"sqpoll", 0, NULL,
      "with --loop io_uring: the kernel looks for work by itself, which keeps a CPU busy for each worker", OPTION_FLAG,
      MEMBER(sqpoll), .default_text = NULL},
@@ -370,7 +370,7 @@ static int choose_loop(struct serve *serve)
         if (sluice_loop_probe(&ring, &error) < 0)
             sluice_error_format(&error, text, sizeof text);
         else
-            snprintf(text, sizeof text, "to be had (--loop io_uring), but not cheaper");
+            snprintf(text, sizeof text, "to be had (--loop io_uring)");
         fprintf(stderr, "sluice serve: loop: epoll; io_uring: %s\n", text);
     }
     return EXIT_CODE_DONE;

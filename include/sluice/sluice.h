@@ -541,7 +541,7 @@ struct sluice_loop;
 
 /* What carries it. The numbers are part of the ABI: append only. */
 enum sluice_loop_kind {
-    SLUICE_LOOP_AUTO = 0, /* the cheapest here as far as was measured: epoll */
+    SLUICE_LOOP_AUTO = 0, /* epoll: sluice-serve(1) says how the two compare */
     SLUICE_LOOP_EPOLL,
     SLUICE_LOOP_IO_URING, /* Linux 6.1 */
     SLUICE_LOOP_KIND_COUNT

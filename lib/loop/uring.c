@@ -1216,7 +1216,7 @@ static void linger(struct sluice_loop *loop)
 }
 
 static const char *const old_kernel = "io_uring of this kernel lacks what the loop needs (Linux 6.1)";
-static const char *const use_epoll = "Use the loop on epoll (--loop epoll): it is not slower.";
+static const char *const use_epoll = "Use the loop on epoll (--loop epoll).";
 
 /* What io_uring_setup says when there is no ring to be had. */
 static int refused(int code, const struct sluice_loop_options *options, struct sluice_error *ret_error)
