@@ -1295,14 +1295,12 @@ static int map_rings(struct uring_loop *ring, const struct io_uring_params *give
 
 static int check_opcodes(struct uring_loop *ring)
 {
-    struct {
-        struct io_uring_probe probe;
-        struct io_uring_probe_op ops[NEWEST_OPCODE + 1];
-    } answer;
-    memset(&answer, 0, sizeof answer);
-    if (sys.io_uring_register(ring->fd, IORING_REGISTER_PROBE, &answer, NEWEST_OPCODE + 1) < 0)
+    _Alignas(struct io_uring_probe) char
+        answer[sizeof(struct io_uring_probe) + (NEWEST_OPCODE + 1) * sizeof(struct io_uring_probe_op)] = {0};
+    const struct io_uring_probe *probe = (const struct io_uring_probe *)(const void *)answer;
+    if (sys.io_uring_register(ring->fd, IORING_REGISTER_PROBE, answer, NEWEST_OPCODE + 1) < 0)
         return -errno;
-    if (answer.probe.last_op < NEWEST_OPCODE || !(answer.probe.ops[NEWEST_OPCODE].flags & IO_URING_OP_SUPPORTED))
+    if (probe->last_op < NEWEST_OPCODE || !(probe->ops[NEWEST_OPCODE].flags & IO_URING_OP_SUPPORTED))
         return -EINVAL;
     return 0;
 }
