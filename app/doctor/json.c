@@ -86,7 +86,8 @@ static json_t *rung_object(const struct rung *rung)
                   works ? text(report_fate(receipt)) : json_null(), "evidence",
                   works && evidence != SLUICE_EVIDENCE_NONE ? text(sluice_evidence_name(evidence)) : json_null());
     json_t *figures = json_pack(
-        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "bytes", works ? size(receipt->bytes) : json_null(), "by_reference",
+        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "bytes", works ? size(receipt->bytes) : json_null(), "carried",
+        works ? size(receipt->routes[plan->route].bytes) : json_null(), "by_reference",
         works ? size(receipt->by_reference) : json_null(), "copied_bytes", works ? size(receipt->copied) : json_null(),
         "copy_bytes", works ? size(receipt->copy_bytes) : json_null(), "unknown",
         works ? size(receipt->unknown) : json_null(), "error", text_or_null(error), "gave_way_to",

@@ -33,7 +33,7 @@ void report_ladder(const struct page *page, const struct ladder *ladder, const s
  *               peer), bytes, and routes, the one to be tried first first: route, chosen, verdict ("yes", "not now",
  *               "never"), why_not, pays_from (0: always; null: never), learned, tried, and of the receipt: copied ("by
  *               reference", "copied once", "unknown", ...), by_reference, copied_bytes, copy_bytes, unknown, evidence,
- *               error, gave_way_to, gave_way_why
+ *               carried (bytes that went by this route), error, gave_way_to, gave_way_why
  *   crossovers  what was learned: route, source, sink, device (driver, ...), pays_from, samples, closed
  *   crossovers_not_loaded  why the file of earlier runs was not used, or null
  *

@@ -135,7 +135,12 @@ static void describe(const struct rung *rung, char *text, size_t size)
     if (rung->tried && rung->result < 0)
         append(text, size, "%s",
                rung->error.reason != NULL ? rung->error.reason : text_errno_meaning(rung->error.code));
-    else if (rung->tried && rung->receipt.fallback_count > 0)
+    uint64_t carried = rung->receipt.routes[plan->route].bytes;
+    char some[TEXT_SIZE_MAX], all[TEXT_SIZE_MAX];
+    if (rung->tried && rung->result == 0 && rung->receipt.fallback_count == 0 && carried < rung->receipt.bytes)
+        append(text, size, "tried, and carried %s of %s; the rest was copied",
+               text_format_size(carried, some, sizeof some), text_format_size(rung->receipt.bytes, all, sizeof all));
+    if (rung->tried && rung->result == 0 && rung->receipt.fallback_count > 0)
         append(text, size, "tried, and gave way to %s: %s%s%s%s", sluice_route_name(rung->receipt.fallbacks[0].to),
                rung->receipt.fallbacks[0].reason, rung->receipt.fallbacks[0].error != 0 ? " (" : "",
                rung->receipt.fallbacks[0].error != 0 ? text_errno_name(rung->receipt.fallbacks[0].error) : "",

@@ -160,6 +160,12 @@ static struct ladder climb(int source, int sink)
     return ladder;
 }
 
+/* How much arrives in whole pages, that can be mapped, is a matter of timing. */
+static bool splits_by_chance(enum sluice_route route)
+{
+    return (int)route == sluice_route_by_name("tcp_receive");
+}
+
 TEST("every line of the ladder is what a plan and a receipt made anew say")
 {
     struct ladder ladder = climb(-1, -1);
@@ -195,6 +201,9 @@ TEST("every line of the ladder is what a plan and a receipt made anew say")
             if (result < 0)
                 continue;
             moved++;
+            CHECK_EQ(rung->receipt.bytes, pair->length);
+            if (splits_by_chance(rung->plan.route))
+                continue;
             if (strcmp(report_fate(&rung->receipt), report_fate(&receipt)) != 0 ||
                 receipt.routes[rung->plan.route].evidence != rung->receipt.routes[rung->plan.route].evidence ||
                 receipt.routes[rung->plan.route].bytes + part_of_block(rung->plan.route) < pair->length)
