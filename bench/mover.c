@@ -527,11 +527,12 @@ static void pump(void *context)
         sluice_loop_stop(mover->loop);
 }
 
-/* Ends where the plan says that this pair of ends never goes by the forced route: memory segments do not mind. */
+/* Ends where the plan says that this pair of ends never goes by the forced route: memory segments do not mind. A plan
+ * does not know the loop; what only a ring carries shows in the receipt. */
 static void ask_plan(const struct sluice_segment *segment, struct sluice_end *sink)
 {
     struct sluice_plan plan;
-    if (o.route == SLUICE_ROUTE_AUTO || sluice_plan_make(segment, sink, &plan) < 0)
+    if (o.route == SLUICE_ROUTE_AUTO || o.loop == SLUICE_LOOP_IO_URING || sluice_plan_make(segment, sink, &plan) < 0)
         return;
     for (unsigned i = 0; i < plan.count; i++)
         if (plan.entries[i].route == o.route && plan.entries[i].verdict == SLUICE_NEVER)
