@@ -932,7 +932,9 @@ int sluice_loop_run(struct sluice_loop *loop)
     loop->running = true;
     loans_call_back();
     while (!loop->stop) {
-        int timeout = loop->ready != NULL || loop->queued != NULL ? 0 : set_alarm(loop);
+        /* Memory that came back while each_turn sent is due to its owner, who may be waiting for nothing else. */
+        bool busy = loop->ready != NULL || loop->queued != NULL || loans_to_call_back();
+        int timeout = busy ? 0 : set_alarm(loop);
         int result = loop->kind->turn(loop, timeout);
         if (result < 0) {
             loop->running = false;
