@@ -244,6 +244,10 @@ static int find_target(struct cp *cp, struct operand *operands, unsigned count, 
     char *above = NULL;
     bool directory = stat(path, &status) == 0 && S_ISDIR(status.st_mode);
     int result = 0;
+    if (path[0] == '\0') {
+        fail(cp, "copy to a file without a name:", path, -ENOENT);
+        return -ENOENT;
+    }
     if (!directory && count > 1) {
         CLEANUP_FREE char *text = shown(path);
         report_failure(&cp->report, "several sources need a directory to go to, and %s is none", text);

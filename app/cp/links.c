@@ -121,13 +121,42 @@ static void grow(struct links *links)
     free(old);
 }
 
+/* Under the lock, at the end of its bucket. NULL without memory. */
+static struct entry *entry_new(struct links *links, const struct stat *status, struct name *first)
+{
+    struct entry **at = find(links, status);
+    struct entry *entry = calloc(1, sizeof *entry);
+    if (entry == NULL)
+        return NULL;
+    entry->device = status->st_dev;
+    entry->inode = status->st_ino;
+    entry->first = first;
+    *at = entry;
+    if (++links->count > links->bucket_count)
+        grow(links);
+    return entry;
+}
+
+bool links_offer(struct links *links, const struct stat *status, struct node *node, const char *source_name,
+                 const char *target_name)
+{
+    pthread_mutex_lock(&links->lock);
+    struct name *name = *find(links, status) == NULL ? name_new(node, source_name, target_name) : NULL;
+    struct entry *entry = name == NULL ? NULL : entry_new(links, status, name);
+    if (entry != NULL)
+        entry->copied = true;
+    else
+        name_free(name);
+    pthread_mutex_unlock(&links->lock);
+    return entry != NULL;
+}
+
 int links_ask(struct links *links, const struct stat *status, struct node *node, const char *source_name,
               const char *target_name, const struct name **ret_first)
 {
     int answer = -ENOMEM;
     pthread_mutex_lock(&links->lock);
-    struct entry **at = find(links, status);
-    struct entry *entry = *at;
+    struct entry *entry = *find(links, status);
     if (entry != NULL && entry->copied) {
         *ret_first = entry->first;
         answer = LINKS_LINK;
@@ -137,13 +166,7 @@ int links_ask(struct links *links, const struct stat *status, struct node *node,
             name->next = entry->waiting;
             entry->waiting = name;
             answer = LINKS_LATER;
-        } else if (name != NULL && (entry = calloc(1, sizeof *entry)) != NULL) {
-            entry->device = status->st_dev;
-            entry->inode = status->st_ino;
-            entry->first = name;
-            *at = entry;
-            if (++links->count > links->bucket_count)
-                grow(links);
+        } else if (name != NULL && entry_new(links, status, name) != NULL) {
             answer = LINKS_COPY;
         } else {
             name_free(name);

@@ -38,6 +38,11 @@ void links_free(struct links *links, void (*release)(void *context, struct node 
 int links_ask(struct links *links, const struct stat *status, struct node *node, const char *source_name,
               const char *target_name, const struct name **ret_first);
 
+/* A copy of this file was there already, under this name: unless the file is known, others are linked to that. True:
+ * the name was taken over, and its node must stay until links_free. */
+bool links_offer(struct links *links, const struct stat *status, struct node *node, const char *source_name,
+                 const char *target_name);
+
 /* The name for which links_ask said LINKS_COPY has been copied (there is a copy to link to), or not. Returns the list
  * of names that waited, to be asked about again. */
 struct name *links_settle(struct links *links, const struct stat *status, bool copied);

@@ -441,6 +441,24 @@ static void copy_with_links(struct worker *worker, struct node *node, const stru
     pthread_mutex_unlock(&tree->lock);
 }
 
+/* Skipped, as a copy of an earlier run is there: names that this run makes are linked to it. */
+static void offer_first(struct tree *tree, struct node *node, const struct spot *spot, const struct item *item)
+{
+    const struct stat *status = &item->status, *other = &item->other;
+    if (!tree->options.settings->update || status->st_nlink < 2 || !S_ISREG(other->st_mode) ||
+        status->st_size != other->st_size || status->st_mtim.tv_sec != other->st_mtim.tv_sec ||
+        status->st_mtim.tv_nsec != other->st_mtim.tv_nsec)
+        return;
+    pthread_mutex_lock(&tree->lock);
+    node->references++;
+    pthread_mutex_unlock(&tree->lock);
+    if (links_offer(tree->links, status, node, spot->source_name, spot->target_name))
+        return;
+    pthread_mutex_lock(&tree->lock);
+    node_release(tree, node);
+    pthread_mutex_unlock(&tree->lock);
+}
+
 static void copy_entry(struct worker *worker, struct node *node, const char *source_name, const char *target_name,
                        unsigned char type)
 {
@@ -452,7 +470,10 @@ static void copy_entry(struct worker *worker, struct node *node, const char *sou
         .target = &node->target,
     };
     struct item item;
-    if (entry_examine(&worker->copier, &spot, type, &item) != OUTCOME_DONE)
+    enum outcome outcome = entry_examine(&worker->copier, &spot, type, &item);
+    if (outcome == OUTCOME_SKIPPED)
+        offer_first(worker->tree, node, &spot, &item);
+    if (outcome != OUTCOME_DONE)
         return;
     if (S_ISDIR(item.status.st_mode)) {
         complain(&worker->copier, &node->place, source_name, SOURCE, "copy what was replaced meanwhile:", -ESTALE);

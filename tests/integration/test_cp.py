@@ -428,6 +428,7 @@ REFUSALS = {
     "a missing source": (("missing", "g", "empty"), "No such file or directory (ENOENT)"),
     "into a missing directory": (("f", "missing/x"), "No such file or directory (ENOENT)"),
     "a file to a name with a slash behind": (("f", "new/"), "no such directory"),
+    "to a file without a name": (("f", ""), "No such file or directory (ENOENT)"),
     "below a file": (("f", "g/x"), "Not a directory (ENOTDIR)"),
     "onto a FIFO": (("f", "fifo"), "a FIFO is in the way"),
     "onto a device": (("f", "null"), "a character device is in the way"),
@@ -549,6 +550,20 @@ def many_links():
         cp("-j", str(count), os.path.join(top, "a") + "/.", target)
         same_tree(os.path.join(top, "a"), target)
         equal(temporaries(target), [])
+
+
+@case("-u after an interruption: names that are missing are linked to the copy that is there")
+def links_updated():
+    top = new_root(MEMORY)
+    write(top, "a", "first", data=content(70000))
+    for number in range(40):
+        os.link(os.path.join(top, "a", "first"), write(top, "a", "d%d" % (number % 5), "x")[:-1] + str(number))
+    cp(os.path.join(top, "a"), os.path.join(top, "b"))
+    for number in range(0, 40, 3):
+        os.unlink(os.path.join(top, "b", "d%d" % (number % 5), str(number)))
+    cp("-u", os.path.join(top, "a") + "/.", os.path.join(top, "b"))
+    equal(os.stat(os.path.join(top, "b", "first")).st_nlink, 41)
+    same_tree(os.path.join(top, "a"), os.path.join(top, "b"))
 
 
 # ---- Options ----
