@@ -506,8 +506,8 @@ int lane_prepare_loan(struct lane *lane, const struct route *route, const char *
             return result;
         }
     }
-    if (route->lends == LOANS_OF_SOCKET && transfer->loop != NULL && transfer->watch(transfer->loop, sink) < 0) {
-        *ret_reason = "this loop cannot watch the socket's error queue";
+    if (transfer->loop != NULL && transfer->watch(transfer->loop, sink) < 0) {
+        *ret_reason = "the loop cannot watch the socket, to learn when the memory is back";
         return -ENOBUFS;
     }
     if (lending->bytes >= COLLECT_FROM)

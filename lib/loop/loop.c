@@ -875,6 +875,7 @@ void sluice_loop_free(struct sluice_loop *loop)
         let_go(end);
         end_leave_behind(end);
     }
+    loans_call_back(); /* what came back in the turn that stopped the loop, too */
     sluice_watch_free(loop->helper_watch);
     sluice_watch_free(loop->alarm_watch);
     loop->kind->close(loop);
