@@ -139,6 +139,7 @@ static int simulated_poll(struct pollfd *fds, nfds_t count, int timeout)
 
 void simulation_begin(struct simulation *simulation)
 {
+    pools_drain_pipes(); /* real ones */
     current = simulation;
     real = sys;
     sys.mmap = simulated_mmap;

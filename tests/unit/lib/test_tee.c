@@ -70,7 +70,7 @@ static uint64_t simulated_clock(void)
 static struct outcome simulate(struct simulation *simulation, const struct sinks *how)
 {
     struct outcome outcome = {0};
-    struct sluice_transfer transfer;
+    struct sluice_transfer transfer = {0};
     struct sluice_end *sinks[SINKS_MAX];
     const size_t before = how->head ? HEAD_SIZE : 0;
     simulation_begin(simulation);
