@@ -243,23 +243,6 @@ static bool has_tls(const struct account_end *end, unsigned what)
     return end != NULL && end->key.kind == TRACE_END_TCP && (end->key.tls & what) != 0;
 }
 
-static struct mechanism_cost cost_of_send(const struct account_end *sink)
-{
-    if (has_tls(sink, TRACE_TLS_SEND))
-        return unknown(
-            "TLS in the kernel encrypts straight from the caller's memory, or copies it into a record first");
-    switch (kind_of(sink)) {
-    case TRACE_END_TCP:
-        return by_definition(1, "tcp_sendmsg_locked", "from the caller's memory into the socket's buffers");
-    case TRACE_END_UDP:
-        return by_definition(1, "ip_generic_getfrag", "from the caller's memory into the packet");
-    case TRACE_END_UNIX:
-        return by_definition(1, "skb_copy_datagram_from_iter", "from the caller's memory into the socket's buffers");
-    default:
-        return unknown("sockets of this family are not known here");
-    }
-}
-
 /* Pages that nobody copies on the way to the device: does the device take them? */
 static struct mechanism_cost cost_of_egress(const struct account_end *sink)
 {
@@ -277,6 +260,28 @@ static struct mechanism_cost cost_of_egress(const struct account_end *sink)
         break;
     }
     return unknown("the device that the packets leave by is not known");
+}
+
+static struct mechanism_cost cost_of_send(const struct account_end *sink)
+{
+    if (has_tls(sink, TRACE_TLS_SEND))
+        return unknown(
+            "TLS in the kernel encrypts straight from the caller's memory, or copies it into a record first");
+    switch (kind_of(sink)) {
+    case TRACE_END_TCP:
+        /* The socket's buffers are pages, which a device without scatter-gather does not take either. */
+        if (cost_of_egress(sink).copies > 0)
+            return probed(2, "tcp_sendmsg_locked",
+                          "from the caller's memory into the socket's buffers; and again, as the device needs every "
+                          "packet in one piece");
+        return by_definition(1, "tcp_sendmsg_locked", "from the caller's memory into the socket's buffers");
+    case TRACE_END_UDP:
+        return by_definition(1, "ip_generic_getfrag", "from the caller's memory into the packet");
+    case TRACE_END_UNIX:
+        return by_definition(1, "skb_copy_datagram_from_iter", "from the caller's memory into the socket's buffers");
+    default:
+        return unknown("sockets of this family are not known here");
+    }
 }
 
 static struct mechanism_cost cost_of_lending(const struct account_end *sink)

@@ -25,17 +25,21 @@
  *               tmpfs, which has none      1 copy, by definition
  *               else                       unknown; reflink by reference, by definition
  *   vmsplice    -> pipe                    by reference (probed: a page was given and changed), or 1 copy where the
- * kernel takes one
+ *                                          kernel takes one
  *               -> TCP                     the same, under the conditions of splice
  *               else                       unknown
- *   msg_zerocopy                           unknown until the notification; then
- *               COPIED set                 1 copy (measured)
- *               COPIED clear               by reference (measured), if the egress device has scatter-gather and
- * checksum offload; else unknown: 16 of 16 MiB were copied under "not copied" where it has not (KERNEL-FACTS 0.4)
+ *   msg_zerocopy, uring_send_zc            unknown until the notification; then
+ *               COPIED set                 1 copy, measured
+ *               COPIED clear               by reference, measured, if the egress device has scatter-gather and checksum
+ *                                          offload; else unknown: 16 of 16 MiB were copied under "not copied" where it
+ *                                          has not (KERNEL-FACTS 0.4)
+ *   tcp_receive                            1 copy, measured: what the kernel mapped is copied by the write alone (into
+ *                                          memory, by us); a receiver's caller gets it by reference. What could not be
+ *                                          mapped goes by copy
+ *   tee         as splice, for each of the sinks: they refer to the same pages
  *
- *   tcp_receive 1 copy, measured: what the kernel mapped is copied by the write alone (into memory, by us); a
- * receiver's caller gets it by reference. What it could not map goes by copy tee         as splice, for each of the
- * sinks: they refer to the same pages
+ * To TCP through a device without scatter-gather, whatever was copied into the socket's buffers is copied once more:
+ * TCP keeps its bytes in pages, and the kernel makes one piece of each packet (validate_xmit_skb, net/core/dev.c).
  *
  * "Pages can be referred to": a pipe's, a socket's, and those of a file whose file system splices from the page cache;
  * O_DIRECT, DAX and some network file systems read into fresh pages instead (copy_splice_read).
@@ -102,14 +106,31 @@ static struct fate fate_of_reference(struct sluice_end *source, struct sluice_en
     return by_reference;
 }
 
+/* So much is worth asking for the device. A small response is not: the lookup, once for each peer, would cost more than
+ * sending it, so that its copy_bytes leave out what such a device adds, unless the socket's device is known already. */
+#define ASK_EGRESS_FROM (16u << 10)
+
+/* What was copied into a socket's buffers leaves them for the device. */
+static struct fate sent(struct fate what, struct sluice_end *sink, uint64_t bytes)
+{
+    struct sluice_egress egress;
+    if (sink->kind != SLUICE_END_TCP || (bytes < ASK_EGRESS_FROM && !sink->socket.egress_asked))
+        return what;
+    if (sluice_end_egress(sink, &egress) < 0 || (egress.scatter_gather && egress.checksum))
+        return what;
+    what.copies += MUTATED(RULE_SENT_TO_LINEAR, 1u);
+    what.evidence = SLUICE_EVIDENCE_PROBED;
+    return what;
+}
+
 /* Between memory and the device nothing is copied, if O_DIRECT means that here. */
-static struct fate fate_of_direct(struct sluice_end *source, struct sluice_end *sink, uint64_t *calls)
+static struct fate fate_of_direct(struct sluice_end *source, struct sluice_end *sink, uint64_t bytes, uint64_t *calls)
 {
     bool into_file = end_is_file(sink), between = into_file || sink->kind == SLUICE_END_MEMORY;
     if ((source != NULL && !end_bypasses_cache(source, calls)) || (into_file && !end_bypasses_cache(sink, calls)))
         return (struct fate){.evidence = SLUICE_EVIDENCE_UNKNOWN};
     if (!between)
-        return ruled(RULE_DIRECT_AND_SENT, 1, SLUICE_EVIDENCE_PROBED);
+        return sent(ruled(RULE_DIRECT_AND_SENT, 1, SLUICE_EVIDENCE_PROBED), sink, bytes);
     return ruled(RULE_DIRECT, 0, SLUICE_EVIDENCE_PROBED);
 }
 
@@ -137,24 +158,24 @@ static struct fate fate_of_given(struct sluice_end *sink)
 }
 
 static struct fate fate(enum sluice_route route, struct sluice_end *source, struct sluice_end *sink, bool shared,
-                        uint64_t *calls)
+                        uint64_t bytes, uint64_t *calls)
 {
     switch (route) {
     case SLUICE_ROUTE_COPY:
         if (source == NULL)
-            return ruled(RULE_COPY_FROM_MEMORY, 1, SLUICE_EVIDENCE_BY_DEFINITION);
+            return sent(ruled(RULE_COPY_FROM_MEMORY, 1, SLUICE_EVIDENCE_BY_DEFINITION), sink, bytes);
         if (sink->kind == SLUICE_END_MEMORY)
             return ruled(RULE_COPY_INTO_MEMORY, 1, SLUICE_EVIDENCE_BY_DEFINITION);
         if (shared)
-            return ruled(RULE_COPY_FANNED_OUT, 1, SLUICE_EVIDENCE_BY_DEFINITION);
-        return ruled(RULE_COPY_TWICE, 2, SLUICE_EVIDENCE_BY_DEFINITION);
+            return sent(ruled(RULE_COPY_FANNED_OUT, 1, SLUICE_EVIDENCE_BY_DEFINITION), sink, bytes);
+        return sent(ruled(RULE_COPY_TWICE, 2, SLUICE_EVIDENCE_BY_DEFINITION), sink, bytes);
     case SLUICE_ROUTE_MMAP:
-        return ruled(RULE_MMAP, 1, SLUICE_EVIDENCE_BY_DEFINITION);
+        return sent(ruled(RULE_MMAP, 1, SLUICE_EVIDENCE_BY_DEFINITION), sink, bytes);
     case SLUICE_ROUTE_SENDFILE:
     case SLUICE_ROUTE_SPLICE:
         return fate_of_reference(source, sink, calls);
     case SLUICE_ROUTE_TCP_RECEIVE:
-        return ruled(RULE_WRITTEN_FROM_RECEIVED, 1, SLUICE_EVIDENCE_MEASURED);
+        return sent(ruled(RULE_WRITTEN_FROM_RECEIVED, 1, SLUICE_EVIDENCE_MEASURED), sink, bytes);
     case SLUICE_ROUTE_TEE: {
         struct fate what = fate_of_reference(source, sink, calls);
         return what.evidence == SLUICE_EVIDENCE_UNKNOWN ? what : ruled_again(RULE_TEE, what);
@@ -168,7 +189,7 @@ static struct fate fate(enum sluice_route route, struct sluice_end *source, stru
     case SLUICE_ROUTE_REFLINK:
         return (struct fate){.evidence = SLUICE_EVIDENCE_NONE}; /* receipt_prove will tell */
     case SLUICE_ROUTE_DIRECT:
-        return fate_of_direct(source, sink, calls);
+        return fate_of_direct(source, sink, bytes, calls);
     case SLUICE_ROUTE_AUTO:
     case SLUICE_ROUTE_COUNT:
         break;
@@ -186,7 +207,7 @@ static enum sluice_evidence weakest(enum sluice_evidence a, enum sluice_evidence
 void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *source,
                    struct sluice_end *sink, bool shared, uint64_t bytes)
 {
-    struct fate what = fate(route, source, sink, shared, &receipt->system_calls);
+    struct fate what = fate(route, source, sink, shared, bytes, &receipt->system_calls);
     receipt->bytes += bytes;
     receipt->sent += bytes;
     receipt->released += what.lent ? 0 : bytes;

@@ -164,6 +164,16 @@ for device, once, right, wrong in (("without", linear, "linear", "gather"), ("wi
         equal(found, {"none": 0, wrong: 0, right: found.get(right) or 1}, said)
 
 
+for device, once, noticed in (("without", linear, True), ("with", gather, False)):
+    @case("a receipt of what is copied into a socket over a device %s scatter-gather counts the device's copy as well",
+          device, limit=120)
+    def _(_, once=once, noticed=noticed):
+        with discarding() as peer:
+            said = done(booted(once), f"judge-device {peer} mmap none sent")
+        found = {words[0]: int(words[2]) for words in map(str.split, said.splitlines()) if len(words) == 3}
+        equal(found, {"none": 0, "sent": found.get("sent") or 1 if noticed else 0}, said)
+
+
 @case("read and write through user space copy every byte twice, measured", limit=120)
 def _():
     report = trace(booted(linear), "dd if=/bin/judge of=/tmp/copy bs=65536")

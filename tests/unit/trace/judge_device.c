@@ -19,6 +19,7 @@ static const struct {
     {"none", RULE_NONE},
     {"gather", RULE_REFERENCE_TO_SCATTER_GATHER},
     {"linear", RULE_REFERENCE_TO_LINEAR},
+    {"sent", RULE_SENT_TO_LINEAR},
     {"lent-copied", RULE_LENT_COPIED},
     {"lent", RULE_LENT_REFERRED_TO},
 };
