@@ -396,11 +396,27 @@ void bare_sender_open(struct bare_sender *sender, const struct bare_sender_kind 
         kind->open(sender);
 }
 
-const char *bare_sender_send(struct bare_sender *sender)
+/* What a program does that produces each message anew and never touches it again: new pages in the slot's place. */
+static void make_fresh(struct pool *pool, unsigned slot)
+{
+    static char *content;
+    if (!content) {
+        content = make_buffer(pool->stride, false);
+        memcpy(content, pool->memory, pool->message);
+    }
+    char *data = pool_data(pool, slot);
+    if (mmap(data, pool->stride, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != data)
+        die("mmap");
+    memcpy(data, content, pool->message);
+}
+
+const char *bare_sender_send(struct bare_sender *sender, bool fresh)
 {
     while (sender->pool->free_count == 0)
         sender->kind->collect(sender);
     unsigned slot = pool_take(sender->pool);
+    if (fresh)
+        make_fresh(sender->pool, slot);
     sender->kind->send(sender, slot);
     return pool_data(sender->pool, slot);
 }

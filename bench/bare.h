@@ -43,9 +43,9 @@ struct bare_sender {
 /* NULL: no such mechanism. */
 const struct bare_sender_kind *bare_sender_by_name(const char *name);
 void bare_sender_open(struct bare_sender *sender, const struct bare_sender_kind *kind, int fd, struct pool *pool);
-/* Sends one message; its slot returns to the pool when the mechanism allows. Waits while all slots are out. Returns its
- * data. */
-const char *bare_sender_send(struct bare_sender *sender);
+/* Sends one message; its slot returns to the pool when the mechanism allows. Waits while all slots are out. fresh: on
+ * pages that are made for it, for messages of whole pages. Returns its data. */
+const char *bare_sender_send(struct bare_sender *sender, bool fresh);
 /* Until every slot is back. */
 void bare_sender_finish(struct bare_sender *sender);
 

@@ -176,8 +176,11 @@ def markdown(results):
                          [[r["cell"], r["taken"], *[w for k in keys for w in (text(r[k]), r[k]["verdict"])],
                            text(r["cpu_gib to bare"])] for r in rows]) + "\n")
 
-    for congestion, cells in by(parts(results, "tcp"), "congestion").items():
-        out.append(f"## Memory → TCP over loopback, {congestion}\n")
+    for title, cells in [(f"Memory → TCP over loopback, {congestion}", cells)
+                         for congestion, cells in by(parts(results, "tcp"), "congestion").items()] + \
+                        [(f"Memory made for each message → TCP over loopback, {congestion}", cells)
+                         for congestion, cells in by(parts(results, "fresh"), "congestion").items()]:
+        out.append(f"## {title}\n")
         out.append("µs of the sender's CPU per message; the receiver spins and discards. * marks the best route.\n")
         out.append(pivot(cells, "cpu_us", lambda c: size_name(c["size"])) + "\n")
         out.append("µs of the whole machine's CPU per message; the receiver sleeps and reads.\n")

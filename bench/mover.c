@@ -43,7 +43,7 @@ static struct {
     const char *scenario, *congestion, *from, *to, *log, *sync, *bare_name;
     enum sluice_route route;
     enum sluice_loop_kind loop;
-    bool bare, reading_peer, create, from_file;
+    bool bare, reading_peer, create, from_file, fresh;
     size_t size;
     uint64_t operations;
     double seconds, warmup;
@@ -71,7 +71,7 @@ static const char usage[] =
     "usage: bench-mover SCENARIO (--route NAME | --bare NAME) [options]\n"
     "       bench-mover routes\n"
     "scenarios:\n"
-    "  tcp      messages from memory to a TCP connection over loopback\n"
+    "  tcp      messages from memory to a TCP connection over loopback; --fresh: each from pages made for it\n"
     "  udp      messages from memory to --target ADDRESS:PORT; --segment BYTES sets UDP_SEGMENT\n"
     "  file     --from FILE to --to FILE; --create makes it anew instead of overwriting it\n"
     "  append   records to the log --to FILE; --log extending|preallocated|overwriting, --sync end|each\n"
@@ -478,7 +478,28 @@ static void message_done(void *context, struct sluice_transfer *transfer, int re
     if (mover->receipt_wanted)
         receipt_add(sluice_transfer_receipt(transfer, 0));
     if (!g.over)
-        window_count(mover->pool.message);
+        window_count(o.size);
+}
+
+/* The next message, and in *ret_release how it is freed: its slot of the pool, or memory made for it alone. */
+static const char *next_message(struct mover *mover, sluice_release_fn **ret_release, void **ret_context)
+{
+    unsigned slot = pool_take(&mover->pool);
+    char *data = pool_data(&mover->pool, slot);
+    *ret_release = memory_released;
+    *ret_context = mover;
+    if (o.fresh) {
+        struct sluice_memory *memory;
+        if (sluice_memory_new(o.size, &memory) < 0)
+            die("sluice_memory_new");
+        data = memcpy(sluice_memory_data(memory), data, o.size);
+        pool_give_back(&mover->pool, slot);
+        *ret_release = sluice_memory_release;
+        *ret_context = memory;
+    }
+    if (o.operations > 0)
+        g.expected = hash_add(g.expected, data, o.size);
+    return data;
 }
 
 /* At the end of every turn of the loop. Whatever stops it, the socket or memory that is out, makes the loop turn. */
@@ -489,14 +510,8 @@ static void pump(void *context)
         return;
     mover->pumping = true;
     while (!g.over && !mover->on_its_way && mover->pool.free_count > 0) {
-        char *data = pool_data(&mover->pool, pool_take(&mover->pool));
-        struct sluice_segment segment = {
-            .kind = SLUICE_SEGMENT_MEMORY,
-            .data = data,
-            .length = mover->pool.message,
-            .release = memory_released,
-            .release_context = mover,
-        };
+        struct sluice_segment segment = {.kind = SLUICE_SEGMENT_MEMORY, .length = o.size};
+        segment.data = next_message(mover, &segment.release, &segment.release_context);
         bool wanted = mover->receipt_wanted = wants_receipt();
         struct sluice_transfer_options options = {
             .size = sizeof options,
@@ -509,8 +524,6 @@ static void pump(void *context)
         };
         struct sluice_receipt receipt;
         struct sluice_error error;
-        if (o.operations > 0)
-            g.expected = hash_add(g.expected, data, mover->pool.message);
         int result =
             sluice_loop_transfer(mover->loop, &options, message_done, mover, NULL, wanted ? &receipt : NULL, &error);
         if (result < 0)
@@ -519,7 +532,7 @@ static void pump(void *context)
         if (result == 1) {
             if (wanted)
                 receipt_add(&receipt);
-            window_count(mover->pool.message);
+            window_count(o.size);
         }
     }
     mover->pumping = false;
@@ -552,14 +565,16 @@ static void move_memory(int fd)
     /* A descriptor that memory is lent to belongs to its end. */
     if (sluice_loop_new(&options, &mover.loop) < 0 || sluice_end_open(fd, SLUICE_END_OWN_FD, &mover.end) < 0)
         die("a loop and an end");
-    struct sluice_segment segment = {
-        .kind = SLUICE_SEGMENT_MEMORY,
-        .data = mover.pool.memory,
-        .length = o.size,
-        .release = memory_released,
-        .release_context = &mover,
-    };
+    struct sluice_segment segment = {.kind = SLUICE_SEGMENT_MEMORY, .length = o.size};
+    struct sluice_memory *memory = NULL;
+    if (o.fresh && sluice_memory_new(o.size, &memory) < 0)
+        die("sluice_memory_new");
+    segment.data = memory ? sluice_memory_data(memory) : mover.pool.memory;
+    segment.release = memory ? sluice_memory_release : memory_released;
+    segment.release_context = memory ? (void *)memory : &mover;
     ask_plan(&segment, mover.end);
+    if (memory)
+        sluice_memory_release(memory, NULL, 0);
     sluice_loop_each_turn(mover.loop, pump, &mover);
     window_begin(o.size);
     pump(&mover);
@@ -583,7 +598,7 @@ static void bare_memory(int fd)
     bare_sender_open(&sender, kind, fd, &pool);
     window_begin(o.size);
     do {
-        const char *data = bare_sender_send(&sender);
+        const char *data = bare_sender_send(&sender, o.fresh);
         if (o.operations > 0)
             g.expected = hash_add(g.expected, data, o.size);
     } while (window_count(o.size));
@@ -947,7 +962,8 @@ static void parse(int argc, char **argv)
         SYNC,
         SOURCE,
         SINKS,
-        LOOP
+        LOOP,
+        FRESH
     };
     static const struct option options[] = {
         {"route", required_argument, NULL, ROUTE},
@@ -970,6 +986,7 @@ static void parse(int argc, char **argv)
         {"source", required_argument, NULL, SOURCE},
         {"sinks", required_argument, NULL, SINKS},
         {"loop", required_argument, NULL, LOOP},
+        {"fresh", no_argument, NULL, FRESH},
         {0},
     };
     int c, route = -1;
@@ -1033,6 +1050,9 @@ static void parse(int argc, char **argv)
         case SOURCE:
             o.from_file = strcmp(optarg, "tcp") != 0;
             o.from = optarg;
+            break;
+        case FRESH:
+            o.fresh = true;
             break;
         case LOOP: {
             int kind = sluice_loop_kind_by_name(optarg);
