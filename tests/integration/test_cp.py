@@ -102,7 +102,7 @@ def facts(top, blocks=True):
                 fact["sparse"] = status.st_blocks * 512 < status.st_size
             if status.st_nlink == 1 or status.st_ino not in inodes:
                 with open(os.open(name, os.O_RDONLY | os.O_NOATIME, dir_fd=directory), "rb") as file:
-                    fact["content"] = hash(file.read(64 * MIB))
+                    fact["content"] = hash(file.read(min(status.st_size + 1, 64 * MIB)))
         if kind != stat.S_IFDIR and status.st_nlink > 1:
             fact["same as"] = inodes.setdefault(status.st_ino, path)
         found[path] = fact
