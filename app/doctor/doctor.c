@@ -111,9 +111,11 @@ static struct page page_of(FILE *stream)
 
 static int finish(int result)
 {
-    if (result == 0 && (fflush(stdout) != 0 || ferror(stdout)))
+    if (result == 0 && fflush(stdout) != 0)
+        result = -errno;
+    else if (result == 0 && ferror(stdout))
         result = -EIO;
-    if (result < 0)
+    if (result < 0 && result != -EPIPE) /* whose reader left has seen what he wanted */
         fprintf(stderr, "sluice doctor: writing the report failed: %s (%s)\n", text_errno_meaning(result),
                 text_errno_name(result));
     return result;
