@@ -79,16 +79,16 @@ enum given_fate given_fate(void)
     int fate = atomic_load_explicit(&known, memory_order_relaxed);
     if (fate >= 0)
         return (enum given_fate)fate;
-    fate = GIVEN_UNKNOWN;
+    fate = (int)GIVEN_UNKNOWN;
     char *page = map(PAGE);
     if (page != NULL && sys.pipe2(fds, O_CLOEXEC | O_NONBLOCK) == 0) {
-        fate = try_page(fds, page);
+        fate = (int)try_page(fds, page);
         sys.close(fds[0]);
         sys.close(fds[1]);
     }
     if (page != NULL)
         sys.munmap(page, PAGE);
-    if (fate != GIVEN_UNKNOWN) /* else it is asked again: descriptors or memory may have been short */
+    if (fate != (int)GIVEN_UNKNOWN) /* else it is asked again: descriptors or memory may have been short */
         atomic_store_explicit(&known, fate, memory_order_relaxed);
     return (enum given_fate)fate;
 }

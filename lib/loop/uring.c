@@ -173,11 +173,11 @@ static int enter(struct uring_loop *ring, bool wait, int timeout)
     unsigned flags = ring->enter_flags | IORING_ENTER_GETEVENTS;
     if (ring->error != 0)
         return ring->error;
-    __atomic_store_n(ring->sq_tail, ring->tail, __ATOMIC_RELEASE);
+    /* Both in one order for all: the kernel's thread sees the tail before the flag is looked at here. */
+    __atomic_store_n(ring->sq_tail, ring->tail, __ATOMIC_SEQ_CST);
     unsigned submit = ring->tail - load(ring->sq_head);
     if (ring->polled) {
-        __atomic_thread_fence(__ATOMIC_SEQ_CST); /* the tail is seen before the flag is looked at */
-        if (load(ring->sq_flags) & IORING_SQ_NEED_WAKEUP)
+        if (__atomic_load_n(ring->sq_flags, __ATOMIC_SEQ_CST) & IORING_SQ_NEED_WAKEUP)
             flags |= IORING_ENTER_SQ_WAKEUP;
         else if (!wait)
             return 0;
