@@ -75,9 +75,10 @@ static struct sluice_receipt move(struct sluice_segment segment, struct sluice_e
     int result = way == BLOCKING ? sluice_transfer_run(&options, &receipt, &error)
                                  : transfer_on_loop(way == ON_EPOLL ? SLUICE_LOOP_EPOLL : SLUICE_LOOP_IO_URING,
                                                     &options, &receipt, &error);
-    sluice_error_format(&error, text, sizeof text);
-    if (result < 0)
+    if (result < 0) { /* else there is none */
+        sluice_error_format(&error, text, sizeof text);
         CHECK_FAIL("%s", text);
+    }
     return receipt;
 }
 
