@@ -135,9 +135,12 @@ static enum outcome examine_target(struct copier *copier, const struct spot *spo
     const char *objection = NULL;
     if (other->st_dev == item->status.st_dev && other->st_ino == item->status.st_ino)
         objection = "they are the same file";
-    else if (settings->no_clobber || (settings->update && !older(other->st_mtim, item->status.st_mtim)))
+    else if (settings->no_clobber || (settings->update && !older(other->st_mtim, item->status.st_mtim))) {
+        item->there = settings->update && S_ISREG(item->status.st_mode) && S_ISREG(other->st_mode) &&
+                      other->st_size == item->status.st_size && !older(item->status.st_mtim, other->st_mtim) &&
+                      !older(other->st_mtim, item->status.st_mtim);
         return OUTCOME_SKIPPED;
-    else if (S_ISDIR(other->st_mode))
+    } else if (S_ISDIR(other->st_mode))
         objection = "a directory is in the way";
     else if (S_ISREG(item->status.st_mode) && !S_ISREG(other->st_mode) && !S_ISLNK(other->st_mode))
         objection = kind_of(other->st_mode);
@@ -176,8 +179,6 @@ enum outcome entry_examine(struct copier *copier, const struct spot *spot, unsig
         }
     }
     enum outcome outcome = examine_target(copier, spot, &item);
-    if (outcome == OUTCOME_SKIPPED)
-        tally_add(&copier->report->tally.skipped, 1);
     if (outcome != OUTCOME_DONE)
         item.fd = close_fd(item.fd);
     *ret_item = item;
@@ -800,6 +801,7 @@ static int make_link(int directory, const char *name, const void *what)
     return linkat(first->fd, first->name, directory, name, 0) < 0 ? -errno : 0;
 }
 
+/* 1: it is one already. */
 static int link_to(const struct spot *spot, const struct item *item, const struct first *first)
 {
     struct stat status;
@@ -808,7 +810,7 @@ static int link_to(const struct spot *spot, const struct item *item, const struc
     /* Renaming one of two links of the same file to the other does nothing at all. */
     if (fstatat(first->fd, first->name, &status, AT_SYMLINK_NOFOLLOW) == 0 && status.st_dev == item->other.st_dev &&
         status.st_ino == item->other.st_ino)
-        return 0;
+        return 1;
     struct making making = {.fd = -1};
     int result = make_temporary(&making, spot, make_link, first);
     if (result == 0)
@@ -833,6 +835,8 @@ enum outcome entry_link(struct copier *copier, const struct spot *spot, const st
         complain_of(copier, spot, TARGET, "link", result);
         return OUTCOME_FAILED;
     }
+    if (result > 0 && item->there)
+        return OUTCOME_SKIPPED;
     tally_add(&copier->report->tally.hard_links, 1);
     say_copied(copier, spot, NULL);
     return OUTCOME_DONE;

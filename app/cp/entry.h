@@ -63,6 +63,7 @@ struct item {
     struct stat status;
     bool in_the_way;   /* something has the final name, to be replaced */
     struct stat other; /* that is it */
+    bool there;        /* skipped, as it is a copy from an earlier run: may be linked to other names of the file */
 };
 
 enum outcome {
@@ -73,14 +74,14 @@ enum outcome {
 };
 
 /* Open the entry (d_type as in readdir, or DT_UNKNOWN) and see what is in its way. DONE: go on with entry_copy, or
- * close item->fd. */
+ * close item->fd. SKIPPED is for the caller to count. */
 enum outcome entry_examine(struct copier *copier, const struct spot *spot, unsigned char d_type, struct item *ret_item);
 
 /* Closes item->fd. Directories are not for this. */
 enum outcome entry_copy(struct copier *copier, const struct spot *spot, struct item *item);
 
 /* Make the entry a hard link to a file copied before. Returns OUTCOME_SKIPPED, with nothing said, where the file system
- * makes no such link: copy it. */
+ * makes no such link: copy it, unless it is there; and when what is there is that link. */
 enum outcome entry_link(struct copier *copier, const struct spot *spot, const struct item *item, int first_fd,
                         const char *first_name);
 

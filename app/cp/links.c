@@ -137,21 +137,7 @@ static struct entry *entry_new(struct links *links, const struct stat *status, s
     return entry;
 }
 
-bool links_offer(struct links *links, const struct stat *status, struct node *node, const char *source_name,
-                 const char *target_name)
-{
-    pthread_mutex_lock(&links->lock);
-    struct name *name = *find(links, status) == NULL ? name_new(node, source_name, target_name) : NULL;
-    struct entry *entry = name == NULL ? NULL : entry_new(links, status, name);
-    if (entry != NULL)
-        entry->copied = true;
-    else
-        name_free(name);
-    pthread_mutex_unlock(&links->lock);
-    return entry != NULL;
-}
-
-int links_ask(struct links *links, const struct stat *status, struct node *node, const char *source_name,
+int links_ask(struct links *links, const struct stat *status, bool there, struct node *node, const char *source_name,
               const char *target_name, const struct name **ret_first)
 {
     int answer = -ENOMEM;
@@ -166,8 +152,9 @@ int links_ask(struct links *links, const struct stat *status, struct node *node,
             name->next = entry->waiting;
             entry->waiting = name;
             answer = LINKS_LATER;
-        } else if (name != NULL && entry_new(links, status, name) != NULL) {
-            answer = LINKS_COPY;
+        } else if (name != NULL && (entry = entry_new(links, status, name)) != NULL) {
+            entry->copied = there;
+            answer = there ? LINKS_KEEP : LINKS_COPY;
         } else {
             name_free(name);
         }

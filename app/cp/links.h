@@ -26,6 +26,7 @@ enum links_answer {
     LINKS_COPY,  /* the first, or links are of no use: copy it, then call links_settle */
     LINKS_LINK,  /* to *ret_first, which stays valid as long as links */
     LINKS_LATER, /* taken over; links_settle will return it */
+    LINKS_KEEP,  /* the first, and there: others are linked to it */
 };
 
 int links_new(struct links **ret_links);
@@ -33,15 +34,11 @@ int links_new(struct links **ret_links);
 /* Calls release for every directory that a first name is in. */
 void links_free(struct links *links, void (*release)(void *context, struct node *node), void *context);
 
-/* What is to be done with this name of the file with this status. The name is copied; for LINKS_COPY and LINKS_LATER
- * its node must stay until links_settle or links_free. Returns enum links_answer, or -ENOMEM. */
-int links_ask(struct links *links, const struct stat *status, struct node *node, const char *source_name,
+/* What is to be done with this name of the file with this status; there: a copy of an earlier run has the name. The
+ * name is copied; for all but LINKS_LINK its node must stay until links_settle or links_free. Returns enum
+ * links_answer, or -ENOMEM. */
+int links_ask(struct links *links, const struct stat *status, bool there, struct node *node, const char *source_name,
               const char *target_name, const struct name **ret_first);
-
-/* A copy of this file was there already, under this name: unless the file is known, others are linked to that. True:
- * the name was taken over, and its node must stay until links_free. */
-bool links_offer(struct links *links, const struct stat *status, struct node *node, const char *source_name,
-                 const char *target_name);
 
 /* The name for which links_ask said LINKS_COPY has been copied (there is a copy to link to), or not. Returns the list
  * of names that waited, to be asked about again. */

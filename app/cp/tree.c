@@ -418,7 +418,7 @@ static void copy_with_links(struct worker *worker, struct node *node, const stru
     node->work++;
     node->references++;
     pthread_mutex_unlock(&tree->lock);
-    int answer = links_ask(tree->links, &item->status, node, spot->source_name, spot->target_name, &first);
+    int answer = links_ask(tree->links, &item->status, item->there, node, spot->source_name, spot->target_name, &first);
     if (answer == LINKS_LATER) {
         close_fd(item->fd);
         pthread_mutex_lock(&tree->lock);
@@ -428,34 +428,20 @@ static void copy_with_links(struct worker *worker, struct node *node, const stru
     }
     struct stat status = item->status;
     bool copied = false;
-    if (answer == LINKS_LINK && link_entry(worker, spot, item, first) != OUTCOME_SKIPPED)
+    bool keep = item->there && tree->options.settings->no_clobber;
+    enum outcome linked = answer == LINKS_LINK && !keep ? link_entry(worker, spot, item, first) : OUTCOME_SKIPPED;
+    if (linked != OUTCOME_SKIPPED)
         close_fd(item->fd);
+    else if (item->there)
+        tally_add(&worker->copier.report->tally.skipped, 1);
     else
         copied = entry_copy(&worker->copier, spot, item) == OUTCOME_DONE;
     if (answer == LINKS_COPY)
         copy_waiting(worker, links_settle(tree->links, &status, copied));
     pthread_mutex_lock(&tree->lock);
-    if (answer != LINKS_COPY || !copied)
+    if (answer != LINKS_KEEP && (answer != LINKS_COPY || !copied))
         node_release(tree, node);
     node->work--;
-    pthread_mutex_unlock(&tree->lock);
-}
-
-/* Skipped, as a copy of an earlier run is there: names that this run makes are linked to it. */
-static void offer_first(struct tree *tree, struct node *node, const struct spot *spot, const struct item *item)
-{
-    const struct stat *status = &item->status, *other = &item->other;
-    if (!tree->options.settings->update || status->st_nlink < 2 || !S_ISREG(other->st_mode) ||
-        status->st_size != other->st_size || status->st_mtim.tv_sec != other->st_mtim.tv_sec ||
-        status->st_mtim.tv_nsec != other->st_mtim.tv_nsec)
-        return;
-    pthread_mutex_lock(&tree->lock);
-    node->references++;
-    pthread_mutex_unlock(&tree->lock);
-    if (links_offer(tree->links, status, node, spot->source_name, spot->target_name))
-        return;
-    pthread_mutex_lock(&tree->lock);
-    node_release(tree, node);
     pthread_mutex_unlock(&tree->lock);
 }
 
@@ -471,9 +457,10 @@ static void copy_entry(struct worker *worker, struct node *node, const char *sou
     };
     struct item item;
     enum outcome outcome = entry_examine(&worker->copier, &spot, type, &item);
-    if (outcome == OUTCOME_SKIPPED)
-        offer_first(worker->tree, node, &spot, &item);
-    if (outcome != OUTCOME_DONE)
+    bool there = outcome == OUTCOME_SKIPPED && item.there && item.status.st_nlink > 1;
+    if (outcome == OUTCOME_SKIPPED && !there)
+        tally_add(&worker->copier.report->tally.skipped, 1);
+    if (outcome != OUTCOME_DONE && !there)
         return;
     if (S_ISDIR(item.status.st_mode)) {
         complain(&worker->copier, &node->place, source_name, SOURCE, "copy what was replaced meanwhile:", -ESTALE);

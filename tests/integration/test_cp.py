@@ -552,18 +552,46 @@ def many_links():
         equal(temporaries(target), [])
 
 
-@case("-u after an interruption: names that are missing are linked to the copy that is there")
+@case("-u after an interruption: a file's names are links of one another again, missing or there, whichever is met first")
 def links_updated():
     top = new_root(MEMORY)
-    write(top, "a", "first", data=content(70000))
-    for number in range(40):
-        os.link(os.path.join(top, "a", "first"), write(top, "a", "d%d" % (number % 5), "x")[:-1] + str(number))
-    cp(os.path.join(top, "a"), os.path.join(top, "b"))
-    for number in range(0, 40, 3):
-        os.unlink(os.path.join(top, "b", "d%d" % (number % 5), str(number)))
-    cp("-u", os.path.join(top, "a") + "/.", os.path.join(top, "b"))
-    equal(os.stat(os.path.join(top, "b", "first")).st_nlink, 41)
-    same_tree(os.path.join(top, "a"), os.path.join(top, "b"))
+    source, target = os.path.join(top, "a"), os.path.join(top, "b")
+    names = ["first"] + ["d%d/%d" % (number % 5, number) for number in range(40)]
+    write(source, "first", data=content(70000))
+    for name in names[1:]:
+        os.makedirs(os.path.dirname(os.path.join(source, name)), exist_ok=True)
+        os.link(os.path.join(source, "first"), os.path.join(source, name))
+    cp(source, target)
+    for missing in (names[::3], [name for name in names if name not in names[::3]]):
+        for jobs in ("1", "8"):
+            for name in missing:
+                os.unlink(os.path.join(target, name))
+            run = cp("-u", "--json", "-j", jobs, source + "/.", target)
+            equal(os.stat(os.path.join(target, "first")).st_nlink, 41)
+            same_tree(source, target)
+            done = json.loads(run.out)
+            equal(done["files"] + done["hard_links"] + done["skipped"], 41, run.out)
+    equal(temporaries(target), [])
+
+
+@case("-u -n: of a file with several names those that are there stay what they are")
+def links_not_updated():
+    top = new_root(MEMORY)
+    source, target = os.path.join(top, "a"), os.path.join(top, "b")
+    write(source, "0", data=content(70000))
+    for number in range(1, 9):
+        os.link(os.path.join(source, "0"), os.path.join(source, str(number)))
+    cp(source, target)
+    for rest in (0, 1):
+        inodes = {}
+        for number in range(9):
+            if number % 2 == rest:
+                inodes[number] = os.stat(os.path.join(target, str(number))).st_ino
+            else:
+                os.unlink(os.path.join(target, str(number)))
+        cp("-u", "-n", source + "/.", target)
+        for number, inode in inodes.items():
+            equal(os.stat(os.path.join(target, str(number))).st_ino, inode)
 
 
 # ---- Options ----
