@@ -677,6 +677,7 @@ static void add_row(struct account_row *sum, uint64_t *copier_bytes, const struc
     const struct account_row *row = &leg->row;
     add_value(&sum->value, &row->value);
     sum->copy_bytes += row->copy_bytes;
+    sum->unseen_bytes += row->unseen_bytes;
     sum->unknown_bytes += row->unknown_bytes;
     if (row->value.bytes > 0)
         sum->evidence = weakest(sum->evidence, row->evidence);

@@ -52,6 +52,7 @@ struct account_row {
     struct trace_flow_key key;
     struct trace_flow_value value; /* sums since the start; forwarded is 0: those bytes are in other rows */
     uint64_t copy_bytes;           /* bytes copied by the CPU for this row; a byte copied twice counts twice */
+    uint64_t unseen_bytes;         /* tier (a): of these, not seen, but what the mechanism costs */
     uint64_t unknown_bytes;        /* bytes moved of which nobody can say whether they were copied */
     enum account_evidence evidence;
     const char *copier; /* the kernel function (tier a: seen; tier b: the one that the mechanism's definition names), or

@@ -128,4 +128,5 @@ void copies_of_flow(const struct copies_seen *seen, struct account_row *row)
     } else {
         account_for_some(row, &cost, copied, copier);
     }
+    row->unseen_bytes = row->evidence != ACCOUNT_MEASURED && row->copy_bytes > copied ? row->copy_bytes - copied : 0;
 }

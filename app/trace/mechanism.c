@@ -432,6 +432,8 @@ uint32_t mechanism_watchers(enum trace_mechanism mechanism, const struct account
     case TRACE_SEND:
         if (has_tls(sink, TRACE_TLS_SEND | TRACE_TLS_SEND_DEVICE))
             return has_tls(sink, TRACE_TLS_SEND) ? bit(TRACE_FN_TLS_SENDMSG) : 0;
+        if (to == TRACE_END_TCP && cost_of_egress(sink).copies > 0)
+            return 0; /* what the peer's window keeps back is copied for the device in a softirq, later */
         return to == TRACE_END_TCP    ? bit(TRACE_FN_TCP_SENDMSG)
                : to == TRACE_END_UDP  ? bit(TRACE_FN_UDP_SENDMSG)
                : to == TRACE_END_UNIX ? bit(TRACE_FN_UNIX_SENDMSG)

@@ -255,6 +255,7 @@ TEST("tier (a) vouches for silence only where all copying functions are hooked")
 {
     struct account_end file = end_of(TRACE_END_FILE, EXT4_SUPER_MAGIC), fuse = end_of(TRACE_END_FILE, FUSE);
     struct account_end pipe = end_of(TRACE_END_PIPE, 0), socket = tcp(2, 2, 9), other = end_of(TRACE_END_SOCKET, 0);
+    struct account_end linear = tcp(2, 2, CHECKSUM_ALL);
     CHECK(0 != mechanism_watchers(TRACE_READ, &file, NULL));
     CHECK(0 != mechanism_watchers(TRACE_WRITE, NULL, &pipe));
     CHECK(0 != mechanism_watchers(TRACE_SEND, NULL, &socket));
@@ -264,6 +265,7 @@ TEST("tier (a) vouches for silence only where all copying functions are hooked")
     CHECK(!mechanism_watchers(TRACE_WRITE, NULL, &fuse));
     CHECK(!mechanism_watchers(TRACE_SEND, NULL, &other));
     CHECK(!mechanism_watchers(TRACE_SENDFILE, &file, &socket)); /* a softirq may copy, later */
+    CHECK(!mechanism_watchers(TRACE_SEND, NULL, &linear));
     CHECK(!mechanism_watchers(TRACE_SEND_ZEROCOPY, NULL, &socket));
     CHECK(!mechanism_watchers(TRACE_PROCESS_COPY, NULL, NULL));
 }
