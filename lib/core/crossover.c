@@ -4,14 +4,16 @@
  * crossover of a route is the class boundary with the least regret over the classes in which both it and copying were
  * measured; where nothing was, the default decides.
  *
- * How it is measured: of about one segment in CROSSOVER_EVERY, the thread's CPU time from the choice of the route to
- * the last byte, turns of other transfers left out. One in CROSSOVER_EXPLORE of those goes the other way, if its size
- * is within a factor of 4 of the crossover: at worst it costs twice as much, which makes less than 1 % in all.
+ * How it is measured: of about one segment in CROSSOVER_EVERY, later CROSSOVER_SELDOM, the thread's CPU time from the
+ * choice of the route to the last byte, turns of other transfers left out. One in CROSSOVER_EXPLORE of those goes the
+ * other way, if its size is within a factor of 4 of the crossover: at worst it costs twice as much, which makes 1 % in
+ * the beginning and one per mille later.
  *
  * What such a time does not show, and what is done about it:
  *   - Copying that MSG_ZEROCOPY moves into the receiver's context, where the receiver is on this machine. The kernel
  *     says COPIED then, and that closes the route whatever the times are (crossover_copied).
- *   - Notifications are read later, in turns that belong to nobody: the route's later_ns is added for them.
+ *   - Notifications are read later, in turns that belong to nobody: what they cost is added, by how many came back
+ *     with one reading of the sink's error queue (end_later_ns).
  *   - Work in softirqs and workers: transmission after an ACK, page frees. It is the same for both sides but for the
  *     freeing of copied skbs, so it dilutes a difference and does not turn it round.
  *   - An interrupt or a cold cache makes single samples long: what is beyond OUTLIER times the mean counts as that.
@@ -55,6 +57,7 @@ struct table {
     struct device devices[DEVICES];
     struct ledger ledgers[LEDGERS];
     _Atomic uint64_t entered;
+    atomic_uint epoch; /* counts what may change an answer */
 };
 
 static struct table own_table;
@@ -63,6 +66,16 @@ static struct table *_Atomic shared_table = &own_table;
 static struct table *the_table(void)
 {
     return atomic_load_explicit(&shared_table, memory_order_acquire);
+}
+
+uint32_t crossover_epoch(void)
+{
+    return atomic_load_explicit(&the_table()->epoch, memory_order_relaxed);
+}
+
+static void answers_change(void)
+{
+    atomic_fetch_add_explicit(&the_table()->epoch, 1, memory_order_relaxed);
 }
 
 static uint64_t milliseconds(void)
@@ -257,9 +270,19 @@ static void draw_boundary(struct ledger *route, struct ledger *copy, uint64_t be
             }
         }
     }
+    if (class_begin(best) == atomic_load_explicit(&route->from, memory_order_relaxed))
+        return;
     atomic_store_explicit(&route->from, class_begin(best), memory_order_relaxed);
+    answers_change();
 }
 
+/* When this thread samples next. Random gaps, for traffic that repeats itself; the same in every run. */
+static _Thread_local struct {
+    uint32_t state, until_next, every, taken;
+} dice = {.state = 0x9e3779b9u, .until_next = CROSSOVER_EVERY, .every = CROSSOVER_EVERY};
+
+/* A sample costs about half a microsecond, most of it the clock's: 3 % of a small datagram if one in 16 is one. What is
+ * known well by now is looked at less often. */
 static void enter_time(struct ledger *ledger, uint64_t length, uint64_t ns)
 {
     _Atomic uint64_t *word = &ledger->cells[class_of(length)];
@@ -271,6 +294,7 @@ static void enter_time(struct ledger *ledger, uint64_t length, uint64_t ns)
     if (cell.samples < CROSSOVER_WINDOW)
         cell.samples++;
     cell.ns_per_byte += (rate - cell.ns_per_byte) / (float)cell.samples;
+    dice.every = cell.samples < CROSSOVER_WINDOW ? CROSSOVER_EVERY : CROSSOVER_SELDOM;
     atomic_compare_exchange_strong_explicit(word, &before, pack(cell), memory_order_relaxed, memory_order_relaxed);
 }
 
@@ -329,6 +353,7 @@ void crossover_copied(const struct route *route, const struct pair *pair, bool c
             atomic_store_explicit(&ledger->copied_in_a_row, 0, memory_order_relaxed);
             atomic_store_explicit(&ledger->closed_times, 0, memory_order_relaxed);
             atomic_store_explicit(&ledger->closed_until, 0, memory_order_relaxed);
+            answers_change();
         }
         return;
     }
@@ -342,14 +367,10 @@ void crossover_copied(const struct route *route, const struct pair *pair, bool c
     atomic_store_explicit(&ledger->closed_times, times + 1, memory_order_relaxed);
     atomic_store_explicit(&ledger->closed_until, milliseconds() + (pause < CLOSED_MS_MAX ? pause : CLOSED_MS_MAX),
                           memory_order_relaxed);
+    answers_change();
 }
 
 /* ---- Sampling ----------------------------------------------------------------------------------------------- */
-
-/* When this thread samples next. Random gaps, for traffic that repeats itself; the same in every run. */
-static _Thread_local struct {
-    uint32_t state, until_next, taken;
-} dice = {.state = 0x9e3779b9u, .until_next = CROSSOVER_EVERY};
 
 bool crossover_is_due(void)
 {
@@ -358,7 +379,7 @@ bool crossover_is_due(void)
     dice.state ^= dice.state << 13;
     dice.state ^= dice.state >> 17;
     dice.state ^= dice.state << 5;
-    dice.until_next = 1 + dice.state % (2 * CROSSOVER_EVERY - 1);
+    dice.until_next = 1 + dice.state % (2 * dice.every - 1);
     return true;
 }
 
@@ -394,7 +415,6 @@ bool crossover_weigh(const struct route *route, const struct pair *pair, bool *c
         .key = key,
         .usual = usual,
         .length = pair->length,
-        .extra = *copies ? 0 : route->later_ns,
         .since = thread_cpu_ns(),
     };
     return true;
@@ -481,6 +501,7 @@ int crossover_restore(const struct crossover_record *record)
         if (read_cell(ledger, class).samples == 0)
             atomic_store_explicit(&ledger->cells[class], pack(cell), memory_order_relaxed);
     }
+    answers_change();
     return 0;
 }
 
@@ -500,8 +521,10 @@ int sluice_crossovers_share(void)
 void crossover_forget(void)
 {
     struct table *table = the_table();
+    unsigned epoch = crossover_epoch();
     atomic_store_explicit(&shared_table, &own_table, memory_order_release);
     if (table != &own_table)
         sys.munmap(table, sizeof *table);
     memset(&own_table, 0, sizeof own_table);
+    atomic_store_explicit(&own_table.epoch, epoch + 1, memory_order_relaxed);
 }

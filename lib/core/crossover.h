@@ -17,6 +17,9 @@
  * not the default. A few nanoseconds for routes without a question (pays_from NULL), some ten for the others. */
 uint64_t crossover_from(const struct route *route, const struct pair *pair, bool *ret_learned);
 
+/* As long as it does not change, crossover_from gives the same answers, but for pauses of a route that end. */
+uint32_t crossover_epoch(void);
+
 /* "dearer below 16 KiB here (learned)": why a route was not taken for fewer bytes than `from`. Static. */
 const char *crossover_reason(uint64_t from, bool learned);
 
@@ -25,10 +28,12 @@ struct crossover_sample {
     bool copies;
     uint64_t key, usual;
     uint64_t length;
-    uint64_t since, spent, extra; /* ns of this thread's CPU time */
+    uint64_t since, spent; /* ns of this thread's CPU time */
+    uint64_t extra;        /* the same, to be spent later; the caller sets it */
 };
 
-/* Counts segments about whose route the size decides: is this one to be weighed? One in CROSSOVER_EVERY is. */
+/* Counts segments about whose route the size decides: is this one to be weighed? One in CROSSOVER_EVERY is, or, while
+ * what is measured is known well, one in CROSSOVER_SELDOM. */
 bool crossover_is_due(void);
 
 /* A segment of pair->length bytes (CROSSOVER_FLOOR or more) is about to go by `route`, which has a question, or by copy
@@ -47,7 +52,8 @@ void crossover_finish(struct crossover_sample *sample);
  * copied opens it at once. */
 void crossover_copied(const struct route *route, const struct pair *pair, bool copied);
 
-#define CROSSOVER_EVERY 16  /* segments, on average */
+#define CROSSOVER_EVERY 16 /* segments, on average */
+#define CROSSOVER_SELDOM 128
 #define CROSSOVER_EXPLORE 8 /* of these go the other way, once that is known */
 
 /* ---- For the file that keeps them, and for tests -------------------------------------------------------------- */

@@ -7,6 +7,15 @@
 
 #include <sluice/sluice.h>
 
+/* The last answer to the question by which route memory goes to this sink (transfer.c), for so long as it holds. */
+struct memory_plan {
+    uint64_t until; /* ms of the loop's clock; 0: there is none */
+    uint32_t epoch; /* of the crossovers */
+    uint8_t size;   /* of the segment: its highest bit */
+    uint8_t traits; /* what else of the segment and the loop decided */
+    uint8_t route;  /* enum sluice_route */
+};
+
 /* What a loop keeps with an end; its own business. */
 struct loop_end;
 struct lending;
@@ -55,6 +64,7 @@ struct sluice_end {
     uint64_t serial; /* never reused, unlike a descriptor or an address */
     struct loop_end *loop;
     struct refusal refusals[END_REFUSALS]; /* as a sink; the newest first */
+    struct memory_plan memory_plan;        /* as a sink */
     union {
         struct file_facts file; /* file, block */
         struct socket_facts socket;

@@ -18,8 +18,9 @@
  *
  * Why memory comes back late is the kernel's business: when the last packet that refers to it was acknowledged and
  * freed. Waiting for that after every call is ruinous (3.5 to 9 MB/s, KERNEL-FACTS 1), so nothing here waits: the queue
- * is read when the descriptor says so and no transfer is in the middle of sending, when much is outstanding, on
- * ENOBUFS, and at a transfer's end.
+ * is read when the descriptor says so and no transfer is in the middle of sending, when much more is outstanding than
+ * last time, on ENOBUFS, and, where no loop watches the descriptor, at a transfer's end. On a loop a small message thus
+ * leaves by one system call, and many come back by one.
  */
 #include "loans.h"
 #include "crossover.h"
@@ -34,8 +35,8 @@
 #include <string.h>
 #include <time.h>
 
-/* So much outstanding and the queue is read before more is lent. The kernel joins notifications while they lie there,
- * so reading seldom is reading little. */
+/* So much more outstanding than when the queue was read last and it is read before more is lent. The kernel joins
+ * notifications while they lie there, so reading seldom is reading little. */
 #define COLLECT_FROM (4u << 20)
 /* So much is lent at most: far above what a socket's buffer holds (KERNEL-FACTS 1: 2 MiB of window cost a factor of
  * ten), and a bound on what a peer that acknowledges nothing can keep. */
@@ -68,12 +69,18 @@ struct loan_account {
     struct lent_segment *due, **due_last; /* in the order in which they came back */
     bool queued;
     struct loan_account *next_queued;
-    struct sluice_receipt *differences; /* one for each lane; behind the segments */
+    struct sluice_receipt *differences; /* one for each lane; behind the segments. NULL: nobody is told */
     struct lent_segment segments[];
 };
 
 static _Thread_local struct loan_account *queued, **queued_last;
 static _Thread_local struct sluice_end *closed_ends;
+
+/* Remembering a loan, and calling back for it. */
+#define LATER_LOAN_NS 200
+/* A wake-up of the loop and reading the queue, for however many loans. */
+#define LATER_READING_NS 1000
+#define LATER_WINDOW 4096u
 
 static uint64_t milliseconds(void)
 {
@@ -93,10 +100,18 @@ uint32_t end_loans(const struct sluice_end *end)
     return lending == NULL ? 0 : lending->of[LOANS_OF_SOCKET].count + lending->of[LOANS_OF_RING].count;
 }
 
-bool end_collects_now(const struct sluice_end *end)
+bool end_collects_now(struct sluice_end *end)
+{
+    struct lending *lending = lending_of(end);
+    lending->unread = true;
+    return lending->bytes >= COLLECT_FROM || lending->pressed;
+}
+
+void end_collect_left(struct sluice_end *end, bool watched, uint64_t *calls)
 {
     const struct lending *lending = lending_of(end);
-    return lending->bytes >= COLLECT_FROM || lending->pressed;
+    if (lending != NULL && (!watched || lending->unread))
+        end_collect(end, calls);
 }
 
 /* ---- The transfer's side ---------------------------------------------------------------------------------------- */
@@ -104,7 +119,7 @@ bool end_collects_now(const struct sluice_end *end)
 static struct loan_account *account_new(struct sluice_transfer *transfer)
 {
     size_t segments = transfer->segment_count * sizeof(struct lent_segment);
-    size_t differences = transfer->lane_count * sizeof(struct sluice_receipt);
+    size_t differences = transfer->settled != NULL ? transfer->lane_count * sizeof(struct sluice_receipt) : 0;
     struct loan_account *account = sys.allocate(1, sizeof *account + segments + differences);
     if (account == NULL)
         return NULL;
@@ -114,7 +129,8 @@ static struct loan_account *account_new(struct sluice_transfer *transfer)
     account->settled = transfer->settled;
     account->settled_context = transfer->settled_context;
     account->due_last = &account->due;
-    account->differences = (struct sluice_receipt *)&account->segments[transfer->segment_count];
+    if (transfer->settled != NULL)
+        account->differences = (struct sluice_receipt *)&account->segments[transfer->segment_count];
     return account;
 }
 
@@ -223,9 +239,10 @@ bool loans_to_call_back(void)
 static void loan_is_back(const struct loan *loan, struct sluice_end *sink, bool copied)
 {
     struct loan_account *account = loan->account;
-    struct sluice_receipt *receipt =
-        account->transfer != NULL ? &account->transfer->lanes[loan->lane].receipt : &account->differences[loan->lane];
-    receipt_return(receipt, loan->route, sink, loan->bytes, copied);
+    if (account->transfer != NULL)
+        receipt_return(&account->transfer->lanes[loan->lane].receipt, loan->route, sink, loan->bytes, copied);
+    else if (account->differences != NULL)
+        receipt_return(&account->differences[loan->lane], loan->route, sink, loan->bytes, copied);
     for (uint32_t i = loan->first_segment; i <= loan->last_segment; i++) {
         struct lent_segment *lent = &account->segments[i];
         if (--lent->loans == 0 && lent->release != NULL)
@@ -250,8 +267,10 @@ static void learn(struct sluice_end *end, const struct loan *loan, bool copied)
                         .released = true};
     if (sluice_end_egress(end, &egress) == 0)
         pair.egress = &end->socket.egress;
-    if (copied)
+    if (copied) {
         lending_of(end)->copied_until = milliseconds() + COPIED_PAUSE_MS;
+        end->memory_plan.until = 0;
+    }
     crossover_copied(route_registry[loan->route], &pair, copied);
 }
 
@@ -371,20 +390,41 @@ int end_collect(struct sluice_end *end, uint64_t *calls)
     if (lending == NULL)
         return 0;
     lending->held = true;
+    lending->unread = false;
     while (lending->of[LOANS_OF_SOCKET].count > 0) {
         _Alignas(struct cmsghdr) char control[256];
         struct msghdr message = {.msg_control = control, .msg_controllen = sizeof control};
         ++*calls;
+        uint32_t before = lending->of[LOANS_OF_SOCKET].count;
         if (sys.recvmsg(end->fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) >= 0) {
             read_notification(end, &message);
+            lending->readings++;
+            lending->back += before - lending->of[LOANS_OF_SOCKET].count;
         } else if (errno != EINTR) {
             result = errno == EAGAIN ? 0 : -errno;
             break;
         }
     }
+    if (lending->back + lending->readings > LATER_WINDOW) {
+        lending->back /= 2;
+        lending->readings /= 2;
+    }
     lending->held = false;
+    lending->collect_from = lending->bytes + COLLECT_FROM;
     if_all_back(end);
     return result;
+}
+
+uint32_t end_later_ns(const struct sluice_end *sink, const struct route *route)
+{
+    const struct lending *lending = lending_of(sink);
+    if (route->lends == LOANS_NONE)
+        return 0;
+    if (route->lends == LOANS_OF_RING) /* told by reports that the loop takes anyway */
+        return LATER_LOAN_NS;
+    if (lending == NULL || lending->back == 0)
+        return LATER_LOAN_NS + LATER_READING_NS;
+    return LATER_LOAN_NS + (uint32_t)((uint64_t)LATER_READING_NS * lending->readings / lending->back);
 }
 
 int sluice_end_collect(struct sluice_end *end)
@@ -503,6 +543,7 @@ int lane_prepare_loan(struct lane *lane, const struct route *route, const char *
         int result = allow(sink, lending, calls);
         if (result < 0) {
             *ret_reason = lending->never = "the socket takes no memory on loan (SO_ZEROCOPY)";
+            sink->memory_plan.until = 0;
             return result;
         }
     }
@@ -510,7 +551,7 @@ int lane_prepare_loan(struct lane *lane, const struct route *route, const char *
         *ret_reason = "the loop cannot watch the socket, to learn when the memory is back";
         return -ENOBUFS;
     }
-    if (lending->bytes >= COLLECT_FROM)
+    if (lending->bytes >= lending->collect_from || lending->bytes >= WINDOW_BYTES)
         end_collect(sink, calls);
     if (make_room(loans) < 0)
         return -ENOMEM;
@@ -583,8 +624,10 @@ void lane_lending_failed(struct lane *lane, int error)
 {
     struct sluice_end *sink = lane->sink;
     struct lending *lending = sink->socket.lending;
-    if (sink->kind == SLUICE_END_DATAGRAM && (error != ENOBUFS || !counted_for_certain(sink)))
+    if (sink->kind == SLUICE_END_DATAGRAM && (error != ENOBUFS || !counted_for_certain(sink))) {
         lending->never = "a datagram that failed leaves the kernel's numbers for loans uncertain";
+        sink->memory_plan.until = 0;
+    }
     if (error != ENOBUFS)
         return;
     end_collect(sink, &lane->receipt.system_calls);

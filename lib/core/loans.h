@@ -39,13 +39,16 @@ struct loans {
 /* What a sink knows of lending; made when it is first tried. */
 struct lending {
     struct loans of[LOAN_NUMBERS];
-    uint64_t bytes;    /* lent and not back */
-    bool zerocopy;     /* SO_ZEROCOPY is set */
-    bool numbered;     /* the kernel's next number is of[LOANS_OF_SOCKET].first + count */
-    bool pressed;      /* ENOBUFS: not before pressed_until, or fewer loans than pressed_count */
-    bool held;         /* its end must not be freed yet, as it is being worked on */
-    bool closed;       /* by sluice_end_close: freed when the last loan is back */
-    const char *never; /* why nothing is lent to this socket any more */
+    uint64_t bytes;          /* lent and not back */
+    uint32_t back, readings; /* of late: loans that came back, and how often the queue was read for that */
+    bool zerocopy;           /* SO_ZEROCOPY is set */
+    bool numbered;           /* the kernel's next number is of[LOANS_OF_SOCKET].first + count */
+    bool pressed;            /* ENOBUFS: not before pressed_until, or fewer loans than pressed_count */
+    bool unread;             /* the descriptor said that something is in the queue, and it was left there */
+    bool held;               /* its end must not be freed yet, as it is being worked on */
+    bool closed;             /* by sluice_end_close: freed when the last loan is back */
+    uint64_t collect_from;   /* bytes lent from which on the queue is read before more is lent */
+    const char *never;       /* why nothing is lent to this socket any more */
     uint32_t pressed_count;
     uint64_t pressed_until;                   /* milliseconds of CLOCK_MONOTONIC */
     uint64_t copied_until;                    /* the kernel copied what was lent: not before this */
@@ -68,9 +71,17 @@ void end_returned(struct sluice_end *end, enum loan_numbers numbers, uint32_t fi
 
 uint32_t end_loans(const struct sluice_end *end);
 
-/* Is so much outstanding that a loop should read the queue even while a transfer goes on by itself? Else it waits: the
- * kernel joins notifications while they lie there. */
-bool end_collects_now(const struct sluice_end *end);
+/* What one loan costs after it was sent, in ns of CPU time: much where each comes back alone, little where many do. */
+uint32_t end_later_ns(const struct sluice_end *sink, const struct route *route);
+
+/* A loop learned that the queue is not empty. Is so much outstanding that it should be read even while a transfer goes
+ * on by itself? Else it waits, until that transfer ends at the latest: the kernel joins notifications while they lie
+ * there. */
+bool end_collects_now(struct sluice_end *end);
+
+/* A transfer into this sink has ended. Notifications that came while it went on may not be announced again: they are
+ * read now. On a loop that watches the sink only those that were announced and left. */
+void end_collect_left(struct sluice_end *end, bool watched, uint64_t *calls);
 
 /* An end with loans is closed: it lives on until they are back. Returns false if none is outstanding. */
 bool end_close_lending(struct sluice_end *end);

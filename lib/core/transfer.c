@@ -258,11 +258,42 @@ static const struct route *choose_into_file(const struct lane *lane, unsigned tr
     return route_registry[SLUICE_ROUTE_DIRECT];
 }
 
+/* So long, in ms, a choice for memory holds: pauses of a route end by the clock. */
+#define MEMORY_PLAN_MS 100
+
+/* As plan_choose, whose questions cost a quarter of sending a small datagram: asked anew when a crossover moved, when
+ * the sink's lending changed (loans.c clears it), and after a while. Crossovers lie at powers of two, so that sizes
+ * with one highest bit are treated alike. */
+static const struct route *choose_as_before(const struct lane *lane, uint32_t index)
+{
+    const struct sluice_transfer *transfer = lane->transfer;
+    const struct sluice_segment *segment = &transfer->segments[index];
+    struct memory_plan *plan = &lane->sink->memory_plan;
+    struct memory_plan now = {
+        .until = transfer->loop_now + MEMORY_PLAN_MS,
+        .epoch = crossover_epoch(),
+        .size = (uint8_t)(63 - __builtin_clzll(segment->length | 1)),
+        .traits = (uint8_t)((segment->release != NULL) | segment_is_given(segment) << 1 |
+                            ((transfer->flags & TRANSFER_ON_RING) != 0) << 2),
+    };
+    if (transfer->loop_now < plan->until && plan->until <= now.until && plan->epoch == now.epoch &&
+        plan->size == now.size && plan->traits == now.traits)
+        return route_registry[plan->route];
+    struct pair pair = pair_of(lane, index);
+    const struct route *route = plan_choose(&pair, 0);
+    now.route = route != NULL ? (uint8_t)route->id : SLUICE_ROUTE_AUTO; /* whose place in the registry is NULL */
+    if (transfer->loop_now != 0)
+        *plan = now;
+    return route;
+}
+
 /* Memory goes to a pipe or socket by copy unless a route that lends it or gives it away is asked for, or pays. */
 static const struct route *choose_carrier_of_memory(const struct lane *lane, uint32_t segment, unsigned tried)
 {
     const struct sluice_transfer *transfer = lane->transfer;
     const struct route *copy = route_registry[SLUICE_ROUTE_COPY], *forced = route_registry[transfer->forced];
+    if (forced == NULL && transfer->order == NULL && tried == 0)
+        return choose_as_before(lane, segment);
     struct pair pair = pair_of(lane, segment);
     const char *reason;
     if (transfer->order != NULL) {
@@ -306,6 +337,8 @@ static void weigh(struct lane *lane)
         return;
     bool copies = lane->route != question;
     lane->sampled = crossover_weigh(question, &pair, &copies, &lane->sample);
+    if (lane->sampled && !copies)
+        lane->sample.extra = end_later_ns(lane->sink, question);
     lane->route = copies ? route_registry[SLUICE_ROUTE_COPY] : question;
 }
 
@@ -315,8 +348,10 @@ static bool plans_memory(const struct sluice_transfer *transfer)
     const struct route *forced = route_registry[transfer->forced];
     if (transfer->transform != NULL)
         return false;
-    if (transfer->order != NULL || (forced != NULL && forced->carries_memory))
+    if (transfer->order != NULL)
         return true;
+    if (forced != NULL)
+        return forced->carries_memory;
     for (uint32_t i = 0; i < transfer->segment_count; i++) {
         const struct sluice_segment *segment = &transfer->segments[i];
         if (segment->length >= CROSSOVER_FLOOR && segment->kind == SLUICE_SEGMENT_MEMORY && segment->release != NULL)
@@ -1436,7 +1471,7 @@ void transfer_settle(struct sluice_transfer *transfer)
      * are not announced again. */
     for (uint32_t i = 0; i < transfer->lane_count && transfer->account != NULL; i++)
         if (end_has_lent(transfer->lanes[i].sink))
-            end_collect(transfer->lanes[i].sink, &transfer->lanes[i].receipt.system_calls);
+            end_collect_left(transfer->lanes[i].sink, transfer->loop != NULL, &transfer->lanes[i].receipt.system_calls);
     for (uint32_t i = 0; i < transfer->segment_count; i++)
         release_segment(transfer, i);
     if (transfer->account != NULL) {

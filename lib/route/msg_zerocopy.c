@@ -65,7 +65,6 @@ const struct route route_msg_zerocopy = {
     .name = "msg_zerocopy",
     .assess = assess,
     .pays_from = pays_from,
-    .later_ns = 1000, /* one reading of the error queue; many loans come back with one where there are many */
     .expose = expose,
     .step = step,
     .complete = complete,

@@ -492,6 +492,108 @@ TEST("a memory segment leaves as datagrams of the asked size, lent or copied, on
     }
 }
 
+static unsigned readings;
+
+static ssize_t count_readings(int fd, struct msghdr *message, int flags)
+{
+    readings += (flags & MSG_ERRQUEUE) != 0;
+    return recvmsg(fd, message, flags);
+}
+
+static void count_only(void *context, const void *data, size_t length)
+{
+    (void)context, (void)data, (void)length;
+    released++;
+}
+
+TEST("on a loop many small loans come back by few readings of the queue, and none is left out")
+{
+    enum { COUNT = 200, SIZE = 4096 };
+    int fds[2];
+    struct sys before = sys;
+    udp_pair(fds);
+    CHECK_EQ(sluice_loop_new(NULL, &loop), 0);
+    struct sluice_end *sink = end_of(fds[0]);
+    struct sluice_segment segment = memory_segment(body, SIZE);
+    segment.release = count_only;
+    struct sluice_transfer_options options = one(&segment, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
+    released = readings = 0;
+    sys.recvmsg = count_readings;
+    for (int i = 0; i < COUNT; i++) /* what the full buffer of the receiver drops comes back, too */
+        CHECK_EQ(sluice_loop_transfer(loop, &options, on_done, NULL, NULL, NULL, NULL), 1);
+    turn_for(20);
+    sys = before;
+    CHECK_EQ(released, COUNT);
+    if (readings > COUNT / 10)
+        CHECK_FAIL("%u readings for %d loans", readings, COUNT);
+    sluice_loop_forget(loop, sink);
+    sluice_end_close(sink);
+    sluice_loop_free(loop);
+    close(fds[1]);
+}
+
+static int hide_loopback(int fd, unsigned long request, void *argument)
+{
+    int result = ioctl(fd, request, argument);
+    if (request == SIOCGIFFLAGS && result == 0)
+        ((struct ifreq *)argument)->ifr_flags &= (short)~IFF_LOOPBACK;
+    return result;
+}
+
+/* Also counts what was to be lent and went by copy. */
+static uint64_t lent_of(struct sluice_end *sink, unsigned count, uint64_t *ret_set_aside)
+{
+    uint64_t lent = 0;
+    struct sluice_segment segment = memory_segment(body, 32768);
+    segment.release = count_only;
+    struct sluice_transfer_options options = one(&segment, &sink, SLUICE_ROUTE_AUTO);
+    for (unsigned i = 0; i < count; i++) {
+        struct sluice_receipt receipt;
+        if (sluice_loop_transfer(loop, &options, on_done, NULL, NULL, &receipt, NULL) != 1)
+            return 0;
+        lent += receipt.routes[SLUICE_ROUTE_MSG_ZEROCOPY].bytes;
+        *ret_set_aside += receipt.fallback_count;
+    }
+    return lent;
+}
+
+static uint64_t lent_before, lent_after, set_aside;
+
+static void *lend_until_copied(void *context)
+{
+    int fds[2];
+    (void)context;
+    udp_pair(fds);
+    struct sluice_end *sink = end_of(fds[0]);
+    if (sluice_loop_new(NULL, &loop) < 0)
+        return NULL;
+    lent_before = lent_of(sink, 8, &set_aside);
+    turn_for(5); /* the notifications are read, and say that all was copied */
+    lent_after = lent_of(sink, 8, &set_aside);
+    turn_for(5);
+    sluice_loop_forget(loop, sink);
+    sluice_end_close(sink);
+    sluice_loop_free(loop);
+    close(fds[1]);
+    return context;
+}
+
+TEST("a choice that is remembered ends at once when the kernel says that it copies what is lent")
+{
+    struct sys before = sys;
+    pthread_t thread; /* of its own: egress devices are cached per thread */
+    int said;
+    void *ended;
+    sys.ioctl = hide_loopback;
+    CHECK_EQ(pthread_create(&thread, NULL, lend_until_copied, &said), 0);
+    pthread_join(thread, &ended);
+    sys = before;
+    CHECK(ended == &said);
+    CHECK(lent_before >= 6 * 32768); /* a sample may have gone by copy */
+    CHECK_EQ(lent_after, 0);
+    CHECK_EQ(set_aside, 0);
+}
+
 TEST("datagrams that the path cannot cut leave one by one, and the receipt says so")
 {
     int fds[2];
