@@ -522,16 +522,15 @@ static void pump(void *context)
             .route = o.route,
             .settled = wanted ? message_settled : NULL,
         };
-        struct sluice_receipt receipt;
+        const struct sluice_receipt *receipt;
         struct sluice_error error;
-        int result =
-            sluice_loop_transfer(mover->loop, &options, message_done, mover, NULL, wanted ? &receipt : NULL, &error);
+        int result = sluice_loop_transfer(mover->loop, &options, message_done, mover, NULL, &receipt, &error);
         if (result < 0)
             transfer_failed(&error);
         mover->on_its_way = result == 0;
         if (result == 1) {
             if (wanted)
-                receipt_add(&receipt);
+                receipt_add(receipt);
             window_count(o.size);
         }
     }

@@ -355,7 +355,7 @@ static enum progress send_segments(struct connection *connection, struct exchang
 {
     struct http_server *server = connection->server;
     struct sluice_transfer_options *options = &server->transfer;
-    struct sluice_receipt receipt;
+    const struct sluice_receipt *receipt;
     struct sluice_error error;
     options->segments = segments;
     options->segment_count = count;
@@ -373,7 +373,7 @@ static enum progress send_segments(struct connection *connection, struct exchang
     exchange->transfer = NULL;
     if (r < 0 && r != -ENODATA && error.delivered == 0 && exchange->file != NULL && r != -EPIPE && r != -ECONNRESET)
         return answer_refusal(connection, exchange, request, &error);
-    return conclude(connection, exchange, r < 0 ? r : 0, &receipt, request);
+    return conclude(connection, exchange, r < 0 ? r : 0, receipt, request);
 }
 
 static enum response_connection connection_field(const struct exchange *exchange, const struct http_request *request)

@@ -306,7 +306,10 @@ static int run_on_ring(struct sluice_transfer_options *options, struct outcome *
         return error;
     options->settled = on_settled;
     options->settled_context = &run;
-    error = sluice_loop_transfer(run.loop, options, on_done, &run, &transfer, &outcome->receipt, &outcome->error);
+    const struct sluice_receipt *receipt;
+    error = sluice_loop_transfer(run.loop, options, on_done, &run, &transfer, &receipt, &outcome->error);
+    if (error != 0)
+        outcome->receipt = *receipt;
     if (error == 0 || (error > 0 && !sluice_receipt_is_final(&outcome->receipt)))
         error = sluice_loop_run(run.loop);
     sluice_loop_free(run.loop);

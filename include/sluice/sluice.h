@@ -250,6 +250,7 @@ struct sluice_receipt {
     uint64_t short_sources; /* sources that ended before their declared length */
     uint64_t shrunk;        /* file sources found truncated while they were being sent */
     uint64_t fallback_count; /* all; the first SLUICE_RECEIPT_FALLBACKS are kept */
+    uint64_t routes_used;    /* bit per enum sluice_route: the others' counts are zero */
     struct sluice_route_count routes[SLUICE_ROUTE_COUNT];
     struct sluice_fallback fallbacks[SLUICE_RECEIPT_FALLBACKS]; /* those beyond fallback_count are not set */
 };
@@ -600,13 +601,13 @@ typedef void sluice_transfer_done_fn(void *context, struct sluice_transfer *tran
 
 /* Start a transfer on the loop; its ends stay registered with the loop until they are closed. As much as can be is
  * moved before this returns.
- * Returns 1 when it is already done: then done was NOT called; *ret_receipt (if given) holds the receipt of the first
- * sink. Returns 0 when it goes on: done will be called, exactly once, also after sluice_loop_transfer_cancel,
+ * Returns 1 when it is already done: then done was NOT called; *ret_receipt (if given) points to the receipt of the
+ * first sink, which is the loop's: valid until the next call with this loop, or return to it. Returns 0 when it goes on: done will be called, exactly once, also after sluice_loop_transfer_cancel,
  * and *ret_transfer (if given) is valid until then. Returns a negative errno when it failed: done was NOT called,
- * *ret_receipt and *ret_error (if given) are filled, and memory segments were released. */
+ * *ret_receipt and *ret_error (if given) are set, and memory segments were released. */
 SLUICE_API int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_options *options,
                                     sluice_transfer_done_fn *done, void *context, struct sluice_transfer **ret_transfer,
-                                    struct sluice_receipt *ret_receipt, struct sluice_error *ret_error);
+                                    const struct sluice_receipt **ret_receipt, struct sluice_error *ret_error);
 
 /* End it now: done runs with -ECANCELED before this returns. */
 SLUICE_API void sluice_loop_transfer_cancel(struct sluice_loop *loop, struct sluice_transfer *transfer);

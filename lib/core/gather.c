@@ -125,14 +125,14 @@ static struct sluice_transfer_options transfer_options(struct sluice_gather *gat
 static int start_on_loop(struct sluice_gather *gather)
 {
     struct sluice_transfer_options options = transfer_options(gather);
-    struct sluice_receipt receipt;
+    const struct sluice_receipt *receipt;
     struct sluice_error error;
     int result =
         sluice_loop_transfer(gather->options.loop, &options, on_done, gather, &gather->transfer, &receipt, &error);
     if (result == 0)
         return 0;
     gather->transfer = NULL;
-    has_ended(gather, &receipt);
+    has_ended(gather, receipt);
     return result < 0 ? fail(gather, result, &error) : 1;
 }
 

@@ -111,16 +111,21 @@ static struct fate fate_of_reference(struct sluice_end *source, struct sluice_en
 #define ASK_EGRESS_FROM (16u << 10)
 
 /* What was copied into a socket's buffers leaves them for the device. */
-static struct fate sent(struct fate what, struct sluice_end *sink, uint64_t bytes)
+static struct fate sent_to_device(struct fate what, struct sluice_end *sink)
 {
     struct sluice_egress egress;
-    if (sink->kind != SLUICE_END_TCP || (bytes < ASK_EGRESS_FROM && !sink->socket.egress_asked))
-        return what;
     if (sluice_end_egress(sink, &egress) < 0 || (egress.scatter_gather && egress.checksum))
         return what;
     what.copies += MUTATED(RULE_SENT_TO_LINEAR, 1u);
     what.evidence = SLUICE_EVIDENCE_PROBED;
     return what;
+}
+
+static inline struct fate sent(struct fate what, struct sluice_end *sink, uint64_t bytes)
+{
+    if (sink->kind != SLUICE_END_TCP || (bytes < ASK_EGRESS_FROM && !sink->socket.egress_asked))
+        return what;
+    return sent_to_device(what, sink);
 }
 
 /* Between memory and the device nothing is copied, if O_DIRECT means that here. */
@@ -199,9 +204,9 @@ static struct fate fate(enum sluice_route route, struct sluice_end *source, stru
 
 static enum sluice_evidence weakest(enum sluice_evidence a, enum sluice_evidence b)
 {
-    if (a == SLUICE_EVIDENCE_NONE || b == SLUICE_EVIDENCE_NONE)
-        return a > b ? a : b;
-    return a < b ? a : b;
+    if (a == b || b == SLUICE_EVIDENCE_NONE)
+        return a;
+    return a == SLUICE_EVIDENCE_NONE || b < a ? b : a;
 }
 
 void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *source,
@@ -220,7 +225,7 @@ void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, stru
     receipt->copy_bytes += what.copies * bytes;
     if (what.aliased)
         receipt->aliased += bytes;
-    struct sluice_route_count *count = &receipt->routes[route];
+    struct sluice_route_count *count = receipt_count(receipt, route);
     count->bytes += bytes;
     count->evidence = weakest(count->evidence, what.evidence);
 }
@@ -238,11 +243,11 @@ static struct fate fate_of_loan(struct sluice_end *sink, bool copied)
 void receipt_return(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *sink, uint64_t bytes,
                     bool copied)
 {
-    struct sluice_route_count *count = &receipt->routes[route];
     struct fate what = fate_of_loan(sink, copied);
     receipt->loans--;
     if (bytes == 0)
         return;
+    struct sluice_route_count *count = receipt_count(receipt, route);
     receipt->released += bytes;
     if (what.evidence != SLUICE_EVIDENCE_UNKNOWN) {
         receipt->unknown -= bytes;
@@ -254,9 +259,9 @@ void receipt_return(struct sluice_receipt *receipt, enum sluice_route route, str
 
 static void prove(struct sluice_receipt *receipt, enum sluice_route route, struct fate what, uint64_t bytes)
 {
-    struct sluice_route_count *count = &receipt->routes[route];
     if (bytes == 0)
         return;
+    struct sluice_route_count *count = receipt_count(receipt, route);
     count->evidence = weakest(count->evidence, what.evidence);
     if (what.evidence == SLUICE_EVIDENCE_UNKNOWN)
         return;
@@ -312,7 +317,7 @@ void receipt_enter_shared_read(struct sluice_receipt *receipt, uint64_t bytes)
 
 void receipt_enter_received(struct sluice_receipt *receipt, bool mapped, uint64_t bytes)
 {
-    struct sluice_route_count *count = &receipt->routes[mapped ? SLUICE_ROUTE_TCP_RECEIVE : SLUICE_ROUTE_COPY];
+    struct sluice_route_count *count = receipt_count(receipt, mapped ? SLUICE_ROUTE_TCP_RECEIVE : SLUICE_ROUTE_COPY);
     receipt->bytes += bytes;
     receipt->sent += bytes;
     receipt->released += bytes;
@@ -365,9 +370,9 @@ void sluice_receipt_add(struct sluice_receipt *sum, const struct sluice_receipt 
         else
             sum->fallback_count++;
     }
-    for (int i = 0; i < SLUICE_ROUTE_COUNT; i++) {
-        if (receipt->routes[i].calls == 0 && receipt->routes[i].evidence == SLUICE_EVIDENCE_NONE)
-            continue;
+    sum->routes_used |= receipt->routes_used;
+    for (uint64_t used = receipt->routes_used; used != 0; used &= used - 1) {
+        int i = __builtin_ctzll(used);
         sum->routes[i].bytes += receipt->routes[i].bytes;
         sum->routes[i].calls += receipt->routes[i].calls;
         sum->routes[i].evidence = weakest(sum->routes[i].evidence, receipt->routes[i].evidence);

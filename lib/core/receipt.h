@@ -3,6 +3,8 @@
 #define SLUICE_CORE_RECEIPT_H
 
 #include "end.h"
+#include <stddef.h>
+#include <string.h>
 
 /* The rules by name, so that the judge of our receipts can be judged: tests/unit/trace/judge.c builds the library with
  * RECEIPT_MUTANTS, turns one rule at a time into its opposite, and requires sluice trace --check to notice. */
@@ -62,6 +64,21 @@ void receipt_enter_hole(struct sluice_receipt *receipt, uint64_t bytes);
 
 /* Enter what a receiver handed out: mapped, or copied into memory. */
 void receipt_enter_received(struct sluice_receipt *receipt, bool mapped, uint64_t bytes);
+
+/* The count of a route, about to be changed. */
+static inline struct sluice_route_count *receipt_count(struct sluice_receipt *receipt, enum sluice_route route)
+{
+    receipt->routes_used |= UINT64_C(1) << route;
+    return &receipt->routes[route];
+}
+
+/* Make a receipt empty that was zeroed when it was new: of a large struct, only what is in use is cleared. */
+static inline void receipt_clear(struct sluice_receipt *receipt)
+{
+    for (uint64_t used = receipt->routes_used; used != 0; used &= used - 1)
+        receipt->routes[__builtin_ctzll(used)] = (struct sluice_route_count){.bytes = 0};
+    memset(receipt, 0, offsetof(struct sluice_receipt, routes));
+}
 
 /* Copy a receipt, leaving out the room for fallbacks that none fills. */
 void receipt_copy(struct sluice_receipt *to, const struct sluice_receipt *from);

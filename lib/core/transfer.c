@@ -157,13 +157,17 @@ static inline void move_on(struct lane *lane, uint64_t bytes)
         next_segment(lane);
 }
 
-void lane_delivered(struct lane *lane, enum sluice_route route, uint64_t bytes)
+static inline void deliver(struct lane *lane, enum sluice_route route, uint64_t bytes)
 {
-    struct sluice_transfer *transfer = lane->transfer;
-    struct sluice_segment *segment = &transfer->segments[lane->segment];
+    const struct sluice_segment *segment = lane_segment(lane, lane->segment);
     receipt_enter(&lane->receipt, route, segment->kind == SLUICE_SEGMENT_MEMORY ? NULL : segment->end, lane->sink,
                   lane_shares(lane, segment) && fanout_is_shared_read(lane), bytes);
     move_on(lane, bytes);
+}
+
+void lane_delivered(struct lane *lane, enum sluice_route route, uint64_t bytes)
+{
+    deliver(lane, route, bytes);
 }
 
 void lane_delivered_unproven(struct lane *lane, enum sluice_route route, const struct op *op, uint64_t bytes)
@@ -794,12 +798,12 @@ static bool more_follows(const struct lane *lane, uint32_t index, uint64_t at)
     return false;
 }
 
-static struct op write_op(struct lane *lane, const struct gathered *got)
+static void fill_write(struct lane *lane, const struct gathered *got, struct op *ret_op)
 {
     bool socket = lane->sink->kind == SLUICE_END_TCP || lane->sink->kind == SLUICE_END_UNIX_STREAM;
     bool more = socket && !lane->cork && more_follows(lane, got->segment, got->at);
     bool lent = lane->plans_memory && lends((enum sluice_route)lane->iov_route[0]);
-    return (struct op){
+    *ret_op = (struct op){
         .kind = got->count > 1 && lane->sink->kind == SLUICE_END_DATAGRAM ? OP_DATAGRAMS : OP_WRITE,
         .in = -1,
         .out = lane_sink_fd(lane),
@@ -830,7 +834,7 @@ static int prepare_loan(struct lane *lane, const struct gathered *got)
     return set_aside(lane, got->bytes, result == -ENOBUFS ? 0 : -result, reason);
 }
 
-static int written(struct lane *lane, const struct op *op, size_t bytes)
+static void written(struct lane *lane, const struct op *op, size_t bytes)
 {
     uint32_t counted = 0; /* one call, however many pieces of a route it moved */
     for (int i = 0; i < op->iov_count && bytes > 0; i++) {
@@ -838,12 +842,11 @@ static int written(struct lane *lane, const struct op *op, size_t bytes)
         enum sluice_route route = (enum sluice_route)lane->iov_route[i];
         while (lane->segment < lane->transfer->segment_count && lane->at == lane->ends_at)
             next_segment(lane); /* the empty segments that gather() passed over */
-        lane_delivered(lane, route, part);
+        deliver(lane, route, part);
         lane->receipt.routes[route].calls += (counted >> route & 1) == 0;
         counted |= 1u << route;
         bytes -= part;
     }
-    return 0;
 }
 
 /* ---- Corking ------------------------------------------------------------------------------------------------ */
@@ -994,7 +997,7 @@ static int link_write(struct lane *lane, const struct op *read, struct op *ops, 
     struct gathered got = {.count = 1, .bytes = read->length, .segment = lane->segment, .at = lane->at + read->length};
     lane->iov[0] = (struct iovec){.iov_base = read->buffer, .iov_len = read->length};
     lane->iov_route[0] = (uint8_t)lane->route->id;
-    ops[0] = write_op(lane, &got);
+    fill_write(lane, &got, ops);
     return 1;
 }
 
@@ -1046,7 +1049,7 @@ int lane_next(struct lane *lane, struct op *ops)
                 continue;
         }
         if (got.count > 0) {
-            ops[count++] = write_op(lane, &got);
+            fill_write(lane, &got, &ops[count++]);
             return count + link_body(lane, &got, ops + count, OPS_MAX - count);
         }
         result = step_segment(lane, ops + count, OPS_MAX - count);
@@ -1176,6 +1179,29 @@ static int send_singly(struct lane *lane, const struct op *op, int code)
     return 0;
 }
 
+static int write_failed(struct lane *lane, const struct op *op, int code)
+{
+    if (lane->transfer->transform != NULL)
+        return transfer_fail(lane, code, op_name(op), NULL, NULL);
+    if (op->datagram != 0 && refuses_segments(code))
+        return send_singly(lane, op, code);
+    if (op->flags & MSG_ZEROCOPY)
+        return lending_failed(lane, op, code);
+    return code == -EFAULT ? mapping_fault(lane, op) : refused_or_failed(lane, code, op_name(op));
+}
+
+static int write_completed(struct lane *lane, const struct op *op, ssize_t result)
+{
+    if (result < 0)
+        return write_failed(lane, op, (int)result);
+    if (lane->transfer->transform != NULL)
+        return transform_written(lane, result);
+    if (op->flags & MSG_ZEROCOPY && result > 0 && route_registry[lane->iov_route[0]]->lends == LOANS_OF_SOCKET)
+        lane_lend(lane, op, result);
+    written(lane, op, (size_t)result);
+    return (size_t)result == op->length;
+}
+
 int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
 {
     if (result == -EAGAIN && op_blocker(op) != OP_BLOCKS_ON_NEITHER)
@@ -1188,24 +1214,8 @@ int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
     }
     if (op->kind == OP_HOLE)
         return hole_made(lane, result);
-    if (lane->transfer->transform != NULL && op->kind == OP_WRITE)
-        return result < 0 ? transfer_fail(lane, (int)result, op_name(op), NULL, NULL) : transform_written(lane, result);
-    if (op->kind == OP_WRITE || op->kind == OP_DATAGRAMS) {
-        if (op->datagram != 0 && refuses_segments(result))
-            return send_singly(lane, op, (int)result);
-        if (op->flags & MSG_ZEROCOPY) {
-            if (result < 0)
-                return lending_failed(lane, op, (int)result);
-            if (result > 0 && route_registry[lane->iov_route[0]]->lends == LOANS_OF_SOCKET)
-                lane_lend(lane, op, result);
-        }
-        if (result == -EFAULT)
-            return mapping_fault(lane, op);
-        if (result < 0)
-            return refused_or_failed(lane, (int)result, op_name(op));
-        written(lane, op, (size_t)result);
-        return (size_t)result == op->length;
-    }
+    if (op->kind == OP_WRITE || op->kind == OP_DATAGRAMS)
+        return write_completed(lane, op, result);
     if (lane->route == NULL) /* a linked body's first op: its segment has just become the current one */
         lane->route = choose(lane, lane->segment, lane->tried);
     if (lane->route == NULL)
@@ -1214,7 +1224,7 @@ int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
     bool shared = lane->transfer->fanout != NULL && fanout_owns(lane, op);
     int outcome = shared ? fanout_complete(lane, op, result) : lane->route->complete(lane, op, result);
     if (result > 0)
-        lane->receipt.routes[route].calls++;
+        receipt_count(&lane->receipt, route)->calls++;
     if (outcome == ROUTE_SOURCE_ENDED) {
         if (lane_segment(lane, lane->segment)->kind == SLUICE_SEGMENT_FILE)
             return file_gave_nothing(lane, op_name(op));
@@ -1366,7 +1376,7 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->aside_reason = NULL;
     lane->window = NULL;
     lane->ask = false;
-    memset(&lane->receipt, 0, offsetof(struct sluice_receipt, fallbacks));
+    receipt_clear(&lane->receipt);
     lane->receipt.transfers = 1;
     if (end_is_file(sink))
         take_position(lane);

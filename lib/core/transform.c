@@ -107,7 +107,7 @@ int transform_written(struct lane *lane, ssize_t bytes)
     struct transform_state *state = lane->transfer->transform_state;
     uint64_t moved = (uint64_t)bytes;
     receipt_enter(&lane->receipt, SLUICE_ROUTE_COPY, state->source, lane->sink, false, moved);
-    lane->receipt.routes[SLUICE_ROUTE_COPY].calls++;
+    receipt_count(&lane->receipt, SLUICE_ROUTE_COPY)->calls++;
     lane->receipt.transformed += moved;
     lane->moved_in_turn += moved;
     if (lane->sink_offset != SLUICE_APPEND)

@@ -371,15 +371,18 @@ static struct sluice_transfer *take_transfer(struct sluice_loop *loop)
     return transfer;
 }
 
+/* The latest is never the one that is freed: its receipt may be in use still. */
 static void put_transfer(struct sluice_loop *loop, struct sluice_transfer *transfer)
 {
-    if (loop->idle_count >= IDLE_TRANSFERS) {
-        free(transfer);
-        return;
+    struct sluice_transfer *idle = loop->idle;
+    if (loop->idle_count < IDLE_TRANSFERS) {
+        loop->idle_count++;
+    } else {
+        loop->idle = idle->next;
+        free(idle);
     }
     transfer->next = loop->idle;
     loop->idle = transfer;
-    loop->idle_count++;
 }
 
 static void detach(struct sluice_loop *loop, struct sluice_transfer *transfer)
@@ -479,11 +482,14 @@ static int take_back(struct sluice_loop *loop, struct sluice_transfer *transfer)
 
 int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_options *options,
                          sluice_transfer_done_fn *done, void *context, struct sluice_transfer **ret_transfer,
-                         struct sluice_receipt *ret_receipt, struct sluice_error *ret_error)
+                         const struct sluice_receipt **ret_receipt, struct sluice_error *ret_error)
 {
+    static const struct sluice_receipt nothing;
     struct sluice_transfer *transfer = take_transfer(loop);
+    if (ret_receipt != NULL)
+        *ret_receipt = &nothing;
     if (transfer == NULL) {
-        transfer_refuse(options, ret_receipt, 1);
+        transfer_refuse(options, NULL, 0);
         if (ret_error != NULL)
             *ret_error = (struct sluice_error){.code = -ENOMEM, .operation = "plan"};
         return -ENOMEM;
@@ -496,7 +502,7 @@ int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_
     }
     int result = transfer_begin(transfer, options, ret_error);
     if (result < 0) {
-        transfer_refuse(options, ret_receipt, 1);
+        transfer_refuse(options, NULL, 0);
         put_transfer(loop, transfer);
         return result;
     }
@@ -514,9 +520,11 @@ int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_
         return 0;
     }
     if (transfer->account != NULL)
-        transfer_settle(transfer); /* what comes back after this copy is a difference */
+        transfer_settle(transfer);                 /* what comes back after this copy is a difference */
+    if (transfer->lanes != &transfer->inline_lane) /* the others go with the transfer */
+        receipt_copy(&transfer->inline_lane.receipt, &transfer->lanes[0].receipt);
     if (ret_receipt != NULL)
-        receipt_copy(ret_receipt, &transfer->lanes[0].receipt);
+        *ret_receipt = &transfer->inline_lane.receipt;
     if (result < 0 && ret_error != NULL)
         *ret_error = transfer->error;
     detach(loop, transfer);

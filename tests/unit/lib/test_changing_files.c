@@ -102,12 +102,14 @@ static void run_on_loop(struct scene *scene, const struct sluice_transfer_option
 {
     struct stopping stopping = {.scene = scene};
     CHECK_EQ(sluice_loop_new(NULL, &stopping.loop), 0);
-    int result =
-        sluice_loop_transfer(stopping.loop, options, done_and_stop, &stopping, NULL, &scene->receipt, &scene->error);
-    if (result == 0)
+    const struct sluice_receipt *receipt;
+    int result = sluice_loop_transfer(stopping.loop, options, done_and_stop, &stopping, NULL, &receipt, &scene->error);
+    if (result == 0) {
         sluice_loop_run(stopping.loop);
-    else
+    } else {
+        scene->receipt = *receipt;
         scene->result = result < 0 ? result : 0;
+    }
     sluice_loop_forget(stopping.loop, options->sinks[0]);
     sluice_loop_free(stopping.loop);
 }

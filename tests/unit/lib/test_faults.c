@@ -389,10 +389,12 @@ static void transfer_on(struct on_loop *on_loop, const struct sluice_transfer_op
     outcome->began = true;
     memset(outcome->receipts, 0xaa, sizeof outcome->receipts);
     on_loop->sinks = (unsigned)options->sink_count;
-    int result = sluice_loop_transfer(on_loop->loop, options, transfer_done, on_loop, ret_transfer,
-                                      &outcome->receipts[0], &outcome->error);
+    const struct sluice_receipt *receipt;
+    int result =
+        sluice_loop_transfer(on_loop->loop, options, transfer_done, on_loop, ret_transfer, &receipt, &outcome->error);
     if (result == 0)
         return;
+    outcome->receipts[0] = *receipt;
     on_loop->done = true;
     outcome->has_error = true;
     outcome->receipts_known = 1;

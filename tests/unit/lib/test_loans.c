@@ -222,10 +222,13 @@ static void lend_on_loop(struct sluice_end *sink, size_t size)
     struct sluice_transfer_options options = one(&segment, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
     options.settled = on_settled;
     options.turn = 64 << 20;
+    const struct sluice_receipt *receipt;
     memset(&total, 0, sizeof total);
-    int result = sluice_loop_transfer(loop, &options, on_done, NULL, NULL, &total, NULL);
+    int result = sluice_loop_transfer(loop, &options, on_done, NULL, NULL, &receipt, NULL);
     CHECK(result >= 0);
     done = result == 1;
+    if (done)
+        total = *receipt;
 }
 
 /* Reads BODY bytes, with pauses: notifications come one by one. */

@@ -417,8 +417,10 @@ static void job_start(struct job *job, struct sluice_segment segment, int sink, 
                                               .sink_count = 1,
                                               .flags = flags,
                                               .turn = turn};
-    int result = sluice_loop_transfer(loop, &options, job_done, job, &job->transfer, &job->receipt, NULL);
+    const struct sluice_receipt *receipt;
+    int result = sluice_loop_transfer(loop, &options, job_done, job, &job->transfer, &receipt, NULL);
     if (result != 0) {
+        job->receipt = *receipt;
         job->result = result < 0 ? result : 0;
         job->ended = ++jobs_ended;
     } else {

@@ -69,10 +69,13 @@ static void carry(const struct sluice_transfer_options *options, struct run *run
         run->result = sluice_transfer_run(options, &run->receipt, &run->error);
         return;
     }
-    run->result = sluice_loop_transfer(loop, options, done, run, NULL, &run->receipt, &run->error);
+    const struct sluice_receipt *receipt;
+    run->result = sluice_loop_transfer(loop, options, done, run, NULL, &receipt, &run->error);
     if (run->result == 0)
         CHECK_EQ(sluice_loop_run(loop), 0);
-    else if (run->result > 0)
+    else
+        run->receipt = *receipt;
+    if (run->result > 0)
         run->result = 0;
     for (size_t i = 0; i < options->segment_count; i++)
         if (options->segments[i].end != NULL)

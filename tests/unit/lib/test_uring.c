@@ -114,8 +114,10 @@ static struct sluice_transfer *start(struct sluice_segment *segments, size_t cou
                                               .sink_count = 1,
                                               .route = route};
     memset(&outcome, 0, sizeof outcome);
-    int result = sluice_loop_transfer(loop, &options, transfer_done, NULL, &transfer, &outcome.receipt, &outcome.error);
+    const struct sluice_receipt *receipt;
+    int result = sluice_loop_transfer(loop, &options, transfer_done, NULL, &transfer, &receipt, &outcome.error);
     if (result != 0) {
+        outcome.receipt = *receipt;
         outcome.done = true;
         outcome.result = result < 0 ? result : 0;
     }
@@ -485,8 +487,10 @@ static struct sluice_transfer *lend(struct sluice_end *sink, enum sluice_route r
     pattern_fill(lent_memory, 0, LENT);
     released = settlements = 0;
     memset(&outcome, 0, sizeof outcome);
-    int result = sluice_loop_transfer(loop, &options, transfer_done, NULL, &transfer, &outcome.receipt, &outcome.error);
+    const struct sluice_receipt *receipt;
+    int result = sluice_loop_transfer(loop, &options, transfer_done, NULL, &transfer, &receipt, &outcome.error);
     if (result != 0) {
+        outcome.receipt = *receipt;
         outcome.done = true;
         outcome.result = result < 0 ? result : 0;
     }

@@ -301,11 +301,14 @@ int transfer_on_loop(enum sluice_loop_kind kind, const struct sluice_transfer_op
         if (sluice_loop_new(&loop_options, &on_loop.loop) < 0)
             die("sluice_loop_new");
     }
-    int result = sluice_loop_transfer(on_loop.loop, options, transfer_done, &on_loop, NULL, ret_receipt, ret_error);
-    if (result == 0)
+    const struct sluice_receipt *receipt;
+    int result = sluice_loop_transfer(on_loop.loop, options, transfer_done, &on_loop, NULL, &receipt, ret_error);
+    if (result == 0) {
         sluice_loop_run(on_loop.loop);
-    else
+    } else {
+        *ret_receipt = *receipt;
         on_loop.result = result < 0 ? result : 0;
+    }
     for (size_t i = 0; i < options->segment_count; i++)
         if (options->segments[i].kind != SLUICE_SEGMENT_MEMORY)
             sluice_loop_forget(on_loop.loop, options->segments[i].end);
