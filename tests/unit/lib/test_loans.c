@@ -551,11 +551,11 @@ static uint64_t lent_of(struct sluice_end *sink, unsigned count, uint64_t *ret_s
     segment.release = count_only;
     struct sluice_transfer_options options = one(&segment, &sink, SLUICE_ROUTE_AUTO);
     for (unsigned i = 0; i < count; i++) {
-        struct sluice_receipt receipt;
+        const struct sluice_receipt *receipt;
         if (sluice_loop_transfer(loop, &options, on_done, NULL, NULL, &receipt, NULL) != 1)
             return 0;
-        lent += receipt.routes[SLUICE_ROUTE_MSG_ZEROCOPY].bytes;
-        *ret_set_aside += receipt.fallback_count;
+        lent += receipt->routes[SLUICE_ROUTE_MSG_ZEROCOPY].bytes;
+        *ret_set_aside += receipt->fallback_count;
     }
     return lent;
 }
