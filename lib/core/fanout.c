@@ -621,11 +621,19 @@ void fanout_would_block(struct lane *lane, const struct op *op)
         fanout_of(lane)->busy = false;
 }
 
+/* The source had nothing for this lane, and then something for another, which read it for all. It may have been the
+ * last: the source will not become readable again. */
+static bool others_have_read(const struct lane *lane)
+{
+    const struct fanout *fanout = fanout_of(lane);
+    return fanout != NULL && lane->segment == fanout->segment && (taken_by(lane) < fanout->tail || fanout->ended != 0);
+}
+
 void fanout_wake(struct sluice_transfer *transfer)
 {
     for (uint32_t i = 0; i < transfer->lane_count; i++) {
         struct lane *lane = &transfer->lanes[i];
-        if (lane->wait == LANE_WAITS_OTHERS)
+        if (lane->wait == LANE_WAITS_OTHERS || (lane->wait == LANE_WAITS_SOURCE && others_have_read(lane)))
             lane->wait = LANE_RUNS;
         else if (lane->wait == LANE_WAITS_SINK && transfer->fanout != NULL && may_take(lane))
             lane->wait = LANE_TAKES;

@@ -202,6 +202,68 @@ TEST("of a stream no sink gets further ahead of the slowest than the window; a f
     }
 }
 
+static int late_source, late_feeder;
+
+/* The first lane has asked just before the bytes come, all at once. */
+static bool bytes_come(int fd)
+{
+    if (fd != late_source || late_feeder < 0)
+        return false;
+    CHECK_EQ(write(late_feeder, "late", 4), 4);
+    late_feeder = -1;
+    errno = EAGAIN;
+    return true;
+}
+
+static ssize_t late_recv(int fd, void *buffer, size_t size, int flags)
+{
+    return bytes_come(fd) ? -1 : recv(fd, buffer, size, flags);
+}
+
+static ssize_t late_splice(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags)
+{
+    return bytes_come(in) ? -1 : splice(in, in_offset, out, out_offset, size, flags);
+}
+
+TEST("what one sink's turn found in the source is given to those that had found nothing just before")
+{
+    const struct sys before = sys;
+    sys.recv = late_recv;
+    sys.splice = late_splice;
+    for (int i = 0; i < 4; i++) {
+        bool by_tee = i % 2 == 1, until_end = i / 2 == 1;
+        int source[2], a[2], b[2];
+        char got[8];
+        unix_pair(source);
+        unix_pair(a);
+        unix_pair(b);
+        struct sluice_end *sinks[] = {end_of(a[0]), end_of(b[0])};
+        struct sluice_segment segment = stream_segment(end_of(source[0]), until_end ? SLUICE_UNTIL_END : 4);
+        struct sluice_transfer_options options = {.size = sizeof options,
+                                                  .segments = &segment,
+                                                  .segment_count = 1,
+                                                  .sinks = sinks,
+                                                  .sink_count = 2,
+                                                  .route = by_tee ? SLUICE_ROUTE_TEE : SLUICE_ROUTE_COPY};
+        struct sluice_transfer *transfer;
+        struct sluice_waits waits;
+        late_source = source[0];
+        late_feeder = source[1];
+        CHECK_EQ(sluice_transfer_new(&options, &transfer, NULL), 0);
+        CHECK_EQ(sluice_transfer_step(transfer, &waits), until_end ? SLUICE_STEP_WAIT : SLUICE_STEP_DONE);
+        CHECK_EQ(recv(a[1], got, sizeof got, MSG_DONTWAIT), 4);
+        CHECK_EQ(recv(b[1], got, sizeof got, MSG_DONTWAIT), 4);
+        sluice_transfer_free(transfer);
+        sluice_end_close(segment.end);
+        sluice_end_close(sinks[0]);
+        sluice_end_close(sinks[1]);
+        close(source[1]);
+        close(a[1]);
+        close(b[1]);
+    }
+    sys = before;
+}
+
 TEST("a dead sink ends the transfer with its error, and each receipt says what that sink got")
 {
     for (int from = 0; from < SOURCES; from++) {
