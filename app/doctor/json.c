@@ -62,9 +62,9 @@ static json_t *device(const struct sluice_egress *egress)
 
 static json_t *place(const struct place *place)
 {
-    return json_pack("{s:s, s:o, s:o, s:o, s:o}", "kind", sluice_end_kind_name(place->kind), "file_system",
-                     text_or_null(place->file_system), "directory", text_or_null(place->directory), "device",
-                     device(&place->egress), "peer", text_or_null(place->peer));
+    return json_pack("{s:s, s:b, s:o, s:o, s:o, s:o}", "kind", sluice_end_kind_name(place->kind), "given", place->given,
+                     "file_system", text_or_null(place->file_system), "directory", text_or_null(place->directory),
+                     "device", device(&place->egress), "peer", text_or_null(place->peer));
 }
 
 static json_t *rung_object(const struct rung *rung)
@@ -104,8 +104,8 @@ static json_t *pair_object(const struct ladder_pair *pair)
     json_t *routes = json_array();
     for (unsigned i = 0; i < pair->count; i++)
         json_array_append_new(routes, rung_object(&pair->rungs[i]));
-    return json_pack("{s:o, s:o, s:o, s:o}", "source", place(&pair->source), "sink", place(&pair->sink), "bytes",
-                     size(pair->length), "routes", routes);
+    return json_pack("{s:o, s:o, s:i, s:b, s:o, s:o}", "source", place(&pair->source), "sink", place(&pair->sink),
+                     "sinks", (int)pair->sinks, "io_uring", pair->ring, "bytes", size(pair->length), "routes", routes);
 }
 
 int report_ladder_json(FILE *stream, const struct ladder *ladder, const struct crossovers *crossovers)
@@ -121,6 +121,7 @@ int report_ladder_json(FILE *stream, const struct ladder *ladder, const struct c
                                         sluice_end_kind_name(item->sink), "device", device(&item->device), "pays_from",
                                         size(item->from), "samples", size(item->samples), "closed", item->closed));
     }
-    return print(stream, json_pack("{s:o, s:o, s:o}", "ladder", pairs, "crossovers", learned, "crossovers_not_loaded",
-                                   text_or_null(crossovers->not_loaded)));
+    return print(stream,
+                 json_pack("{s:o, s:o, s:o, s:o}", "ladder", pairs, "io_uring_missing", text_or_null(ladder->no_ring),
+                           "crossovers", learned, "crossovers_not_loaded", text_or_null(crossovers->not_loaded)));
 }

@@ -23,6 +23,7 @@
 #define TRIAL_BYTES ((256u << 10) + 123)
 #define DATAGRAM_BYTES 16000u /* one datagram */
 #define CONNECT_MS 3000
+#define TRIAL_MS 5000
 
 /* ---- Ends ----------------------------------------------------------------------------------------------------- */
 
@@ -250,37 +251,163 @@ static struct sluice_segment segment_of(const struct place *place, const struct 
 
 /* ---- Trials ----------------------------------------------------------------------------------------------------- */
 
-static int try_route(const struct ladder_pair *pair, enum sluice_route route, struct rung *rung)
+/* A transfer of a pair, and all it takes. */
+struct trial {
+    struct stand source, sinks[LADDER_SINKS_MAX];
+    struct sluice_end *ends[LADDER_SINKS_MAX];
+    struct sluice_segment segment;
+    struct sluice_transfer_options options;
+};
+
+static int give_memory(struct sluice_segment *segment)
 {
-    struct stand source = {.far = -1}, sink = {.far = -1};
-    int result = set_up(&pair->source, true, pair->length, &source);
-    if (result == 0)
-        result = set_up(&pair->sink, false, pair->length, &sink);
-    if (result == 0)
-        result = start(&source);
-    if (result == 0)
-        result = start(&sink);
-    if (result == 0) {
-        struct sluice_segment segment = segment_of(&pair->source, &source, pair->length);
-        struct sluice_transfer_options options = {.size = sizeof options,
-                                                  .segments = &segment,
-                                                  .segment_count = 1,
-                                                  .sinks = &sink.end,
-                                                  .sink_count = 1,
-                                                  .route = route};
-        rung->tried = true;
-        rung->result = sluice_transfer_run(&options, &rung->receipt, &rung->error);
+    struct sluice_memory *memory;
+    int result = sluice_memory_new(segment->length, &memory);
+    if (result < 0)
+        return result;
+    memset(sluice_memory_data(memory), 'g', segment->length);
+    segment->data = sluice_memory_data(memory);
+    segment->release = sluice_memory_release;
+    segment->release_context = memory;
+    return 0;
+}
+
+/* To be torn down also when it failed. */
+static int set_up_trial(const struct ladder_pair *pair, struct trial *trial)
+{
+    *trial = (struct trial){.source = {.far = -1}, .sinks = {{.far = -1}, {.far = -1}}};
+    int result = set_up(&pair->source, true, pair->length, &trial->source);
+    for (unsigned i = 0; i < pair->sinks && result == 0; i++) {
+        result = set_up(&pair->sink, false, pair->length, &trial->sinks[i]);
+        trial->ends[i] = trial->sinks[i].end;
     }
-    tear_down(&source);
-    tear_down(&sink);
+    trial->segment = segment_of(&pair->source, &trial->source, pair->length);
+    trial->options = (struct sluice_transfer_options){.size = sizeof trial->options,
+                                                      .segments = &trial->segment,
+                                                      .segment_count = 1,
+                                                      .sinks = trial->ends,
+                                                      .sink_count = pair->sinks};
+    return result == 0 && pair->source.given ? give_memory(&trial->segment) : result;
+}
+
+static void tear_down_trial(struct trial *trial)
+{
+    tear_down(&trial->source);
+    for (unsigned i = 0; i < LADDER_SINKS_MAX; i++)
+        tear_down(&trial->sinks[i]);
+}
+
+/* A transfer on a ring, until its memory is back. */
+struct ring_run {
+    struct sluice_loop *ring;
+    bool done, over; /* over: nothing will change any more */
+    bool running;
+    struct rung *rung;
+};
+
+static void see_if_over(struct ring_run *run)
+{
+    run->over = run->done && (run->rung->result < 0 || sluice_receipt_is_final(&run->rung->receipt));
+    if (run->over && run->running) /* else the next run would stop at once */
+        sluice_loop_stop(run->ring);
+}
+
+static void ring_done(void *context, struct sluice_transfer *transfer, int result)
+{
+    struct ring_run *run = context;
+    run->done = true;
+    run->rung->result = result;
+    run->rung->receipt = *sluice_transfer_receipt(transfer, 0);
+    run->rung->error = *sluice_transfer_error(transfer);
+    see_if_over(run);
+}
+
+static void ring_settled(void *context, unsigned sink, const struct sluice_receipt *difference)
+{
+    struct ring_run *run = context;
+    (void)sink;
+    sluice_receipt_add(&run->rung->receipt, difference);
+    see_if_over(run);
+}
+
+static void ring_expired(void *context)
+{
+    struct ring_run *run = context;
+    run->rung->result = -ETIMEDOUT;
+    run->rung->error = (struct sluice_error){.code = -ETIMEDOUT, .operation = "io_uring", .reason = "it did not end"};
+    run->over = true;
+    sluice_loop_stop(run->ring);
+}
+
+static void run_on_ring(struct sluice_loop *ring, struct trial *trial, struct rung *rung)
+{
+    struct ring_run run = {.ring = ring, .rung = rung};
+    struct sluice_transfer *transfer = NULL;
+    struct sluice_timer timer = {.deadline = 0};
+    fcntl(sluice_end_fd(trial->ends[0]), F_SETFL, O_NONBLOCK);
+    trial->options.settled = ring_settled;
+    trial->options.settled_context = &run;
+    const struct sluice_receipt *receipt = NULL;
+    int result = sluice_loop_transfer(ring, &trial->options, ring_done, &run, &transfer, &receipt, &rung->error);
+    if (result != 0) {
+        if (receipt != NULL)
+            rung->receipt = *receipt;
+        run.done = true;
+        rung->result = result < 0 ? result : 0;
+        see_if_over(&run);
+    }
+    sluice_timer_start(ring, &timer, TRIAL_MS, ring_expired, &run);
+    run.running = !run.over;
+    if (run.running && (result = sluice_loop_run(ring)) < 0) {
+        rung->result = result;
+        rung->error = (struct sluice_error){.code = result, .operation = "io_uring"};
+    }
+    sluice_timer_stop(ring, &timer);
+    if (!run.done)
+        sluice_loop_transfer_cancel(ring, transfer);
+    if (trial->source.end != NULL)
+        sluice_loop_forget(ring, trial->source.end);
+    sluice_loop_forget(ring, trial->ends[0]);
+}
+
+static void run_here(struct trial *trial, struct rung *rung)
+{
+    struct sluice_receipt receipts[LADDER_SINKS_MAX];
+    memset(receipts, 0, sizeof receipts);
+    rung->result = sluice_transfer_run(&trial->options, receipts, &rung->error);
+    rung->receipt = receipts[0];
+    for (size_t i = 1; i < trial->options.sink_count; i++)
+        sluice_receipt_add(&rung->receipt, &receipts[i]);
+}
+
+static int try_route(const struct ladder_pair *pair, struct sluice_loop *ring, enum sluice_route route,
+                     struct rung *rung)
+{
+    struct trial trial;
+    int result = set_up_trial(pair, &trial);
+    if (result == 0)
+        result = start(&trial.source);
+    for (unsigned i = 0; i < pair->sinks && result == 0; i++)
+        result = start(&trial.sinks[i]);
+    if (result == 0) {
+        trial.options.route = route;
+        rung->tried = true;
+        if (pair->ring)
+            run_on_ring(ring, &trial, rung);
+        else
+            run_here(&trial, rung);
+    } else if (trial.segment.release == sluice_memory_release) {
+        sluice_memory_release(trial.segment.release_context, NULL, 0);
+    }
+    tear_down_trial(&trial);
     return result;
 }
 
 /* The plan only says what will be tried first: the file system may refuse it. */
-static int find_chosen(struct ladder_pair *pair)
+static int find_chosen(struct ladder_pair *pair, struct sluice_loop *ring)
 {
     struct rung any = {.tried = false};
-    int result = try_route(pair, SLUICE_ROUTE_AUTO, &any);
+    int result = try_route(pair, ring, SLUICE_ROUTE_AUTO, &any);
     struct rung *chosen = NULL;
     uint64_t most = 0;
     for (unsigned i = 0; i < pair->count && any.tried; i++) {
@@ -295,53 +422,89 @@ static int find_chosen(struct ladder_pair *pair)
     return result;
 }
 
-static int plan_pair(struct ladder_pair *pair)
+static int plan_pair(struct ladder_pair *pair, const struct sluice_loop *ring)
 {
-    struct stand source = {.far = -1}, sink = {.far = -1};
+    struct trial trial;
     struct sluice_plan plan;
-    int result = set_up(&pair->source, true, pair->length, &source);
+    int result = set_up_trial(pair, &trial);
     if (result == 0)
-        result = set_up(&pair->sink, false, pair->length, &sink);
-    if (result == 0) {
-        struct sluice_segment segment = segment_of(&pair->source, &source, pair->length);
-        result = sluice_plan_make(&segment, sink.end, &plan);
-    }
+        result = sluice_loop_plan(pair->ring ? ring : NULL, &trial.options, 0, 0, &plan);
     if (result == 0) {
         pair->count = plan.count;
         for (unsigned i = 0; i < plan.count; i++)
             pair->rungs[i].plan = plan.entries[i];
         bool inet = pair->sink.kind == SLUICE_END_TCP || pair->sink.kind == SLUICE_END_DATAGRAM;
-        if (inet && sluice_end_egress(sink.end, &pair->sink.egress) < 0)
+        if (inet && sluice_end_egress(trial.ends[0], &pair->sink.egress) < 0)
             pair->sink.egress = (struct sluice_egress){.ifindex = 0};
     }
-    tear_down(&source);
-    tear_down(&sink);
+    if (trial.segment.release == sluice_memory_release)
+        sluice_memory_release(trial.segment.release_context, NULL, 0);
+    tear_down_trial(&trial);
     return result;
 }
 
 /* ---- All pairs -------------------------------------------------------------------------------------------------- */
 
-static int add_pair(struct ladder *ladder, const struct place *source, const struct place *sink)
+/* Routes that can carry the pair, a bit each. */
+static unsigned open_routes(const struct ladder_pair *pair)
 {
+    unsigned routes = 0;
+    for (unsigned i = 0; i < pair->count; i++)
+        if (pair->rungs[i].plan.verdict != SLUICE_NEVER)
+            routes |= 1u << pair->rungs[i].plan.route;
+    return routes;
+}
+
+/* Plan it, and try what can carry it; unless nothing can that is not in the set `known`. */
+static int climb_pair(struct ladder_pair *pair, struct sluice_loop *ring, unsigned known, bool *ret_climbed)
+{
+    pair->length = pair->sink.kind == SLUICE_END_DATAGRAM ? DATAGRAM_BYTES : TRIAL_BYTES;
+    int result = plan_pair(pair, ring);
+    *ret_climbed = result == 0 && (open_routes(pair) & ~known) != 0;
+    if (!*ret_climbed)
+        return result;
+    if (pair->sink.peer != NULL) {
+        pair->rungs[0].chosen = pair->rungs[0].plan.verdict != SLUICE_NEVER; /* nothing is sent: as the plan says */
+        return 0;
+    }
+    for (unsigned i = 0; i < pair->count && result == 0; i++)
+        if (pair->rungs[i].plan.verdict != SLUICE_NEVER)
+            result = try_route(pair, ring, pair->rungs[i].plan.route, &pair->rungs[i]);
+    return result == 0 ? find_chosen(pair, ring) : result;
+}
+
+static int add_pair(struct ladder *ladder, struct sluice_loop *ring, const struct ladder_pair *model, unsigned known)
+{
+    bool climbed;
     struct ladder_pair *larger = realloc(ladder->pairs, (ladder->count + 1) * sizeof *larger);
     if (larger == NULL)
         return -ENOMEM;
     ladder->pairs = larger;
-    struct ladder_pair *pair = &larger[ladder->count];
-    memset(pair, 0, sizeof *pair);
-    pair->source = *source;
-    pair->sink = *sink;
-    pair->length = sink->kind == SLUICE_END_DATAGRAM ? DATAGRAM_BYTES : TRIAL_BYTES;
-    int result = plan_pair(pair);
-    for (unsigned i = 0; i < pair->count && result == 0; i++)
-        if (pair->rungs[i].plan.verdict != SLUICE_NEVER && sink->peer == NULL)
-            result = try_route(pair, pair->rungs[i].plan.route, &pair->rungs[i]);
-    if (result == 0 && sink->peer == NULL)
-        result = find_chosen(pair);
-    else if (result == 0 && pair->rungs[0].plan.verdict != SLUICE_NEVER)
-        pair->rungs[0].chosen = true; /* nothing is sent to the peer: as the plan says */
-    if (result == 0)
+    larger[ladder->count] = *model;
+    int result = climb_pair(&larger[ladder->count], ring, known, &climbed);
+    if (result == 0 && climbed)
         ladder->count++;
+    return result;
+}
+
+/* A source and a sink; and in every setting that opens a route to them. */
+static int add_pairs(struct ladder *ladder, struct sluice_loop *ring, const struct place *source,
+                     const struct place *sink)
+{
+    struct ladder_pair plain = {.source = *source, .sink = *sink, .sinks = 1}, given = plain, several = plain,
+                       on_ring = plain;
+    int result = add_pair(ladder, ring, &plain, 0);
+    unsigned known = result == 0 ? open_routes(&ladder->pairs[ladder->count - 1]) : 0;
+    bool is_memory = source->kind == SLUICE_END_MEMORY;
+    given.source.given = true;
+    several.sinks = LADDER_SINKS_MAX;
+    on_ring.ring = true;
+    if (result == 0 && is_memory)
+        result = add_pair(ladder, ring, &given, known);
+    if (result == 0 && !is_memory && source->kind != SLUICE_END_FILE) /* these go to each sink by themselves */
+        result = add_pair(ladder, ring, &several, known);
+    if (result == 0 && ring != NULL)
+        result = add_pair(ladder, ring, &on_ring, known);
     return result;
 }
 
@@ -375,16 +538,24 @@ static size_t list_places(const struct ladder_options *options, bool source, str
 int ladder_climb(const struct ladder_options *options, struct ladder *ret_ladder, struct failure *failure)
 {
     struct ladder ladder = {.pairs = NULL};
+    const struct sluice_loop_options ring_options = {.size = sizeof ring_options, .kind = SLUICE_LOOP_IO_URING};
+    struct sluice_loop *ring = NULL;
+    struct sluice_error no_ring = {.code = 0};
     size_t most = options->directory_count + 6;
     struct place *sources = calloc(most, sizeof *sources), *sinks = calloc(most, sizeof *sinks);
     int result = sources != NULL && sinks != NULL ? 0 : failure_set(failure, -ENOMEM, "no memory for the ladder");
+    if (sluice_loop_probe(&ring_options, &no_ring) < 0)
+        sluice_error_format(&no_ring, ladder.no_ring, sizeof ladder.no_ring);
+    else if (result == 0 && (result = sluice_loop_new(&ring_options, &ring)) < 0)
+        failure_set(failure, result, "making a loop on io_uring failed: %s (%s)", text_errno_meaning(result),
+                    text_errno_name(result));
     size_t source_count = result == 0 ? list_places(options, true, sources) : 0;
     size_t sink_count = result == 0 ? list_places(options, false, sinks) : 0;
     for (size_t from = 0; from < source_count && result == 0; from++) {
         for (size_t to = 0; to < sink_count && result == 0; to++) {
             if (sinks[to].kind == SLUICE_END_DATAGRAM && sources[from].kind != SLUICE_END_MEMORY)
                 continue;
-            result = add_pair(&ladder, &sources[from], &sinks[to]);
+            result = add_pairs(&ladder, ring, &sources[from], &sinks[to]);
             if (result < 0) {
                 char source[PATH_MAX + 64], sink[PATH_MAX + 64];
                 ladder_place_name(&sources[from], source, sizeof source);
@@ -394,6 +565,7 @@ int ladder_climb(const struct ladder_options *options, struct ladder *ret_ladder
             }
         }
     }
+    sluice_loop_free(ring);
     free(sources);
     free(sinks);
     if (result < 0)
@@ -414,9 +586,21 @@ int ladder_place_name(const struct place *place, char *text, size_t size)
     const char *kind = sluice_end_kind_name(place->kind);
     if (place->kind == SLUICE_END_FILE)
         return snprintf(text, size, "%s on %s (%s)", kind, place->file_system, place->directory);
+    if (place->given)
+        return snprintf(text, size, "%s given away", kind);
     if (place->egress.name[0] != '\0')
         return snprintf(text, size, "%s by %s%s%s%s", kind, place->egress.name, place->peer != NULL ? " (" : "",
                         place->peer != NULL ? place->peer : "", place->peer != NULL ? ")" : "");
     return snprintf(text, size, "%s%s%s", kind, place->peer != NULL ? " to " : "",
                     place->peer != NULL ? place->peer : "");
+}
+
+int ladder_pair_name(const struct ladder_pair *pair, char *text, size_t size)
+{
+    char source[LADDER_NAME_MAX / 2], sink[LADDER_NAME_MAX / 2];
+    ladder_place_name(&pair->source, source, sizeof source);
+    ladder_place_name(&pair->sink, sink, sizeof sink);
+    if (pair->sinks > 1)
+        return snprintf(text, size, "%s to %u sinks: %s", source, pair->sinks, sink);
+    return snprintf(text, size, "%s to %s%s", source, sink, pair->ring ? ", on io_uring" : "");
 }

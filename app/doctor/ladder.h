@@ -19,20 +19,26 @@ struct place {
     char file_system[32];        /* files: "ext4" */
     struct sluice_egress egress; /* tcp, datagram: the device; known or not */
     const char *peer;            /* tcp: an address of the user's; NULL: made here, over loopback */
+    bool given;                  /* memory that is given away (sluice_memory_new) */
 };
 
 struct rung {
     struct sluice_plan_entry plan;
-    bool chosen; /* auto takes it: it carried most bytes of a transfer without a forced route */
-    bool tried;  /* moved some bytes by it; if not, the rest is empty */
-    int result;  /* 0 or a negative errno */
-    struct sluice_receipt receipt;
-    struct sluice_error error; /* when result < 0 */
+    bool chosen;                   /* auto takes it: it carried most bytes of a transfer without a forced route */
+    bool tried;                    /* moved some bytes by it; if not, the rest is empty */
+    int result;                    /* 0 or a negative errno */
+    struct sluice_receipt receipt; /* of all sinks */
+    struct sluice_error error;     /* when result < 0 */
 };
 
+#define LADDER_SINKS_MAX 2
+
+/* Besides the plain ones there are pairs in a setting (given memory, more sinks, a ring) that opens a route to them. */
 struct ladder_pair {
     struct place source, sink;
-    uint64_t length; /* that was moved, and planned for */
+    unsigned sinks;  /* like this one, at a time */
+    bool ring;       /* carried by a loop on io_uring, else by none */
+    uint64_t length; /* that was moved to each sink, and planned for */
     unsigned count;
     struct rung rungs[SLUICE_ROUTE_COUNT]; /* the first to be tried first */
 };
@@ -40,6 +46,7 @@ struct ladder_pair {
 struct ladder {
     struct ladder_pair *pairs;
     size_t count;
+    char no_ring[256]; /* why there are no pairs on a ring; empty: there may be */
 };
 
 struct ladder_options {
@@ -58,5 +65,9 @@ void ladder_file_system(const char *directory, char *name, size_t size);
 
 /* "file on ext4 (/tmp)", "tcp by lo": as snprintf. */
 int ladder_place_name(const struct place *place, char *text, size_t size);
+
+/* "memory to tcp by lo, on io_uring": as snprintf. */
+int ladder_pair_name(const struct ladder_pair *pair, char *text, size_t size);
+#define LADDER_NAME_MAX (2 * (PATH_MAX + 64))
 
 #endif

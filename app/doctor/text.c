@@ -95,6 +95,8 @@ const char *report_fate(const struct sluice_receipt *receipt)
         return "copied in part";
     if (receipt->copy_bytes == receipt->bytes)
         return "copied once";
+    if (receipt->copy_bytes < 2 * receipt->bytes)
+        return "once or twice"; /* read once for several sinks */
     return receipt->copy_bytes == 2 * receipt->bytes ? "copied twice" : "copied more";
 }
 
@@ -147,24 +149,106 @@ static void describe(const struct rung *rung, char *text, size_t size)
                rung->receipt.fallbacks[0].error != 0 ? ")" : "");
 }
 
+#define REMARKS_AT 47u
+#define REMARKS_ROOM 60u /* less room than this beside the columns: long remarks go below, where there is more */
+
+/* Behind the columns if it fits there, or if there is room to break it; else on lines of its own. */
+static void put_remark(const struct page *page, unsigned at, const char *remark)
+{
+    const unsigned indent = 6;
+    bool fits = page->width == 0 || REMARKS_AT + strlen(remark) <= page->width;
+    if (at <= REMARKS_AT && (fits || page->width >= REMARKS_AT + REMARKS_ROOM)) {
+        fprintf(page->stream, "%*s", (int)(REMARKS_AT - at), "");
+        put_wrapped(page, REMARKS_AT, REMARKS_AT, remark);
+        return;
+    }
+    fprintf(page->stream, "\n%*s", (int)indent, "");
+    put_wrapped(page, indent, indent, remark);
+}
+
 static void report_rung(const struct page *page, const struct rung *rung)
 {
     char remark[640];
     bool works = rung->tried && rung->result == 0;
     enum sluice_evidence evidence = rung->receipt.routes[rung->plan.route].evidence;
+    const char *evidence_name = works && evidence != SLUICE_EVIDENCE_NONE ? sluice_evidence_name(evidence) : "-";
     describe(rung, remark, sizeof remark);
     const char *fate = works ? report_fate(&rung->receipt) : rung->tried ? "refused" : "-";
-    const char *weight = rung->chosen ? BOLD : rung->plan.verdict == SLUICE_NEVER ? DIM : "";
-    fprintf(page->stream, "%s%c %-16s%s%-15s%-14s", colour(page, weight), rung->chosen ? '*' : ' ',
-            sluice_route_name(rung->plan.route), rung->chosen ? colour(page, PLAIN) : "", fate,
-            works && evidence != SLUICE_EVIDENCE_NONE ? sluice_evidence_name(evidence) : "-");
-    put_wrapped(page, 47, 47, remark);
+    fprintf(page->stream, "%s%c %-16s%s%-15s", colour(page, rung->chosen ? BOLD : ""), rung->chosen ? '*' : ' ',
+            sluice_route_name(rung->plan.route), rung->chosen ? colour(page, PLAIN) : "", fate);
+    if (remark[0] == '\0')
+        fprintf(page->stream, "%s\n", evidence_name);
+    else
+        put_remark(page, 33 + (unsigned)fprintf(page->stream, "%s", evidence_name), remark);
+}
+
+/* The routes that can never carry the pair: those with the same reason in one line. */
+static void report_never(const struct page *page, const struct ladder_pair *pair)
+{
+    char names[SLUICE_ROUTE_COUNT * 20], remark[sizeof names + 256];
+    bool narrow = page->width > 0 && page->width < REMARKS_AT + REMARKS_ROOM;
+    fputs(colour(page, DIM), page->stream);
+    for (unsigned first = 0; first < pair->count; first++) {
+        const struct sluice_plan_entry *plan = &pair->rungs[first].plan;
+        size_t length = 0;
+        bool shown = plan->verdict != SLUICE_NEVER;
+        for (unsigned i = 0; i < first; i++)
+            shown |= pair->rungs[i].plan.verdict == SLUICE_NEVER && pair->rungs[i].plan.reason == plan->reason;
+        for (unsigned i = first; i < pair->count && !shown; i++)
+            if (pair->rungs[i].plan.verdict == SLUICE_NEVER && pair->rungs[i].plan.reason == plan->reason)
+                length += (size_t)snprintf(names + length, sizeof names - length, "%s%s", length > 0 ? ", " : "",
+                                           sluice_route_name(pair->rungs[i].plan.route));
+        if (shown)
+            continue;
+        fprintf(page->stream, "  %s", narrow ? "" : names);
+        if (narrow) {
+            snprintf(remark, sizeof remark, "%s: never: %s", names, plan->reason);
+            put_wrapped(page, 2, 6, remark);
+        } else {
+            snprintf(remark, sizeof remark, "never: %s", plan->reason);
+            put_remark(page, 2 + (unsigned)length, remark);
+        }
+    }
     fputs(colour(page, PLAIN), page->stream);
+}
+
+#define FEW_PAIRS 4 /* are seen at a glance */
+
+static void report_summary(const struct page *page, const struct ladder *ladder)
+{
+    char name[LADDER_NAME_MAX];
+    if (ladder->count <= FEW_PAIRS)
+        return;
+    fprintf(page->stream, "%sIn short%s: what auto takes\n", colour(page, BOLD), colour(page, PLAIN));
+    for (size_t i = 0; i < ladder->count; i++) {
+        const struct ladder_pair *pair = &ladder->pairs[i];
+        for (unsigned r = 0; r < pair->count; r++) {
+            const struct rung *rung = &pair->rungs[r];
+            if (!rung->chosen)
+                continue;
+            enum sluice_evidence evidence = rung->receipt.routes[rung->plan.route].evidence;
+            int at = fprintf(page->stream, "  %-16s%-15s%s", sluice_route_name(rung->plan.route),
+                             rung->tried ? report_fate(&rung->receipt) : "-",
+                             evidence != SLUICE_EVIDENCE_NONE ? sluice_evidence_name(evidence) : "-");
+            ladder_pair_name(pair, name, sizeof name);
+            put_remark(page, (unsigned)at, name);
+        }
+    }
+    fprintf(page->stream, "\n");
+}
+
+static void report_crossover(const struct page *page, enum sluice_route route, uint64_t from, const char *how,
+                             const char *where)
+{
+    char size[TEXT_SIZE_MAX];
+    int at =
+        fprintf(page->stream, "  %-16s%-15s%s", sluice_route_name(route), format_from(from, size, sizeof size), how);
+    put_remark(page, (unsigned)at, where);
 }
 
 static void report_crossovers(const struct page *page, const struct ladder *ladder, const struct crossovers *crossovers)
 {
-    char from[TEXT_SIZE_MAX], source[PATH_MAX + 64], sink[PATH_MAX + 64], text[sizeof source + sizeof sink + 8];
+    char text[LADDER_NAME_MAX + 64];
     bool none = crossovers->count == 0;
     fprintf(page->stream, "%sCrossovers%s: from which size on a route pays\n", colour(page, BOLD), colour(page, PLAIN));
     for (size_t i = 0; i < ladder->count; i++) {
@@ -174,23 +258,17 @@ static void report_crossovers(const struct page *page, const struct ladder *ladd
             if (plan->from == 0)
                 continue;
             none = false;
-            ladder_place_name(&pair->source, source, sizeof source);
-            ladder_place_name(&pair->sink, sink, sizeof sink);
-            fprintf(page->stream, "  %-16s%-15s%-14s", sluice_route_name(plan->route),
-                    format_from(plan->from, from, sizeof from), plan->learned ? "learned" : "default");
-            snprintf(text, sizeof text, "%s to %s", source, sink);
-            put_wrapped(page, 47, 47, text);
+            ladder_pair_name(pair, text, sizeof text);
+            report_crossover(page, plan->route, plan->from, plan->learned ? "learned" : "default", text);
         }
     }
     for (size_t i = 0; i < crossovers->count; i++) {
         const struct sluice_crossover *item = &crossovers->items[i];
-        fprintf(page->stream, "  %-16s%-15s%-14s", sluice_route_name(item->route),
-                format_from(item->from, from, sizeof from), item->closed ? "for now" : "learned");
         const char *driver = item->device.loopback ? "loopback" : item->device.driver;
         snprintf(text, sizeof text, "%s to %s%s%s (%llu samples)", sluice_end_kind_name(item->source),
                  sluice_end_kind_name(item->sink), driver[0] != '\0' ? " by " : "", driver,
                  (unsigned long long)item->samples);
-        put_wrapped(page, 47, 47, text);
+        report_crossover(page, item->route, item->from, item->closed ? "for now" : "learned", text);
     }
     if (none)
         fprintf(page->stream, "  None between these ends.\n");
@@ -200,20 +278,26 @@ static void report_crossovers(const struct page *page, const struct ladder *ladd
 
 void report_ladder(const struct page *page, const struct ladder *ladder, const struct crossovers *crossovers)
 {
-    char source[PATH_MAX + 64], sink[PATH_MAX + 64], title[sizeof source + sizeof sink + 8];
+    char title[LADDER_NAME_MAX];
     fprintf(page->stream, "%s  %-16s%-15s%-14s%s%s\n\n", colour(page, BOLD), "route", "copied?", "evidence", "why not",
             colour(page, PLAIN));
     for (size_t i = 0; i < ladder->count; i++) {
         const struct ladder_pair *pair = &ladder->pairs[i];
-        ladder_place_name(&pair->source, source, sizeof source);
-        ladder_place_name(&pair->sink, sink, sizeof sink);
-        snprintf(title, sizeof title, "%s to %s", source, sink);
+        ladder_pair_name(pair, title, sizeof title);
         fprintf(page->stream, "%s", colour(page, BOLD));
         put_wrapped(page, 0, 0, title);
         fprintf(page->stream, "%s", colour(page, PLAIN));
         for (unsigned r = 0; r < pair->count; r++)
-            report_rung(page, &pair->rungs[r]);
+            if (pair->rungs[r].plan.verdict != SLUICE_NEVER)
+                report_rung(page, &pair->rungs[r]);
+        report_never(page, pair);
         fprintf(page->stream, "\n");
     }
+    if (ladder->no_ring[0] != '\0') {
+        snprintf(title, sizeof title, "What only a loop on io_uring carries is not shown: %s.", ladder->no_ring);
+        put_wrapped(page, 0, 2, title);
+        fprintf(page->stream, "\n");
+    }
+    report_summary(page, ladder);
     report_crossovers(page, ladder, crossovers);
 }

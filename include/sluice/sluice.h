@@ -311,6 +311,13 @@ struct sluice_plan {
 SLUICE_API int sluice_plan_make(const struct sluice_segment *segment, struct sluice_end *sink,
                                 struct sluice_plan *ret_plan);
 
+/* Could the route ever carry bytes from such a source to such a sink, or to so many: on some machine, for some size, by
+ * some loop? For programs that are told a route before they have ends. source_flags: of sluice_end_open. Any thread.
+ * Returns 0 (SLUICE_ROUTE_AUTO always does), -EOPNOTSUPP and why not (ret_reason may be NULL; a static string), or
+ * -EINVAL: there is no such route. */
+SLUICE_API int sluice_route_check(enum sluice_route route, enum sluice_end_kind source, unsigned source_flags,
+                                  enum sluice_end_kind sink, size_t sinks, const char **ret_reason);
+
 /* ---- Crossovers --------------------------------------------------------------------------------------------- */
 
 /* From which size on a route is cheaper than copying is learned while transfers run, per pair of ends and kind of
@@ -608,6 +615,12 @@ typedef void sluice_transfer_done_fn(void *context, struct sluice_transfer *tran
 SLUICE_API int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_options *options,
                                     sluice_transfer_done_fn *done, void *context, struct sluice_transfer **ret_transfer,
                                     const struct sluice_receipt **ret_receipt, struct sluice_error *ret_error);
+
+/* As sluice_plan_make, of one segment and one sink of a transfer with these options, if this loop (NULL: none) is to
+ * carry it: some routes are for several sinks, or for a loop on io_uring. A forced route is not regarded. Returns 0 or
+ * -EINVAL (no such segment or sink; a segment without its end). */
+SLUICE_API int sluice_loop_plan(const struct sluice_loop *loop, const struct sluice_transfer_options *options,
+                                size_t segment, size_t sink, struct sluice_plan *ret_plan);
 
 /* End it now: done runs with -ECANCELED before this returns. */
 SLUICE_API void sluice_loop_transfer_cancel(struct sluice_loop *loop, struct sluice_transfer *transfer);

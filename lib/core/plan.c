@@ -118,11 +118,15 @@ static void add_entries(struct sluice_plan *plan, const struct pair *pair, const
     }
 }
 
-int sluice_plan_make(const struct sluice_segment *segment, struct sluice_end *sink, struct sluice_plan *ret_plan)
+int plan_list(const struct sluice_segment *segment, struct sluice_end *sink, const struct plan_setting *setting,
+              struct sluice_plan *ret_plan)
 {
     if (segment->kind != SLUICE_SEGMENT_MEMORY && segment->end == NULL)
         return -EINVAL;
     struct pair pair = plan_pair(segment, sink, false);
+    pair.fan_out = setting->fan_out && segment->kind == SLUICE_SEGMENT_STREAM;
+    pair.transform = setting->transform;
+    pair.ring = setting->ring;
     const struct sluice_end *source = segment->kind == SLUICE_SEGMENT_MEMORY ? NULL : segment->end;
     struct sluice_plan plan = {0};
     add_entries(&plan, &pair, source, sink, SLUICE_YES);
@@ -130,6 +134,42 @@ int sluice_plan_make(const struct sluice_segment *segment, struct sluice_end *si
     add_entries(&plan, &pair, source, sink, SLUICE_NEVER);
     *ret_plan = plan;
     return 0;
+}
+
+int sluice_plan_make(const struct sluice_segment *segment, struct sluice_end *sink, struct sluice_plan *ret_plan)
+{
+    return plan_list(segment, sink, &(struct plan_setting){.ring = false}, ret_plan);
+}
+
+int sluice_route_check(enum sluice_route route, enum sluice_end_kind source, unsigned source_flags,
+                       enum sluice_end_kind sink, size_t sinks, const char **ret_reason)
+{
+    const struct pair pair = {
+        .segment = source == SLUICE_END_MEMORY                               ? SLUICE_SEGMENT_MEMORY
+                   : source == SLUICE_END_FILE || source == SLUICE_END_BLOCK ? SLUICE_SEGMENT_FILE
+                                                                             : SLUICE_SEGMENT_STREAM,
+        .source = source,
+        .sink = sink,
+        .snapshot = source_flags & SLUICE_END_SNAPSHOT,
+        .direct_source = source_flags & SLUICE_END_DIRECT,
+        .past_cache = source_flags & SLUICE_END_DIRECT,
+        .fan_out = sinks > 1 && source != SLUICE_END_MEMORY && source != SLUICE_END_FILE && source != SLUICE_END_BLOCK,
+        .ring = true,
+        .file_size = CROSSOVER_FLOOR,
+        .length = SLUICE_UNTIL_END,
+        .released = true,
+        .is_given = true,
+        .given = GIVEN_REFERRED_TO,
+        .lending = SLUICE_YES,
+    };
+    const char *reason = NULL;
+    if ((unsigned)route >= SLUICE_ROUTE_COUNT)
+        return -EINVAL;
+    if (route == SLUICE_ROUTE_AUTO || route_registry[route]->assess(&pair, &reason) != SLUICE_NEVER)
+        return 0;
+    if (ret_reason != NULL)
+        *ret_reason = reason;
+    return -EOPNOTSUPP;
 }
 
 const char *sluice_route_name(enum sluice_route route)

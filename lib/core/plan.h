@@ -11,6 +11,17 @@ const struct route *plan_choose(const struct pair *pair, unsigned without);
  * device, to which the pair then refers. */
 struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *sink, bool waits);
 
+/* What a plan depends on besides a segment and a sink. */
+struct plan_setting {
+    bool fan_out; /* there are more sinks */
+    bool transform;
+    bool ring; /* the loop is one */
+};
+
+/* sluice_plan_make in a setting. */
+int plan_list(const struct sluice_segment *segment, struct sluice_end *sink, const struct plan_setting *setting,
+              struct sluice_plan *ret_plan);
+
 /* The route about which the size of the pair's segment decides: chosen itself, or, if copying was chosen, the first
  * that would have been taken for a larger segment. NULL: there is none, the size decides nothing. */
 const struct route *plan_question(const struct pair *pair, const struct route *chosen);

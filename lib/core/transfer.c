@@ -16,7 +16,7 @@
  *   state               set by                                  left by
  *   LANE_RUNS           lane_begin, wake                        a wait, or the end
  *   LANE_TAKES          would_block, fanout_wake                fanout_take: nothing to take, or no room
- *   LANE_WAITS_SOURCE   would_block                             wake, at the next step
+ *   LANE_WAITS_SOURCE   would_block                             wake, at the next step; fanout_wake: others have read
  *   LANE_WAITS_SINK     would_block, fanout_take                wake
  *   LANE_WAITS_PAGES    admit_file                              wake
  *   LANE_WAITS_OTHERS   fanout_step                             wake: another lane moved

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "loop.h"
 #include "../core/fanout.h"
+#include "../core/plan.h"
 #include "../core/receipt.h"
 #include "../core/sys.h"
 #include <errno.h>
@@ -531,6 +532,17 @@ int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_
     transfer_end(transfer);
     put_transfer(loop, transfer);
     return result < 0 ? result : 1;
+}
+
+int sluice_loop_plan(const struct sluice_loop *loop, const struct sluice_transfer_options *options, size_t segment,
+                     size_t sink, struct sluice_plan *ret_plan)
+{
+    if (options->size < sizeof *options || segment >= options->segment_count || sink >= options->sink_count)
+        return -EINVAL;
+    const struct plan_setting setting = {.fan_out = options->sink_count > 1,
+                                         .transform = options->transform != NULL,
+                                         .ring = loop != NULL && loop->carrier != NULL && options->sink_count == 1};
+    return plan_list(&options->segments[segment], options->sinks[sink], &setting, ret_plan);
 }
 
 void sluice_loop_transfer_cancel(struct sluice_loop *loop, struct sluice_transfer *transfer)

@@ -11,9 +11,7 @@
 static enum sluice_verdict assess(const struct pair *pair, const char **ret_reason)
 {
     *ret_reason = NULL;
-    if (!pair->ring)
-        *ret_reason = "only a loop on io_uring carries it (--loop io_uring)";
-    else if (pair->segment != SLUICE_SEGMENT_MEMORY)
+    if (pair->segment != SLUICE_SEGMENT_MEMORY)
         *ret_reason = "the source must be memory";
     else if (pair->transform)
         *ret_reason = "what a transform makes lies in a buffer that is used again at once";
@@ -21,6 +19,8 @@ static enum sluice_verdict assess(const struct pair *pair, const char **ret_reas
         *ret_reason = "only TCP and UDP sockets take memory on loan";
     else if (!pair->released)
         *ret_reason = "the segment has no release callback: nobody would learn when its memory is free again";
+    else if (!pair->ring)
+        *ret_reason = "only a loop on io_uring carries it (--loop io_uring)";
     else if (pair->lending == SLUICE_NEVER)
         *ret_reason = pair->lending_reason;
     if (*ret_reason != NULL)

@@ -206,17 +206,24 @@ def name_of(place):
     return place["kind"] + (" by " + place["device"]["name"] if place["device"] else "")
 
 
+def title_of(pair):
+    source = name_of(pair["source"]) + (" given away" if pair["source"]["given"] else "")
+    if pair["sinks"] > 1:
+        return f"{source} to {pair['sinks']} sinks: {name_of(pair['sink'])}"
+    return f"{source} to {name_of(pair['sink'])}" + (", on io_uring" if pair["io_uring"] else "")
+
+
 @case("every line of the ladder as text is one of JSON's, in its order")
 def _():
     root = new_root()
     report = ladder(root, "/dev/shm")["ladder"]
     text = doctor("--routes", root, "/dev/shm", code=0).stdout
-    blocks = [block.splitlines() for block in text.split("\n\n")[1:-1]]
+    blocks = [block.splitlines() for block in text.split("\n\n")[1:-2]]
     equal(len(blocks), len(report), "pairs")
     for block, pair in zip(blocks, report):
-        equal(block[0], f"{name_of(pair['source'])} to {name_of(pair['sink'])}", "title")
-        equal(len(block) - 1, len(pair["routes"]), "routes")
-        for line, route in zip(block[1:], pair["routes"]):
+        equal(block[0], title_of(pair), "title")
+        served = [route for route in pair["routes"] if route["verdict"] != "never"]
+        for line, route in zip(block[1:], served):
             equal(line[0] == "*", route["chosen"], line)
             equal(line[2:18].strip(), route["route"], line)
             fate = "-" if not route["tried"] else "refused" if route["error"] else route["copied"]
@@ -224,18 +231,78 @@ def _():
             equal(line[33:47].strip(), route["evidence"] or "-", line)
             if route["verdict"] != "yes":
                 assert line[47:].startswith(f"{route['verdict']}: {route['why_not']}"), line
+        never = {}
+        for route in pair["routes"]:
+            if route["verdict"] == "never":
+                never.setdefault(route["why_not"], []).append(route["route"])
+        equal([[re.split(r"  +", line[2:], 1)[0], line.split("never: ", 1)[1]] for line in block[1 + len(served):]],
+              [[", ".join(routes), reason] for reason, routes in never.items()], block[0])
+    short = [line for line in text.split("\n\n")[-2].splitlines()[1:]]
+    taken = [route for pair in report for route in pair["routes"] if route["chosen"]]
+    equal([[line[2:18].strip(), line[18:33].strip(), line[47:]] for line in short],
+          [[route["route"], route["copied"], title_of(pair)] for route, pair in zip(taken, report)], "in short")
 
 
 @case("the ladder's figures add up, and one route of each pair is chosen")
 def _():
     for pair in ladder("/tmp")["ladder"]:
-        equal(sum(route["chosen"] for route in pair["routes"]), 1, name_of(pair["source"]))
+        equal(sum(route["chosen"] for route in pair["routes"]), 1, title_of(pair))
         for route in pair["routes"]:
             if route["bytes"] is not None:
-                equal(route["bytes"], pair["bytes"], route["route"])
+                equal(route["bytes"], pair["bytes"] * pair["sinks"], route["route"])
                 equal(route["by_reference"] + route["copied_bytes"] + route["unknown"], route["bytes"], route["route"])
             if route["verdict"] == "never":
                 assert not route["tried"] and route["why_not"], route
+
+
+@case("what takes more than two ends is tried too: tee into two sinks, memory given away, a loop on io_uring")
+def _():
+    report = ladder("/tmp")
+    opened = {}
+    for pair in report["ladder"]:
+        setting = "two sinks" if pair["sinks"] == 2 else "given" if pair["source"]["given"] else \
+            "io_uring" if pair["io_uring"] else "plain"
+        for route in pair["routes"]:
+            if route["tried"] and not route["error"]:
+                opened.setdefault(route["route"], {}).setdefault(setting, []).append(
+                    (pair["source"]["kind"], pair["sink"]["kind"], route["carried"] // pair["bytes"], route["copied"]))
+    equal(set(opened["tee"]), {"two sinks"}, "tee")
+    equal(sorted(opened["tee"]["two sinks"])[:1], [("pipe", "file", 2, "copied once")], "tee")
+    assert ("tcp", "tcp", 2, "by reference") in opened["tee"]["two sinks"], opened["tee"]
+    equal(opened["vmsplice"], {"given": [("memory", "pipe", 1, "by reference"), ("memory", "tcp", 1, "by reference"),
+                                         ("memory", "unix", 1, "unknown")]}, "vmsplice")
+    if report["io_uring_missing"]:
+        raise Skip(f"no io_uring: {report['io_uring_missing']}")
+    equal(opened["uring_send_zc"], {"io_uring": [("memory", "tcp", 1, "copied once"),
+                                                 ("memory", "datagram", 1, "copied once")]}, "uring_send_zc")
+    equal([route["evidence"] for pair in report["ladder"] for route in pair["routes"]
+           if route["route"] == "uring_send_zc" and route["tried"]], ["measured", "measured"], "evidence")
+
+
+def forbid_io_uring():
+    """As a container does: seccomp answers EPERM to io_uring_setup (425 everywhere) and allows the rest."""
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+    load, equals, give = 0x20, 0x15, 0x06
+    code = b"".join(struct.pack("HBBI", *line) for line in (
+        (load, 0, 0, 0), (equals, 0, 1, 425), (give, 0, 0, 0x00050001), (give, 0, 0, 0x7fff0000)))
+    forbid_io_uring.kept = ctypes.create_string_buffer(code, len(code))
+    program = Program(4, ctypes.addressof(forbid_io_uring.kept))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(38, 1, 0, 0, 0) != 0 or libc.prctl(22, 2, ctypes.byref(program), 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+@case("where io_uring is forbidden, the ladder says why instead of trying it")
+def _():
+    report = ladder("--from", "memory", "--to", "tcp", setup=forbid_io_uring)
+    text = doctor("--routes", "--from", "memory", "--to", "tcp", code=0, setup=forbid_io_uring).stdout
+    assert not any(pair["io_uring"] for pair in report["ladder"])
+    assert "EPERM" in report["io_uring_missing"], report["io_uring_missing"]
+    assert f"is not shown: {report['io_uring_missing']}." in text, text
+    one, = about("io_uring", findings(setup=forbid_io_uring))
+    equal(one["level"], "note", "level")
+    assert "seccomp" in one["remedy"], one
 
 
 @case("sendfile to TCP is by reference over loopback, by an ext4 file's pages and a tmpfs file's")
@@ -284,7 +351,7 @@ def crossover_file(cache, lines):
 def _():
     cache = tempfile.mkdtemp(prefix="sluice-doctor-")
     report = ladder("--from", "tcp", "--to", "tcp", cache=cache)
-    pair, = report["ladder"]
+    pair = report["ladder"][0]
     splice, = [route for route in pair["routes"] if route["route"] == "splice"]
     equal((splice["pays_from"], splice["learned"], splice["chosen"]), (16384, False, True), "the default")
     assert "there is none yet" in report["crossovers_not_loaded"]
@@ -294,7 +361,7 @@ def _():
     crossover_file(cache, [f"splice tcp tcp {device['driver'] or '-'} {flags} 1048576 8:20:300000",
                            f"copy tcp tcp {device['driver'] or '-'} {flags} - 8:20:200000"])
     report = ladder("--from", "tcp", "--to", "tcp", cache=cache)
-    pair, = report["ladder"]
+    pair = report["ladder"][0]
     splice, = [route for route in pair["routes"] if route["route"] == "splice"]
     equal((splice["pays_from"], splice["learned"], splice["chosen"]), (1 << 20, True, False), "learned")
     equal(splice["why_not"], "dearer below 1 MiB here (learned)", "why")

@@ -110,35 +110,113 @@ static struct sluice_segment segment_of(const struct place *place, const struct 
         segment.data = memory;
         segment.release = released;
     }
+    if (place->given) {
+        struct sluice_memory *given;
+        CHECK_EQ(sluice_memory_new(length, &given), 0);
+        segment.data = memset(sluice_memory_data(given), 1, length);
+        segment.release = sluice_memory_release;
+        segment.release_context = given;
+    }
     return segment;
+}
+
+struct on_ring {
+    struct sluice_loop *loop;
+    int result;
+    bool done, running;
+    struct sluice_receipt *receipt;
+};
+
+static void stop_if_final(struct on_ring *run)
+{
+    if (run->running && run->done && (run->result < 0 || sluice_receipt_is_final(run->receipt)))
+        sluice_loop_stop(run->loop);
+}
+
+static void on_done(void *context, struct sluice_transfer *transfer, int result)
+{
+    struct on_ring *run = context;
+    run->done = true;
+    run->result = result;
+    *run->receipt = *sluice_transfer_receipt(transfer, 0);
+    stop_if_final(run);
+}
+
+static void on_settled(void *context, unsigned sink, const struct sluice_receipt *difference)
+{
+    struct on_ring *run = context;
+    CHECK_EQ(sink, 0);
+    sluice_receipt_add(run->receipt, difference);
+    stop_if_final(run);
+}
+
+static int run_on_ring(struct sluice_transfer_options *options, struct sluice_receipt *ret_receipt,
+                       struct sluice_plan *ret_plan)
+{
+    const struct sluice_loop_options kind = {.size = sizeof kind, .kind = SLUICE_LOOP_IO_URING};
+    struct on_ring run = {.receipt = ret_receipt};
+    CHECK_EQ(sluice_loop_new(&kind, &run.loop), 0);
+    CHECK_EQ(sluice_loop_plan(run.loop, options, 0, 0, ret_plan), 0);
+    options->settled = on_settled;
+    options->settled_context = &run;
+    fcntl(sluice_end_fd(options->sinks[0]), F_SETFL, O_NONBLOCK);
+    const struct sluice_receipt *receipt;
+    int result = sluice_loop_transfer(run.loop, options, on_done, &run, NULL, &receipt, NULL);
+    if (result != 0) {
+        *ret_receipt = *receipt;
+        run.done = true;
+        run.result = result < 0 ? result : 0;
+    }
+    run.running = true;
+    if (!run.done || (run.result == 0 && !sluice_receipt_is_final(ret_receipt)))
+        CHECK_EQ(sluice_loop_run(run.loop), 0);
+    sluice_loop_forget(run.loop, options->sinks[0]);
+    sluice_loop_free(run.loop);
+    return run.result;
 }
 
 static int move(const struct ladder_pair *pair, enum sluice_route route, struct sluice_receipt *ret_receipt,
                 struct sluice_plan *ret_plan)
 {
-    struct near_far from = make(&pair->source, true), to = make(&pair->sink, false);
+    struct near_far from = make(&pair->source, true), to[LADDER_SINKS_MAX];
+    struct sluice_end *sinks[LADDER_SINKS_MAX];
     struct sluice_segment segment = segment_of(&pair->source, &from, pair->length);
+    struct sluice_receipt receipts[LADDER_SINKS_MAX];
+    int result;
+    for (unsigned i = 0; i < pair->sinks; i++) {
+        to[i] = make(&pair->sink, false);
+        sinks[i] = to[i].end;
+    }
     struct sluice_transfer_options options = {.size = sizeof options,
                                               .segments = &segment,
                                               .segment_count = 1,
-                                              .sinks = &to.end,
-                                              .sink_count = 1,
+                                              .sinks = sinks,
+                                              .sink_count = pair->sinks,
                                               .route = route};
-    CHECK_EQ(sluice_plan_make(&segment, to.end, ret_plan), 0);
-    bool drains = to.far >= 0 && pair->sink.kind != SLUICE_END_DATAGRAM;
+    bool drains = to[0].far >= 0 && pair->sink.kind != SLUICE_END_DATAGRAM;
     if (from.far >= 0)
         CHECK_EQ(pthread_create(&from.thread, NULL, serve, &from), 0);
-    if (drains)
-        CHECK_EQ(pthread_create(&to.thread, NULL, serve, &to), 0);
-    int result = sluice_transfer_run(&options, ret_receipt, NULL);
+    for (unsigned i = 0; i < pair->sinks && drains; i++)
+        CHECK_EQ(pthread_create(&to[i].thread, NULL, serve, &to[i]), 0);
+    if (pair->ring) {
+        result = run_on_ring(&options, ret_receipt, ret_plan);
+    } else {
+        CHECK_EQ(sluice_loop_plan(NULL, &options, 0, 0, ret_plan), 0);
+        result = sluice_transfer_run(&options, receipts, NULL);
+        *ret_receipt = receipts[0];
+        for (unsigned i = 1; i < pair->sinks; i++)
+            sluice_receipt_add(ret_receipt, &receipts[i]);
+    }
     sluice_end_close(from.end);
-    sluice_end_close(to.end);
     if (from.far >= 0)
         pthread_join(from.thread, NULL);
-    if (drains)
-        pthread_join(to.thread, NULL);
     close(from.far);
-    close(to.far);
+    for (unsigned i = 0; i < pair->sinks; i++) {
+        sluice_end_close(to[i].end);
+        if (drains)
+            pthread_join(to[i].thread, NULL);
+        close(to[i].far);
+    }
     return result;
 }
 
@@ -170,17 +248,28 @@ TEST("every line of the ladder is what a plan and a receipt made anew say")
 {
     struct ladder ladder = climb(-1, -1);
     unsigned lines = 0, moved = 0;
-    CHECK_EQ(ladder.count, 2 * 6 + 4 * 6 + 1);
+    unsigned plain = 0, given = 0, several = 0, on_ring = 0;
+    for (size_t p = 0; p < ladder.count; p++) {
+        bool is_given = ladder.pairs[p].source.given, has_more = ladder.pairs[p].sinks > 1, ring = ladder.pairs[p].ring;
+        CHECK(is_given + has_more + ring <= 1);
+        plain += !is_given && !has_more && !ring;
+        given += is_given;
+        several += has_more;
+        on_ring += ring;
+    }
+    CHECK_EQ(plain, 2 * 6 + 4 * 6 + 1); /* two directories */
+    CHECK_EQ(given, 3);                 /* pipe, TCP, Unix */
+    CHECK_EQ(several, 3 * 5);           /* streams into two files, pipes, TCP, Unix */
+    CHECK_EQ(on_ring, ladder.no_ring[0] == '\0' ? 2 : 0);
     for (size_t p = 0; p < ladder.count; p++) {
         const struct ladder_pair *pair = &ladder.pairs[p];
-        char source[90], sink[90];
-        ladder_place_name(&pair->source, source, sizeof source);
-        ladder_place_name(&pair->sink, sink, sizeof sink);
+        char name[200];
+        ladder_pair_name(pair, name, sizeof name);
         CHECK_EQ(pair->count, SLUICE_ROUTE_COUNT - 1);
         unsigned chosen = 0;
         for (unsigned r = 0; r < pair->count; r++) {
             const struct rung *rung = &pair->rungs[r];
-            const char *name = sluice_route_name(rung->plan.route);
+            const char *route = sluice_route_name(rung->plan.route);
             struct sluice_plan plan;
             struct sluice_receipt receipt;
             lines++;
@@ -188,35 +277,34 @@ TEST("every line of the ladder is what a plan and a receipt made anew say")
             int result = move(pair, rung->plan.route, &receipt, &plan);
             if (plan.entries[r].route != rung->plan.route || plan.entries[r].verdict != rung->plan.verdict ||
                 plan.entries[r].reason != rung->plan.reason || plan.entries[r].from != rung->plan.from)
-                CHECK_FAIL("%s to %s, %s: the plan says otherwise", source, sink, name);
+                CHECK_FAIL("%s, %s: the plan says otherwise", name, route);
             if (rung->tried != (rung->plan.verdict != SLUICE_NEVER))
-                CHECK_FAIL("%s to %s, %s: tried %d", source, sink, name, rung->tried);
+                CHECK_FAIL("%s, %s: tried %d", name, route, rung->tried);
             if (!rung->tried) {
                 if (result != -EOPNOTSUPP || rung->plan.reason == NULL)
-                    CHECK_FAIL("%s to %s, %s: never, but %d", source, sink, name, result);
+                    CHECK_FAIL("%s, %s: never, but %d", name, route, result);
                 continue;
             }
             if (result != rung->result)
-                CHECK_FAIL("%s to %s, %s: %d, not %d", source, sink, name, result, rung->result);
+                CHECK_FAIL("%s, %s: %d, not %d", name, route, result, rung->result);
             if (result < 0)
                 continue;
             moved++;
-            CHECK_EQ(rung->receipt.bytes, pair->length);
+            CHECK_EQ(rung->receipt.bytes, pair->length * pair->sinks);
             if (splits_by_chance(rung->plan.route))
                 continue;
             if (strcmp(report_fate(&rung->receipt), report_fate(&receipt)) != 0 ||
                 receipt.routes[rung->plan.route].evidence != rung->receipt.routes[rung->plan.route].evidence ||
-                receipt.routes[rung->plan.route].bytes + part_of_block(rung->plan.route) < pair->length)
-                CHECK_FAIL("%s to %s, %s: %s here, %s there", source, sink, name, report_fate(&receipt),
+                receipt.routes[rung->plan.route].bytes + part_of_block(rung->plan.route) < receipt.bytes)
+                CHECK_FAIL("%s, %s: %s here, %s there", name, route, report_fate(&receipt),
                            report_fate(&rung->receipt));
         }
         struct sluice_plan plan;
         struct sluice_receipt receipt;
         CHECK_EQ(move(pair, SLUICE_ROUTE_AUTO, &receipt, &plan), 0);
         for (unsigned r = 0; r < pair->count; r++)
-            if (pair->rungs[r].chosen && receipt.routes[pair->rungs[r].plan.route].bytes != pair->length)
-                CHECK_FAIL("%s to %s: auto does not take %s", source, sink,
-                           sluice_route_name(pair->rungs[r].plan.route));
+            if (pair->rungs[r].chosen && receipt.routes[pair->rungs[r].plan.route].bytes != receipt.bytes)
+                CHECK_FAIL("%s: auto does not take %s", name, sluice_route_name(pair->rungs[r].plan.route));
         CHECK_EQ(chosen, 1);
     }
     printf("# %u lines, %u with a transfer\n", lines, moved);
@@ -247,6 +335,8 @@ TEST("a receipt's fate in words")
     receipt.copy_bytes = 20;
     CHECK_STR(report_fate(&receipt), "copied twice");
     receipt.copy_bytes = 15;
+    CHECK_STR(report_fate(&receipt), "once or twice");
+    receipt.copy_bytes = 25;
     CHECK_STR(report_fate(&receipt), "copied more");
     receipt = (struct sluice_receipt){.bytes = 10, .copied = 4, .copy_bytes = 4, .by_reference = 6};
     CHECK_STR(report_fate(&receipt), "copied in part");

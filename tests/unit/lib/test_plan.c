@@ -384,6 +384,92 @@ TEST("routes that serve few pairs say never of all others")
     }
 }
 
+TEST(
+    "a route that some plan has for two kinds of ends passes the check of these kinds, and others fail with the reason")
+{
+    for (int from = 0; from <= DATAGRAM; from++) {
+        for (int to = 0; to < PLACES; to++) {
+            int a, b;
+            struct sluice_plan plan;
+            struct sluice_segment segment = source_of((enum place)from, &a);
+            struct sluice_end *sink = sink_of((enum place)to, &b);
+            enum sluice_end_kind source = segment.end != NULL ? sluice_end_kind(segment.end) : SLUICE_END_MEMORY;
+            CHECK_EQ(sluice_plan_make(&segment, sink, &plan), 0);
+            for (unsigned i = 0; i < plan.count; i++) {
+                const char *reason = "unchanged";
+                int result = sluice_route_check(plan.entries[i].route, source, 0, sluice_end_kind(sink), 1, &reason);
+                CHECK(result == 0 || result == -EOPNOTSUPP);
+                if (plan.entries[i].verdict != SLUICE_NEVER && result != 0)
+                    CHECK_FAIL("%s to %s: %s: %s", place_names[from], place_names[to],
+                               sluice_route_name(plan.entries[i].route), reason);
+                if (result == 0)
+                    CHECK_STR(reason, "unchanged");
+                else if (to != APPEND_FILE && from != MEMORY && plan.entries[i].reason != reason)
+                    CHECK_FAIL("%s to %s: %s: %s, but %s", place_names[from], place_names[to],
+                               sluice_route_name(plan.entries[i].route), reason, plan.entries[i].reason);
+            }
+            sluice_end_close(segment.end);
+            sluice_end_close(sink);
+            close(a);
+            close(b);
+        }
+    }
+    const enum sluice_end_kind file = SLUICE_END_FILE, tcp = SLUICE_END_TCP, memory_kind = SLUICE_END_MEMORY;
+    CHECK_EQ(sluice_route_check(SLUICE_ROUTE_REFLINK, file, 0, tcp, 1, NULL), -EOPNOTSUPP);
+    CHECK_EQ(sluice_route_check(SLUICE_ROUTE_REFLINK, file, 0, file, 1, NULL), 0);
+    CHECK_EQ(sluice_route_check(SLUICE_ROUTE_AUTO, file, 0, tcp, 1, NULL), 0);
+    CHECK_EQ(sluice_route_check(SLUICE_ROUTE_COUNT, file, 0, tcp, 1, NULL), -EINVAL);
+    CHECK_EQ(sluice_route_check(SLUICE_ROUTE_TEE, tcp, 0, tcp, 1, NULL), -EOPNOTSUPP);
+    CHECK_EQ(sluice_route_check(SLUICE_ROUTE_TEE, tcp, 0, tcp, 2, NULL), 0);
+    CHECK_EQ(sluice_route_check(SLUICE_ROUTE_TEE, file, 0, tcp, 2, NULL), -EOPNOTSUPP);
+    CHECK_EQ(sluice_route_check(SLUICE_ROUTE_SPLICE, tcp, 0, tcp, 2, NULL), -EOPNOTSUPP);
+    CHECK_EQ(sluice_route_check(SLUICE_ROUTE_VMSPLICE, memory_kind, 0, tcp, 1, NULL), 0);
+    CHECK_EQ(sluice_route_check(SLUICE_ROUTE_MSG_ZEROCOPY, memory_kind, 0, tcp, 1, NULL), 0);
+    CHECK_EQ(sluice_route_check(SLUICE_ROUTE_URING_SEND_ZC, memory_kind, 0, SLUICE_END_DATAGRAM, 1, NULL), 0);
+    CHECK_EQ(sluice_route_check(SLUICE_ROUTE_SENDFILE, file, SLUICE_END_SNAPSHOT, tcp, 1, NULL), -EOPNOTSUPP);
+    CHECK_EQ(sluice_route_check(SLUICE_ROUTE_COPY, file, SLUICE_END_SNAPSHOT, tcp, 1, NULL), 0);
+}
+
+static enum sluice_verdict verdict_in(const struct sluice_plan *plan, enum sluice_route route)
+{
+    for (unsigned i = 0; i < plan->count; i++)
+        if (plan->entries[i].route == route)
+            return plan->entries[i].verdict;
+    CHECK_FAIL("%s is not in the plan", sluice_route_name(route));
+}
+
+TEST("the plan of a transfer knows its other sinks and its transform")
+{
+    int a, b, c;
+    struct sluice_plan plan;
+    struct sluice_segment segment = source_of(TCP, &a);
+    struct sluice_end *sinks[] = {sink_of(TCP, &b), sink_of(PIPE, &c)};
+    struct sluice_transform transform = {.size = sizeof transform, .name = "none"};
+    struct sluice_transfer_options options = {
+        .size = sizeof options, .segments = &segment, .segment_count = 1, .sinks = sinks, .sink_count = 1};
+    CHECK_EQ(sluice_loop_plan(NULL, &options, 0, 0, &plan), 0);
+    CHECK_EQ(verdict_in(&plan, SLUICE_ROUTE_SPLICE), SLUICE_YES);
+    CHECK_EQ(verdict_in(&plan, SLUICE_ROUTE_TEE), SLUICE_NEVER);
+    options.transform = &transform;
+    CHECK_EQ(sluice_loop_plan(NULL, &options, 0, 0, &plan), 0);
+    CHECK_EQ(verdict_in(&plan, SLUICE_ROUTE_SPLICE), SLUICE_NEVER);
+    options.transform = NULL;
+    options.sink_count = 2;
+    for (size_t i = 0; i < 2; i++) {
+        CHECK_EQ(sluice_loop_plan(NULL, &options, 0, i, &plan), 0);
+        CHECK_EQ(plan.entries[0].route, SLUICE_ROUTE_TEE);
+        CHECK_EQ(verdict_in(&plan, SLUICE_ROUTE_SPLICE), SLUICE_NEVER);
+    }
+    CHECK_EQ(sluice_loop_plan(NULL, &options, 0, 2, &plan), -EINVAL);
+    CHECK_EQ(sluice_loop_plan(NULL, &options, 1, 0, &plan), -EINVAL);
+    sluice_end_close(segment.end);
+    sluice_end_close(sinks[0]);
+    sluice_end_close(sinks[1]);
+    close(a);
+    close(b);
+    close(c);
+}
+
 TEST("a snapshot, and O_DIRECT, change the plan")
 {
     struct sluice_end *end, *sink;

@@ -632,6 +632,10 @@ TEST("uring_send_zc refuses a Unix socket, and every loop that is no ring, with 
     CHECK(outcome.error.reason != NULL && strstr(outcome.error.reason, "TCP and UDP") != NULL);
     CHECK_EQ(released, 1);
     end();
+    sluice_end_close(sink);
+    close(fds[1]);
+    tcp_pair(fds);
+    sink = end_of(fds[0]);
     CHECK_EQ(sluice_loop_new(NULL, &loop), 0);
     lend(sink, SLUICE_ROUTE_URING_SEND_ZC);
     CHECK_EQ(outcome.result, -EOPNOTSUPP);
