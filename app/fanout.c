@@ -10,6 +10,7 @@
 #include "commands.h"
 #include "service/address.h"
 #include "service/options.h"
+#include "service/routes.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -283,6 +284,13 @@ static int open_input(struct fanout *fanout)
     return 0;
 }
 
+static void close_input(struct fanout *fanout)
+{
+    sluice_end_close(fanout->input.end);
+    if (fanout->input.flags >= 0)
+        fcntl(fanout->input.fd, F_SETFL, fanout->input.flags);
+}
+
 /* ---- Closing ---------------------------------------------------------------------------------------------------- */
 
 /* A connection is broken, not ended: now, or where that is forbidden when it is closed. */
@@ -488,12 +496,52 @@ static void move(struct fanout *fanout)
     }
 }
 
+/* What a sink that is not open yet will be. */
+static enum sluice_end_kind kind_of(const char *name)
+{
+    struct stat status;
+    uint64_t fd;
+    int result;
+    if (strncmp(name, "tcp:", 4) == 0)
+        return SLUICE_END_TCP;
+    if (strncmp(name, "unix:", 5) == 0)
+        return SLUICE_END_UNIX_STREAM;
+    if (strcmp(name, "-") == 0)
+        result = fstat(STDOUT_FILENO, &status);
+    else if (strncmp(name, "fd:", 3) == 0)
+        result = text_parse_unsigned(name + 3, &fd) == 0 && fd <= INT32_MAX ? fstat((int)fd, &status) : -1;
+    else
+        result = stat(name, &status);
+    if (result < 0 || S_ISREG(status.st_mode)) /* one that is not there will be made */
+        return SLUICE_END_FILE;
+    if (S_ISSOCK(status.st_mode))
+        return SLUICE_END_UNIX_STREAM;
+    return S_ISFIFO(status.st_mode) ? SLUICE_END_PIPE : S_ISBLK(status.st_mode) ? SLUICE_END_BLOCK : SLUICE_END_OTHER;
+}
+
+/* Before any sink is opened, and a file truncated. */
+static bool route_can_serve(const struct fanout *fanout)
+{
+    enum sluice_end_kind source = sluice_end_kind(fanout->input.end);
+    if (fanout->segment.kind == SLUICE_SEGMENT_STREAM && (source == SLUICE_END_FILE || source == SLUICE_END_BLOCK))
+        source = SLUICE_END_PIPE; /* read as one */
+    for (unsigned i = 0; i < fanout->sink_count; i++)
+        if (!routes_check("sluice fanout", fanout->route, source, 0, kind_of(fanout->sinks[i].name),
+                          fanout->sink_count))
+            return false;
+    return true;
+}
+
 static int run(struct fanout *fanout)
 {
     unsigned opened = 0;
     bool failed = false;
     if (open_input(fanout) < 0)
         return EXIT_CODE_FAILED;
+    if (!route_can_serve(fanout)) {
+        close_input(fanout);
+        return EXIT_CODE_USAGE;
+    }
     for (unsigned i = 0; i < fanout->sink_count; i++) {
         if (open_end(fanout, &fanout->sinks[i], O_WRONLY) == 0) {
             opened++;
@@ -514,9 +562,7 @@ static int run(struct fanout *fanout)
             each[i] = FAILED;
     }
     int code = report(fanout, each);
-    sluice_end_close(fanout->input.end);
-    if (fanout->input.flags >= 0)
-        fcntl(fanout->input.fd, F_SETFL, fanout->input.flags);
+    close_input(fanout);
     return code;
 }
 
@@ -542,12 +588,9 @@ int fanout_main(int argc, char **argv)
     int code = options_parse_or_exit_code(&versioned, argc, argv, &fanout.options, &positionals);
     if (code >= 0)
         return code;
-    int route = sluice_route_by_name(fanout.options.route);
-    if (route < 0) {
-        complain("--route: there is no route \"%s\"; see sluice-routes(7)", fanout.options.route);
-        options_print_hint(&versioned, stderr);
+    int route = routes_parse("sluice fanout", fanout.options.route);
+    if (route < 0)
         return EXIT_CODE_USAGE;
-    }
     signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error of that sink */
     fanout.route = (enum sluice_route)route;
     fanout.input = (struct place){.name = fanout.options.input, .fd = -1, .flags = -1};

@@ -12,6 +12,7 @@
 #include "service/crossovers.h"
 #include "service/log.h"
 #include "service/options.h"
+#include "service/routes.h"
 #include "service/shared.h"
 #include "service/supervisor.h"
 
@@ -380,16 +381,10 @@ static int run(struct serve *serve, const char *path)
 {
     struct failure failure = {0};
     const struct serve_options *options = &serve->options;
-    int route = sluice_route_by_name(options->route);
-    if (route < 0) {
-        const char *names[SLUICE_ROUTE_COUNT + 1] = {NULL};
-        for (int i = 0; i < SLUICE_ROUTE_COUNT; i++)
-            names[i] = sluice_route_name((enum sluice_route)i);
-        const char *nearest = options_nearest(options->route, names);
-        fprintf(stderr, "sluice serve: unknown route %s%s%s\nTry 'sluice serve --help'.\n", options->route,
-                nearest != NULL ? "; did you mean " : "", nearest != NULL ? nearest : "");
+    int route = routes_parse("sluice serve", options->route);
+    if (route < 0 || !routes_check("sluice serve", (enum sluice_route)route, SLUICE_END_FILE,
+                                   options->snapshot ? SLUICE_END_SNAPSHOT : 0, SLUICE_END_TCP, 1))
         return EXIT_CODE_USAGE;
-    }
     if (options->index[0] == '\0' || options->index[0] == '.' || strchr(options->index, '/') != NULL ||
         strlen(options->index) > NAME_MAX) {
         fprintf(stderr, "sluice serve: --index takes a file name that is not hidden, not \"%s\"\n", options->index);

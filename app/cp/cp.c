@@ -8,6 +8,7 @@
 #include "commands.h"
 #include "progress.h"
 #include "service/options.h"
+#include "service/routes.h"
 #include "service/supervisor.h"
 #include "tree.h"
 #include <errno.h>
@@ -491,16 +492,9 @@ static int settle_options(struct cp *cp)
     struct cp_options *options = &cp->options;
     static const char *const names[] = {
         [REFLINK_AUTO] = "auto", [REFLINK_ALWAYS] = "reflink", [REFLINK_NEVER] = "copy"};
-    int route = sluice_route_by_name(options->route);
-    if (route < 0) {
-        const char *known[SLUICE_ROUTE_COUNT + 1] = {NULL};
-        for (int i = 0; i < SLUICE_ROUTE_COUNT; i++)
-            known[i] = sluice_route_name((enum sluice_route)i);
-        const char *nearest = options_nearest(options->route, known);
-        fprintf(stderr, "sluice cp: unknown route %s%s%s\nTry 'sluice cp --help'.\n", options->route,
-                nearest != NULL ? "; did you mean " : "", nearest != NULL ? nearest : "");
+    int route = routes_parse("sluice cp", options->route);
+    if (route < 0 || !routes_check("sluice cp", (enum sluice_route)route, SLUICE_END_FILE, 0, SLUICE_END_FILE, 1))
         return EXIT_CODE_USAGE;
-    }
     if (options->reflink != REFLINK_AUTO && route != SLUICE_ROUTE_AUTO) {
         fprintf(stderr, "sluice cp: --reflink=%s and --route %s contradict each other\nTry 'sluice cp --help'.\n",
                 reflink_choices[options->reflink], options->route);

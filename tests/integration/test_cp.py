@@ -665,9 +665,14 @@ for route in ("copy", "splice", "copy_file_range"):
 def route_refused():
     top = new_root()
     write(top, "a", data=b"data")
-    run = cp("--route", "sendfile", os.path.join(top, "a"), os.path.join(top, "b"), code=1)
-    assert re.match(r"sluice cp: sendfile \S+ → \S+ refused: sendfile writes .*--route auto\.\n", run.err), run.err
+    run = cp("--route", "sendfile", os.path.join(top, "a"), os.path.join(top, "b"), code=2)
+    assert re.match(r"sluice cp: --route sendfile never carries file to file: .*Routes that can: copy, mmap,", run.err), \
+        run.err
     equal(os.listdir(top), ["a"])
+    with tmpfs("size=1m") as point:
+        run = cp("--route", "reflink", os.path.join(top, "a"), os.path.join(point, "b"), code=1)
+        assert re.match(r"sluice cp: reflink \S+ → \S+ refused: .*--route auto\.\n", run.err), run.err
+        equal(os.listdir(point), [])
 
 
 @case("--reflink=always says why it cannot, and keeps nothing; auto goes on with a copy; never copies")

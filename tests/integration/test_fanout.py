@@ -314,6 +314,17 @@ def refusals():
     done = fanout("--route", "nonsense", root + "/a", code=2)
     assert b"nonsense" in done.stderr
     done = fanout("--policy", "nonsense", root + "/a", code=2)
+    with open(root + "/kept", "wb") as file:
+        file.write(b"as before")
+    for route, sinks, words in (("reflink", 2, b"Routes that can: copy, tee."), ("tee", 1, b"Routes that can: copy, splice."),
+                                ("vmsplice", 2, b"must be memory")):
+        done = fanout("--route", route, *[root + "/kept", "/dev/null"][:sinks], data=b"x", code=2)
+        assert route.encode() in done.stderr and words in done.stderr, done.stderr
+    equal(read(root + "/kept"), b"as before", "a sink of a route that can never serve")
+    with open(root + "/in", "wb") as file:
+        file.write(b"a file")
+    done = fanout("-i", root + "/in", "--route", "splice", root + "/made", "/dev/null")
+    equal(read(root + "/made"), b"a file")
     done = fanout(*["/dev/null"] * 17, code=2)
     done = fanout("tcp:127.0.0.1:1", "/dev/null", data=b"x", code=1)
     assert b"tcp:127.0.0.1:1: connecting: " in done.stderr and b"ECONNREFUSED" in done.stderr, done.stderr
