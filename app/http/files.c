@@ -4,8 +4,9 @@
  *   - An entry is in the table and in the LRU list, or in neither (cached). Out of the table it lives on until its last
  *     reference is given back.
  *   - A watched entry has a directory, which is in the table of directories with all its ancestors, each with a watch;
- *     and a watch of its own, of the open file: by the path only its directory's would be enough, but a hard link made
- *     later is another path, and making one is an event of the file alone.
+ *     and a watch of its own, of the open file: the directory's tells what comes by the path, but a hard link is
+ *     another path, perhaps outside of the root. That watch is the inode's, whatever name it was placed by and is
+ *     changed by, so entries that are hard links of one another share it.
  *   - A watch is placed before the file's state is read. An event that arrives while a helper reads may be about just
  *     that file: `events` counts them, and what was read across one is not trusted without a check.
  *   - Watches of files are placed and removed by the loop's thread alone.
@@ -264,6 +265,7 @@ static void watch_refused(struct files *files, int error)
              error);
 }
 
+/* One of those with this watch. */
 static struct entry *entry_by_wd(struct files *files, int wd)
 {
     struct entry *at = files->entries_by_wd[(unsigned)wd & files->table_mask];
@@ -289,10 +291,7 @@ static bool entry_watch(struct files *files, struct entry *entry)
         watch_refused(files, errno);
         return false;
     }
-    /* The same file by another path (a bind mount): its one watch belongs to the first. */
-    if (entry_by_wd(files, wd) != NULL)
-        return false;
-    entry->wd = wd;
+    entry->wd = wd; /* that of another entry, too, if this file has several names */
     entry->wd_chain = files->entries_by_wd[(unsigned)wd & files->table_mask];
     files->entries_by_wd[(unsigned)wd & files->table_mask] = entry;
     return true;
@@ -309,7 +308,8 @@ static void entry_unwatch(struct files *files, struct entry *entry)
     while (*link != entry)
         link = &(*link)->wd_chain;
     *link = entry->wd_chain;
-    inotify_rm_watch(files->inotify, entry->wd);
+    if (entry_by_wd(files, entry->wd) == NULL)
+        inotify_rm_watch(files->inotify, entry->wd);
     entry->wd = -1;
 }
 
@@ -421,7 +421,7 @@ struct found {
 
 static bool entry_may_be_watched(const struct files *files, const struct entry *entry)
 {
-    return files->inotify >= 0 && !entry->symlinks && entry->trust == TRUST_WATCHES && entry->status.st_nlink == 1;
+    return files->inotify >= 0 && !entry->symlinks && entry->trust == TRUST_WATCHES;
 }
 
 static struct directory *entry_directory(struct files *files, const struct entry *entry)
@@ -801,8 +801,10 @@ static void handle_event(struct files *files, const struct inotify_event *event)
     bool overflow = (event->mask & IN_Q_OVERFLOW) != 0;
     struct entry *file = overflow ? NULL : entry_by_wd(files, event->wd);
     if (file != NULL) {
-        files->counts.dropped++;
-        entry_uncache(files, file);
+        for (; file != NULL; file = entry_by_wd(files, event->wd)) {
+            files->counts.dropped++;
+            entry_uncache(files, file);
+        }
         return;
     }
     struct directory *directory = overflow ? NULL : directory_by_wd(files, event->wd);

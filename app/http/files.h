@@ -6,8 +6,8 @@
  *
  *   watched     every directory from the root to the file is watched by inotify, and the file: until an event, and
  *               checked once a second all the same, as writing through a mapping raises no event
- *   unwatched   there is a symbolic link on the way, another hard link, a file system on which other hosts or layers
- *               change files unseen, or no watch to be had: checked at every request
+ *   unwatched   there is a symbolic link on the way, a file system on which other hosts or layers change files unseen,
+ *               or no watch to be had: checked at every request
  *
  * A watch for each open file counts against fs.inotify.max_user_watches. When they are used up, the rest is unwatched,
  * and complain says so.

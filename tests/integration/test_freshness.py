@@ -132,6 +132,28 @@ for where in SERVERS:
         os.link(other, subject.path)
         subject.sees(data)
 
+    @case("%s, of a file that is served by two names, both are new at the next request, whichever is written to", where)
+    def two_names(where):
+        subject = Subject(where)
+        other = os.path.join(subject.root, "second-%s" % subject.directory)
+        target = "/second-%s" % subject.directory
+        os.link(subject.path, other)
+        for number in range(50):
+            data = b"%d" % number * (1 + number % 7)
+            for _ in range(1 + number % 3):  # from memory, if it may be
+                subject.client.get(target)
+                subject.client.get(subject.target)
+            write((subject.path, other)[number % 2], data=data)
+            for each in (subject.target, target)[::1 if number % 4 < 2 else -1]:
+                equal(subject.client.get(each).body, data, each)
+        write(subject.root, "new", data=b"another file")
+        os.rename(os.path.join(subject.root, "new"), other)
+        equal(subject.client.get(target).body, b"another file")
+        subject.sees(data)
+        write(subject.path, data=b"no longer the same")
+        equal(subject.client.get(target).body, b"another file")
+        subject.sees(b"no longer the same")
+
     @case("%s, writes through a hard link made after the first request are seen at the next", where)
     def later_hard_link(where):
         subject = Subject(where)

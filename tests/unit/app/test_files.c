@@ -203,18 +203,60 @@ TEST("a change of any kind is seen, without openat2")
     end();
 }
 
-TEST("a file with two names is checked at every request, as the other name may be elsewhere")
+TEST("a file with two names is answered from memory, and what is written through either is seen")
 {
     begin(&(struct files_options){0});
+    NEEDS_WATCHES
     mkdir("here", 0755);
     mkdir("there", 0755);
+    mkdir("unserved", 0755);
     file_write("there/f", "one");
     CHECK_EQ(link("there/f", "here/f"), 0);
-    CHECK_STR(text_of("here/f"), "one");
-    uint64_t before = hits();
-    file_write("there/f", "other");
-    CHECK_STR(text_of("here/f"), "other"); /* without a turn: no event is needed */
-    CHECK_EQ(hits(), before);
+    CHECK_EQ(link("there/f", "unserved/f"), 0);
+    warm_up("here/f");
+    warm_up("there/f");
+    for (int i = 0; i < 3; i++) {
+        static const char *const names[] = {"there/f", "here/f", "unserved/f"}, *const texts[] = {"2", "three", "four"};
+        uint64_t before = hits();
+        const char *now = i == 0 ? "one" : texts[i - 1];
+        CHECK_STR(text_of("here/f"), now);
+        CHECK_STR(text_of("there/f"), now);
+        CHECK_EQ(hits(), before + 2);
+        file_write(names[i], texts[i]);
+        turn();
+        before = hits();
+        CHECK_STR(text_of("here/f"), texts[i]);
+        CHECK_STR(text_of("there/f"), texts[i]);
+        CHECK_EQ(hits(), before);
+        warm_up("here/f");
+        warm_up("there/f");
+    }
+    end();
+}
+
+TEST("of two names that share a watch, the one that stays open longer keeps it")
+{
+    begin(&(struct files_options){0});
+    NEEDS_WATCHES
+    mkdir("first", 0755);
+    mkdir("second", 0755);
+    file_write("first/f", "one");
+    CHECK_EQ(link("first/f", "second/f"), 0);
+    for (int i = 0; i < 2; i++) {
+        const char *gone = i == 0 ? "first/f" : "second/f", *kept = i == 0 ? "second/f" : "first/f";
+        const char *text = i == 0 ? "two" : "three";
+        files_shed(files, 16);
+        warm_up(gone);
+        warm_up(kept);
+        CHECK_EQ(files_shed(files, 1), 1); /* the one that was not used for longer */
+        turn();
+        uint64_t before = hits();
+        CHECK(text_of(kept) != NULL);
+        CHECK_EQ(hits(), before + 1);
+        file_write(gone, text);
+        turn();
+        CHECK_STR(text_of(kept), text);
+    }
     end();
 }
 
@@ -231,12 +273,17 @@ TEST("a hard link made later is noticed, and what is written through it is seen"
     CHECK_EQ(hits(), before + 1);
     CHECK_EQ(link("named/f", "aside/f"), 0);
     turn();
-    file_write("aside/f", "other");
-    CHECK_STR(text_of("named/f"), "other"); /* without a turn: it is checked at every request now */
+    CHECK_STR(text_of("named/f"), "one"); /* looked at anew: it has changed */
     CHECK_EQ(hits(), before + 1);
+    warm_up("named/f");
+    before = hits();
+    file_write("aside/f", "other");
+    turn();
+    CHECK_STR(text_of("named/f"), "other");
+    CHECK_EQ(hits(), before);
     unlink("aside/f");
     warm_up("named/f");
-    CHECK_EQ(hits(), before + 2);
+    CHECK_STR(text_of("named/f"), "other");
     end();
 }
 
