@@ -609,9 +609,10 @@ typedef void sluice_transfer_done_fn(void *context, struct sluice_transfer *tran
 /* Start a transfer on the loop; its ends stay registered with the loop until they are closed. As much as can be is
  * moved before this returns.
  * Returns 1 when it is already done: then done was NOT called; *ret_receipt (if given) points to the receipt of the
- * first sink, which is the loop's: valid until the next call with this loop, or return to it. Returns 0 when it goes on: done will be called, exactly once, also after sluice_loop_transfer_cancel,
- * and *ret_transfer (if given) is valid until then. Returns a negative errno when it failed: done was NOT called,
- * *ret_receipt and *ret_error (if given) are set, and memory segments were released. */
+ * first sink, which is the loop's: valid until the next call with this loop, or return to it. Returns 0 when it goes
+ * on: done will be called, exactly once, also after sluice_loop_transfer_cancel, and *ret_transfer (if given) is valid
+ * until then. Returns a negative errno when it failed: done was NOT called, *ret_receipt and *ret_error (if given) are
+ * set, and memory segments were released. */
 SLUICE_API int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_options *options,
                                     sluice_transfer_done_fn *done, void *context, struct sluice_transfer **ret_transfer,
                                     const struct sluice_receipt **ret_receipt, struct sluice_error *ret_error);
