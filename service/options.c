@@ -421,16 +421,21 @@ static unsigned format_left(const struct option_spec *option, char *buffer, size
     return (unsigned)length;
 }
 
-/* The explanation, with the choices and the default behind it. */
+/* The explanation, with the choices and the default in parentheses behind it. */
 static void format_right(const struct option_spec *option, char *buffer, size_t size)
 {
     size_t at = (size_t)snprintf(buffer, size, "%s", option->help);
-    if (option->type == OPTION_CHOICE) {
-        for (unsigned i = 0; option->choices[i] != NULL && at < size; i++)
-            at += (size_t)snprintf(buffer + at, size - at, "%s%s", i == 0 ? ": " : ", ", option->choices[i]);
+    const char *before = " (";
+    for (unsigned i = 0; option->type == OPTION_CHOICE && option->choices[i] != NULL && at < size; i++) {
+        at += (size_t)snprintf(buffer + at, size - at, "%s%s", before, option->choices[i]);
+        before = ", ";
     }
-    if (option->default_text != NULL && option->type != OPTION_FLAG && at < size)
-        snprintf(buffer + at, size - at, " (default: %s)", option->default_text);
+    bool has_default = option->default_text != NULL && option->type != OPTION_FLAG;
+    if (has_default && at < size)
+        at += (size_t)snprintf(buffer + at, size - at, "%sdefault: %s", option->type == OPTION_CHOICE ? "; " : before,
+                               option->default_text);
+    if ((has_default || option->type == OPTION_CHOICE) && at < size)
+        snprintf(buffer + at, size - at, ")");
 }
 
 static unsigned left_column(const struct option_spec *options)

@@ -40,8 +40,7 @@ static const struct option_spec option_table[] = {
      .default_text = NULL},
 
     {.type = OPTION_HEADING, .help = "How"},
-    {"reflink", 0, "WHEN",
-     "share the content instead of copying it, where the file system can: auto, always (else fail) or never",
+    {"reflink", 0, "WHEN", "share the content instead of copying it, where the file system can; always: or fail",
      OPTION_CHOICE, MEMBER(reflink), .default_text = "auto", .choices = reflink_choices},
     {"route", 0, "NAME", "force a mechanism for the content, as sluice-routes(7) names them", OPTION_TEXT,
      MEMBER(route), .default_text = "auto"},
@@ -146,6 +145,8 @@ static void keep_busy(struct pace *pace, struct tree *tree)
 /* Paths on the command line as messages show them. The caller frees it. */
 static char *shown(const char *path)
 {
+    if (path[0] == '\0')
+        return strdup("''");
     return place_path(&(const struct place){.source_name = "", .target_name = ""}, path, SOURCE);
 }
 
@@ -246,7 +247,7 @@ static int find_target(struct cp *cp, struct operand *operands, unsigned count, 
     bool directory = stat(path, &status) == 0 && S_ISDIR(status.st_mode);
     int result = 0;
     if (path[0] == '\0') {
-        fail(cp, "copy to a file without a name:", path, -ENOENT);
+        fail(cp, "copy to", path, -ENOENT);
         return -ENOENT;
     }
     if (!directory && count > 1) {
@@ -302,7 +303,7 @@ static int by_name(const void *a, const void *b)
     return order != 0 ? order : (first > second) - (first < second); /* the one given first wins */
 }
 
-static int refuse_same_names(struct cp *cp, struct operand *operands, unsigned count)
+static int refuse_same_names(struct cp *cp, struct operand *operands, unsigned count, const char *above)
 {
     CLEANUP_FREE struct operand **sorted = malloc(count * sizeof(void *));
     if (sorted == NULL)
@@ -315,7 +316,11 @@ static int refuse_same_names(struct cp *cp, struct operand *operands, unsigned c
     for (unsigned i = 1; i < left; i++) {
         if (strcmp(sorted[i - 1]->name, sorted[i]->name) != 0)
             continue;
-        refuse(cp, sorted[i]->path, sorted[i]->name,
+        char target[PATH_MAX];
+        size_t length = strlen(above);
+        snprintf(target, sizeof target, "%s%s%s", above, length > 0 && above[length - 1] != '/' ? "/" : "",
+                 sorted[i]->name);
+        refuse(cp, sorted[i]->path, target,
                "another source has the same name and would be overwritten. Copy them one after the other.");
         sorted[i]->refused = true;
     }
@@ -337,7 +342,7 @@ static int add_operands(struct cp *cp, struct operand *operands, unsigned count,
     if (result < 0)
         return result;
     refuse_into_itself(cp, operands, count, target);
-    result = refuse_same_names(cp, operands, count);
+    result = refuse_same_names(cp, operands, count, above);
     if (result == 0)
         result = tree_new(tree_options, cp->target, above, &cp->tree);
     for (unsigned i = 0; i < count && result == 0; i++)

@@ -119,6 +119,14 @@ static bool older(struct timespec a, struct timespec b)
     return a.tv_sec != b.tv_sec ? a.tv_sec < b.tv_sec : a.tv_nsec < b.tv_nsec;
 }
 
+/* Put in the file's place, the link would lead to itself, and the content be gone. */
+static bool leads_to(const struct spot *spot, const struct item *item)
+{
+    struct stat there;
+    return S_ISLNK(item->status.st_mode) && fstatat(spot->source_fd, spot->source_name, &there, 0) == 0 &&
+           there.st_dev == item->other.st_dev && there.st_ino == item->other.st_ino;
+}
+
 static enum outcome examine_target(struct copier *copier, const struct spot *spot, struct item *item)
 {
     const struct copy_settings *settings = copier->settings;
@@ -142,6 +150,8 @@ static enum outcome examine_target(struct copier *copier, const struct spot *spo
         return OUTCOME_SKIPPED;
     } else if (S_ISDIR(other->st_mode))
         objection = "a directory is in the way";
+    else if (leads_to(spot, item))
+        objection = "the symbolic link leads to this very file";
     else if (S_ISREG(item->status.st_mode) && !S_ISREG(other->st_mode) && !S_ISLNK(other->st_mode))
         objection = kind_of(other->st_mode);
     if (objection == NULL)

@@ -184,7 +184,8 @@ static void compose(struct progress *progress, struct picture *picture, const st
     text_format_size(now->bytes, size, sizeof size);
     text_format_size((uint64_t)byte_rate, rate, sizeof rate);
     if (!atomic_load(&progress->counted)) {
-        add(picture, "%s, %llu files, %s/s, %.0f files/s", size, (unsigned long long)now->files, rate, file_rate);
+        add(picture, "%s, %llu file%s, %s/s, %.0f files/s", size, (unsigned long long)now->files,
+            now->files == 1 ? "" : "s", rate, file_rate);
         return;
     }
     uint64_t total_bytes = max_u64(tally_get(&progress->total_bytes), now->bytes);

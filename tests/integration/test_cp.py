@@ -398,6 +398,41 @@ def target_is_link():
     assert not os.path.lexists(os.path.join(top, "nowhere"))
 
 
+@case("a symbolic link does not replace the file that it leads to: the content would be gone")
+def link_onto_its_file():
+    top = new_root()
+    at = lambda *names: os.path.join(top, *names)
+    write(top, "file", data=b"content")
+    os.symlink("file", at("link"))
+    os.symlink("link", at("link to link"))
+    write(top, "into", "beneath", data=b"content")
+    os.symlink("into/beneath", at("beneath"))
+    os.symlink("into/none", at("none"))
+    for source, target, kept in (("link", "file", "file"), ("link to link", "file", "file"),
+                                 ("beneath", "into", "into/beneath")):
+        run = cp(at(source), at(target), code=1)
+        assert f"{at(source)} → {at(kept)} refused: the symbolic link leads to this very file" in run.err, run.err
+        equal(open(at(kept), "rb").read(), b"content")
+    cp(at("none"), at("into"))  # nothing is there
+    equal(os.readlink(at("into", "none")), "into/none")
+    cp(at("link"), at("into", "beneath"))  # another file: replaced, as by cp -a
+    equal(os.readlink(at("into", "beneath")), "file")
+    cp("-n", at("link"), at("file"))
+    equal(open(at("file"), "rb").read(), b"content")
+
+
+@case("names that are empty, and two of the same name, are refused with their paths")
+def odd_names():
+    top = new_root()
+    one, other = write(top, "a", "same", data=b"1"), write(top, "b", "same", data=b"2")
+    os.mkdir(os.path.join(top, "into"))
+    run = cp(one, other, os.path.join(top, "into"), code=1)
+    assert f"{other} → {top}/into/same refused: another source has the same name" in run.err, run.err
+    equal(open(os.path.join(top, "into", "same"), "rb").read(), b"1")
+    assert "cannot copy to '': No such file" in cp(one, "", code=1).err
+    assert "cannot read '': No such file" in cp("", os.path.join(top, "into"), code=1).err
+
+
 @case("in a tree a symbolic link in the way is replaced, not followed: nothing is written outside")
 def link_in_the_way():
     top = new_root()
@@ -1024,7 +1059,7 @@ def on_a_terminal():
     equal(process.wait(20 * PATIENCE), 0)
     os.close(master)
     text = seen.decode()
-    assert re.search(r"\r[\d.]+ \w+, \d+ files, [\d.]+ \w+/s, \d+ files/s\033\[K", text), text[:500]
+    assert re.search(r"\r[\d.]+ \w+, \d+ files?, [\d.]+ \w+/s, \d+ files/s\033\[K", text), text[:500]
     assert re.search(r"\r\[#+-*\] +\d+ %  [\d.]+ MiB of 5\.\d MiB, \d+ of 300 files, [\d.]+ \w+/s, \S+ \w+ left", text), \
         text[-1500:]
     last = text.rpartition("\033[K")[2]

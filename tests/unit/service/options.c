@@ -224,7 +224,7 @@ TEST("help lists every option but hidden ones, under their headings, with defaul
     CHECK(strstr(text, "  -l, --listen ADDR:PORT  where to accept connections (default: 127.0.0.1:8080)\n") != NULL);
     CHECK(strstr(text, "      --[no-]sendfile     use sendfile\n") != NULL);
     text = help_text(100);
-    CHECK(strstr(text, "force a mechanism: auto, copy, sendfile (default: auto)") != NULL);
+    CHECK(strstr(text, "force a mechanism (auto, copy, sendfile; default: auto)") != NULL);
     CHECK(strstr(text, "  -h, --help              show this text\n") != NULL);
     CHECK(strstr(text, "\nExamples:\n  prog serve /srv\n      serves that directory\n") != NULL);
     CHECK(strstr(text, "debug-stall") == NULL);
