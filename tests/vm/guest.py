@@ -13,6 +13,7 @@ there is reached by a virtio serial port; the console is only for what the kerne
 fails the run. QEMU runs without KVM: software emulation, good for behaviour and counts, not for speed.
 
 SLUICE_VM_PACKAGE=FILE.deb takes another kernel package; rm -r build/vm fetches Debian's newest again.
+SLUICE_VM_KERNEL=6.12 (or 7.3, ...) takes Debian's newest kernel of that series, from whichever of its suites has one.
 """
 
 import argparse
@@ -42,6 +43,9 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "vm"
 META_PACKAGE = "linux-image-amd64"  # the cloud kernel has no e1000
+MIRROR = "http://deb.debian.org/debian"
+SUITES = ["bookworm", "bookworm-backports", "trixie", "trixie-backports"]
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 TOOLS = ["/usr/local/sbin", "/usr/sbin", "/sbin"]  # not in everybody's path; mkfs.* live there
 BASE_MODULES = ["virtio_pci", "virtio_console"]
 NETWORK_MODULES = {"e1000": ["e1000"], "virtio-net-pci": ["virtio_net"]}
@@ -82,7 +86,8 @@ class Kernel:
                          for line in (modules / "modules.builtin").read_text(encoding="utf-8").splitlines()}
 
     def modules(self, names):
-        """[(name, contents)] of the modules with what they depend on, each after what it needs."""
+        """[(name, contents)] of the modules with what they depend on, each after what it needs. "name?": if there is
+        such a module."""
         order = {}
 
         def add(name, needed):
@@ -107,7 +112,7 @@ class Kernel:
             order[name] = data
 
         for name in names:
-            add(name, True)
+            add(name.removesuffix("?"), not name.endswith("?"))
         return list(order.items())
 
 
@@ -119,7 +124,7 @@ def _unpacked(data):
 
 def kernel():
     """Debian's kernel, fetched if it is not here yet. Raises Unavailable."""
-    package = os.environ.get("SLUICE_VM_PACKAGE")
+    package, series = os.environ.get("SLUICE_VM_PACKAGE"), os.environ.get("SLUICE_VM_KERNEL")
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -129,43 +134,87 @@ def kernel():
                 directory = CACHE / ("given-" + hashlib.sha256(deb.read_bytes()).hexdigest()[:16])
             except OSError as error:
                 raise Unavailable(f"SLUICE_VM_PACKAGE={package}: {error.strerror}") from error
+        elif series:
+            directory = CACHE / ("linux-image-" + os.path.basename(series))
         else:
-            deb = None
             directory = CACHE / META_PACKAGE
         if not (directory / "package").exists():
             with tempfile.TemporaryDirectory(prefix="new-", dir=CACHE) as scratch:
-                _unpack(deb or _download(scratch), pathlib.Path(scratch) / "kernel")
+                debs = [deb] if package else _download_series(scratch, series) if series else _download(scratch)
+                _unpack(debs, pathlib.Path(scratch) / "kernel")
                 shutil.rmtree(directory, ignore_errors=True)
                 os.rename(pathlib.Path(scratch) / "kernel", directory)
     return Kernel(directory)
 
 
-def _download(scratch):
+def _need_apt():
     for tool in ("apt-get", "apt-cache", "dpkg-deb"):
         if not shutil.which(tool):
             raise Unavailable(f"no {tool} here: set SLUICE_VM_PACKAGE to Debian's linux-image-...-amd64 package")
+
+
+def _fetch(scratch, names, options=()):
+    # As root, apt would hand the download to a user who may not write here.
+    fetched = subprocess.run(["apt-get", *options, "download", "-q", "-o", "APT::Sandbox::User=root", *names],
+                             cwd=scratch, capture_output=True, text=True, check=False)
+    debs = sorted(pathlib.Path(scratch).glob("*.deb"), key=lambda deb: not deb.name.startswith("linux-image-"))
+    if fetched.returncode or not debs:
+        complaint = (fetched.stderr.strip().splitlines() or ["no reason given"])[0]
+        raise Unavailable(f"{names[0]} (70 MB or more) could not be fetched: {complaint}. Is the network up, and are "
+                          "apt's lists fresh (apt-get update)?")
+    return debs
+
+
+def _download(scratch):
+    _need_apt()
     depends = subprocess.run(["apt-cache", "depends", META_PACKAGE], capture_output=True, text=True, check=False)
     name = re.search(r"Depends: (linux-image-\S+)", depends.stdout)
     if not name:
         raise Unavailable(f"apt knows no package {META_PACKAGE}: apt-get update, as root; or, where the distribution "
                           "is not Debian, set SLUICE_VM_PACKAGE to Debian's linux-image-...-amd64 package")
-    # As root, apt would hand the download to a user who may not write here.
-    fetched = subprocess.run(["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", name[1]], cwd=scratch,
-                             capture_output=True, text=True, check=False)
-    debs = list(pathlib.Path(scratch).glob("*.deb"))
-    if fetched.returncode or not debs:
-        complaint = (fetched.stderr.strip().splitlines() or ["no reason given"])[0]
-        raise Unavailable(f"{name[1]} (70 MB) could not be fetched: {complaint}. Is the network up, and are apt's "
-                          "lists fresh (apt-get update)?")
-    return debs[0]
+    return _fetch(scratch, [name[1]])
 
 
-def _unpack(deb, directory):
+def _download_series(scratch, series):
+    """With lists of packages of our own: this machine's apt keeps its sources and what it knows."""
+    _need_apt()
+    lists = CACHE / "apt"
+    for directory in ("state/lists/partial", "cache/archives/partial"):
+        (lists / directory).mkdir(parents=True, exist_ok=True)
+    (lists / "sources.list").write_text("".join(
+        f"deb [signed-by={KEYRING}] {MIRROR} {suite} main\n" for suite in SUITES), encoding="ascii")
+    options = [option for setting in (
+        f"Dir::Etc::SourceList={lists}/sources.list", "Dir::Etc::SourceParts=/dev/null", f"Dir::State={lists}/state",
+        "Dir::State::status=/dev/null", f"Dir::Cache={lists}/cache", "Acquire::Languages=none",
+        "APT::Architecture=amd64", "APT::Sandbox::User=root") for option in ("-o", setting)]
+    subprocess.run(["apt-get", *options, "-q", "update"], capture_output=True, check=False)
+
+    def ask(*question):
+        return subprocess.run(["apt-cache", *options, *question], capture_output=True, text=True, check=False).stdout
+    names = re.findall(rf"^linux-image-({re.escape(series)}(?:\.\d+)*)(\+[^-\s]+)?-amd64$",
+                       ask("pkgnames", "linux-image-"), re.MULTILINE)
+    if not names:
+        raise Unavailable(f"SLUICE_VM_KERNEL={series}: {MIRROR} has no such kernel in {', '.join(SUITES)}, or is not "
+                          "to be reached")
+    release = "".join(max(names, key=lambda name: [int(part) for part in name[0].split(".")]))
+    image = f"linux-image-{release}-amd64"
+    # Since 6.17 the kernel, its modules and the lists of them are packages of their own.
+    parts = re.findall(r"Depends: (linux-(?:base|binary|modules)-\S+)", ask("depends", image))
+    return _fetch(scratch, [image, *parts], options)
+
+
+def _unpack(debs, directory):
     directory.mkdir()
-    done = subprocess.run(["dpkg-deb", "-x", deb, directory / "root"], capture_output=True, text=True, check=False)
-    images = list(directory.glob("root/boot/vmlinuz-*"))
-    if done.returncode or not images:
-        raise Unavailable(f"{deb} is not a kernel package: {done.stderr.strip() or 'no boot/vmlinuz'}")
+    for deb in debs:
+        done = subprocess.run(["dpkg-deb", "-x", deb, directory / "root"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Unavailable(f"{deb} is no package: {done.stderr.strip()}")
+    if (directory / "root/usr/lib/modules").is_dir():  # since 6.17
+        (directory / "root/lib").mkdir(exist_ok=True)
+        os.rename(directory / "root/usr/lib/modules", directory / "root/lib/modules")
+    images = [*directory.glob("root/boot/vmlinuz-*"), *directory.glob("root/lib/modules/*/vmlinuz")]
+    if not images:
+        raise Unavailable(f"{debs[0]} is not a kernel package: no vmlinuz")
     os.rename(images[0], directory / "vmlinuz")
     plain = _decompressed(directory / "vmlinuz")
     if plain:
@@ -177,8 +226,8 @@ def _unpack(deb, directory):
                     "lib/modules/*/kernel/drivers/iio", "lib/modules/*/kernel/drivers/staging"):
         for path in directory.glob("root/" + useless):
             shutil.rmtree(path)
-    fields = subprocess.check_output(["dpkg-deb", "-f", deb, "Package", "Version"], text=True)
-    digest = hashlib.sha256(pathlib.Path(deb).read_bytes()).hexdigest()
+    fields = subprocess.check_output(["dpkg-deb", "-f", debs[0], "Package", "Version"], text=True)
+    digest = hashlib.sha256(pathlib.Path(debs[0]).read_bytes()).hexdigest()
     package, version = re.findall(r": (.*)", fields)
     (directory / "package").write_text(f"{package} {version} sha256:{digest}\n", encoding="utf-8")
 
