@@ -136,6 +136,8 @@ typedef struct {
     struct net *net;
 } possible_net_t;
 
+struct proto;
+
 struct sock_common {
     __be32 skc_daddr, skc_rcv_saddr;
     __be16 skc_dport;
@@ -144,6 +146,7 @@ struct sock_common {
     possible_net_t skc_net;
     struct in6_addr skc_v6_daddr, skc_v6_rcv_saddr;
     unsigned long skc_flags;
+    struct proto *skc_prot;
 };
 
 struct net_device {

@@ -79,7 +79,7 @@ const volatile bool trace_functions = false; /* tier (a) programs are attached *
 /* ---- Maps ---- */
 
 #define RANGES 8
-#define DESCRIPTORS 256
+#define DESCRIPTORS 128
 #define SHARED_RANGE_MIN 4096 /* bytes: telling other threads of a range costs as much as copying this many */
 
 /* Where a call put bytes into memory, so that a later call that takes them from there can name their source. */
@@ -95,7 +95,7 @@ struct descriptor {
     struct file *file;
     struct inode *inode;
     unsigned long number; /* i_ino: structures of closed sockets are used again at the same address */
-    __u32 fd;
+    __u64 tcp, protocol;  /* struct sock and its sk_prot; 0: it is no TCP socket */
     __u32 end;
     __u8 kind;
 };
@@ -112,13 +112,15 @@ struct thread_state {
     __u32 pid, thread; /* in the tracer's pid namespace */
     __u64 transitions;
     __u64 delivered;
-    __u32 pieces;    /* whether this call was entered already */
-    __u64 unentered; /* bytes that it moved and that are not entered yet */
-    __u32 newest;    /* of ranges */
+    bool call_entered; /* by on_call, so that on_call_left_out need not */
+    __u32 pieces;      /* whether this call was entered already */
+    __u64 unentered;   /* bytes that it moved and that are not entered yet */
+    __u32 newest;      /* of ranges */
     struct range ranges[RANGES];
     struct descriptor descriptors[DESCRIPTORS];
     struct trace_flow_key lent;  /* last flow with MSG_ZEROCOPY */
     struct trace_flow_key fault; /* last flow of a page fault */
+    bool fault_copied;           /* and its page was counted */
     struct trace_end_key key;    /* scratch: too large for the stack */
     struct trace_end_value value;
     struct message message;
@@ -126,6 +128,8 @@ struct thread_state {
     __u64 datagram_room; /* before a datagram is received: room for it, plus one */
     __u64 copied[TRACE_FUNCTION_COUNT], copies[TRACE_FUNCTION_COUNT];
 };
+/* Since Linux 6.19 storage comes from the allocator's own caches, none of which has larger pieces (kmalloc_nolock). */
+_Static_assert(sizeof(struct thread_state) <= 8192 - 128, "with what the kernel puts before it, at most 8 KiB");
 
 struct {
     __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
@@ -280,6 +284,54 @@ const volatile struct trace_flow_value no_flow = {};
             lost_->member += (amount);                                                                                 \
     } while (0)
 
+/* ---- In which context ---- */
+
+/* Of the count of preemption. 0x200 and above in its second byte: bottom halves are off, which is still the caller's
+ * work. */
+#define PREEMPTION_OFF 0xff
+#define SERVING_SOFTIRQ 0x100
+#define IN_INTERRUPT 0xff0000 /* hard interrupt, NMI */
+
+#if defined(__TARGET_ARCH_x86)
+/* The count is a variable of each CPU, or a member of one (struct pcpu_hot), and user space says how far it lies from
+ * another that every kernel has. A weak __ksym for each of the two, and CO-RE, would be simpler, but what a kernel
+ * lacks is looked for in modules by libbpf 1.1, which takes more than CAP_BPF and CAP_PERFMON. */
+extern const unsigned long this_cpu_off __ksym __weak;
+const volatile __s64 trace_preempt_distance = 0; /* from this_cpu_off; 0: not known */
+#endif
+
+static __always_inline int preemption_count(struct task_struct *task)
+{
+    int count = PREEMPTION_OFF; /* not known */
+#if defined(__TARGET_ARCH_x86)
+    if (&this_cpu_off && trace_preempt_distance) {
+        const char *at = (const char *)bpf_this_cpu_ptr(&this_cpu_off) + trace_preempt_distance;
+        bpf_probe_read_kernel(&count, sizeof count, at);
+    }
+#else
+    count = (int)task->thread_info.preempt_count;
+#endif
+    return count;
+}
+
+static __always_inline bool in_foreign_context(struct task_struct *task)
+{
+    return preemption_count(task) & (SERVING_SOFTIRQ | IN_INTERRUPT);
+}
+
+/* Since Linux 7.0 programs of tracepoints are preemptible; those of functions always were. Attached while the tracer
+ * makes one call, before the others are. */
+bool trace_preemptible = false;
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(find_preemption)
+{
+    struct task_struct *task = bpf_get_current_task_btf();
+    if ((preemption_count(task) & PREEMPTION_OFF) == 0)
+        trace_preemptible = true;
+    return 0;
+}
+
 /* ---- Who is traced ---- */
 
 static __always_inline bool comm_matches(const char comm[TRACE_COMM_SIZE])
@@ -384,6 +436,12 @@ static __always_inline struct file *file_of(struct task_struct *task, __u32 fd)
     return file;
 }
 
+static __always_inline struct sock *sock_of(struct file *file)
+{
+    struct socket *socket = BPF_CORE_READ(file, private_data);
+    return BPF_CORE_READ(socket, sk);
+}
+
 /* Which directions of a TCP socket the kernel encrypts (TLS_SW, TLS_HW in include/net/tls.h). */
 static __always_inline __u8 tls_of(struct inet_connection_sock *sk)
 {
@@ -437,8 +495,7 @@ static __always_inline void describe_inet(struct trace_end_key *key, struct trac
 
 static __always_inline void describe_socket(struct trace_end_key *key, struct trace_end_value *value, struct file *file)
 {
-    struct socket *socket = BPF_CORE_READ(file, private_data);
-    struct sock *sk = BPF_CORE_READ(socket, sk);
+    struct sock *sk = sock_of(file);
     if (!sk)
         return;
     unsigned short family = BPF_CORE_READ(sk, __sk_common.skc_family);
@@ -569,6 +626,13 @@ struct end {
     __u8 kind;
 };
 
+/* What carries out the socket's calls. The kernel's TLS takes it over, one direction after the other, whoever asks for
+ * that: another thread, another process (update_sk_prot, net/tls/tls_main.c). */
+static __always_inline __u64 protocol_of(__u64 sk)
+{
+    return sk ? (__u64)BPF_CORE_READ((struct sock *)sk, __sk_common.skc_prot) : 0;
+}
+
 /* file is a pointer of the kernel's, which functions that are verified on their own cannot take as such. */
 __noinline int end_of_file(struct thread_state *state, __u64 address, __u32 fd, struct end *ret_end)
 {
@@ -582,18 +646,22 @@ __noinline int end_of_file(struct thread_state *state, __u64 address, __u32 fd, 
     struct inode *inode = BPF_CORE_READ(file, f_inode);
     unsigned long number = BPF_CORE_READ(inode, i_ino);
     struct descriptor *cached = &state->descriptors[fd % DESCRIPTORS];
-    if (cached->file != file || cached->inode != inode || cached->number != number || cached->fd != fd) {
+    if (cached->file != file || cached->inode != inode || cached->number != number ||
+        cached->protocol != protocol_of(cached->tcp)) {
         /* Until Linux 6.4 what a function like this one is given must not be a map's key: ask for it again. */
         struct thread_state *mine = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
         if (!mine)
             return 0;
+        bool is_socket = (BPF_CORE_READ(inode, i_mode) & S_IFMT) == S_IFSOCK;
+        __u64 sk = is_socket ? (__u64)sock_of(file) : 0, protocol = protocol_of(sk); /* before it is looked at */
         describe(mine, file, inode);
         cached->end = mine->key.kind == TRACE_END_NONE ? 0 : end_number(mine);
         cached->kind = mine->key.kind;
         cached->file = file;
         cached->inode = inode;
         cached->number = number;
-        cached->fd = fd;
+        cached->tcp = mine->key.kind == TRACE_END_TCP ? sk : 0;
+        cached->protocol = mine->key.kind == TRACE_END_TCP ? protocol : 0;
     }
     ret_end->id = cached->end;
     ret_end->kind = cached->kind;
@@ -967,9 +1035,7 @@ static __always_inline bool lends(struct task_struct *task, __u32 fd, __u64 flag
     if (!(flags & MSG_ZEROCOPY))
         return false;
     /* Without SO_ZEROCOPY the flag is ignored, and nothing is ever notified. */
-    struct file *file = file_of(task, fd);
-    struct socket *socket = BPF_CORE_READ(file, private_data);
-    struct sock *sk = BPF_CORE_READ(socket, sk);
+    struct sock *sk = sock_of(file_of(task, fd));
     unsigned long socket_flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
     return socket_flags >> bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY) & 1;
 }
@@ -981,8 +1047,7 @@ __noinline int know_lender(struct thread_state *state, struct trace_flow_key *fl
     struct file *file = (struct file *)address;
     if (!trace_functions || !state || !flow)
         return 0;
-    struct socket *socket = BPF_CORE_READ(file, private_data);
-    __u64 sk = (__u64)BPF_CORE_READ(socket, sk);
+    __u64 sk = (__u64)sock_of(file);
     struct lender *lender = bpf_map_lookup_elem(&lenders, &sk);
     if (!lender)
         return 0;
@@ -1174,30 +1239,16 @@ __noinline int on_getsockopt(struct thread_state *state, struct call *call)
     return 0;
 }
 
-/* A TCP socket becomes one of TLS: what was known of the descriptor is no longer so. Only this thread forgets. */
-__noinline int on_setsockopt(struct thread_state *state, struct call *call)
+static __always_inline void enter_call(struct task_struct *task, struct thread_state *state, struct pt_regs *regs,
+                                       long result)
 {
-    if (!state || !call)
-        return 0;
-    if (call->result == 0 && ((call->b == IPPROTO_TCP && call->c == 31 /* TCP_ULP */) || call->b == 282 /* SOL_TLS */))
-        state->descriptors[(__u32)call->a % DESCRIPTORS].file = NULL;
-    return 0;
-}
-
-SEC("tp_btf/sys_exit")
-int BPF_PROG(on_call, struct pt_regs *regs, long result)
-{
-    struct task_struct *task = bpf_get_current_task_btf();
-    struct thread_state *state = state_of_current(task);
-    if (!state)
-        return 0;
     state->transitions++;
     state->pieces = 0;
     state->unentered = result > 0 ? (__u64)result : 0;
 #if defined(__TARGET_ARCH_x86)
     if (task->thread_info.status & 2 /* TS_COMPAT */) {
         LOST(foreign, 1);
-        return 0;
+        return;
     }
     __u32 number = (__u32)regs->orig_ax;
     struct call call = {regs->di, regs->si, regs->dx, regs->r10, regs->r8, regs->r9, result};
@@ -1212,7 +1263,7 @@ int BPF_PROG(on_call, struct pt_regs *regs, long result)
                         result};
 #endif
     if (number >= TRACE_CALL_NUMBERS)
-        return 0;
+        return;
     __u32 kind = trace_calls[number];
     switch (kind) {
     case TRACE_CALL_OTHER:
@@ -1254,9 +1305,6 @@ int BPF_PROG(on_call, struct pt_regs *regs, long result)
     case TRACE_CALL_GETSOCKOPT:
         on_getsockopt(state, &call);
         break;
-    case TRACE_CALL_SETSOCKOPT:
-        on_setsockopt(state, &call);
-        break;
     case TRACE_CALL_PROCESS_VM: {
         struct trace_flow_key flow = flow_key(state, TRACE_PROCESS_COPY, 0, 0);
         enter(state, &flow, result);
@@ -1267,6 +1315,32 @@ int BPF_PROG(on_call, struct pt_regs *regs, long result)
     if (trace_functions) { /* nor may what it copied: execve reads files, fstat copies nothing but could */
         struct trace_flow_key none = flow_key(state, TRACE_NONE, 0, 0);
         enter_copies(state, &none, 0);
+    }
+}
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(on_call, struct pt_regs *regs, long result)
+{
+    struct task_struct *task = bpf_get_current_task_btf();
+    struct thread_state *state = state_of_current(task);
+    if (state) {
+        state->call_entered = true;
+        enter_call(task, state, regs, result);
+    }
+    return 0;
+}
+
+/* Until a program that was preempted goes on, the kernel leaves it out for everybody else on that CPU, for as long as
+ * the preempted task waits for its turn. Where that can happen (find_preemption) this one takes its place. */
+SEC("tp_btf/sys_exit")
+int BPF_PROG(on_call_left_out, struct pt_regs *regs, long result)
+{
+    struct task_struct *task = bpf_get_current_task_btf();
+    struct thread_state *state = state_of_current(task);
+    if (state) {
+        if (!state->call_entered)
+            enter_call(task, state, regs, result);
+        state->call_entered = false;
     }
     return 0;
 }
@@ -1298,33 +1372,6 @@ int BPF_PROG(on_delivery, const struct sk_buff *buffer, int length)
  *
  * A copy belongs to the call in which it was made. What softirq, interrupts and kernel threads copy is nobody's, and
  * listed so: whom a softirq interrupts is chance. */
-
-/* Of the count of preemption. 0x200 and above in its second byte: bottom halves are off, which is still the caller's
- * work. */
-#define SERVING_SOFTIRQ 0x100
-#define IN_INTERRUPT 0xff0000 /* hard interrupt, NMI */
-
-#if defined(__TARGET_ARCH_x86)
-/* The count is a variable of each CPU, or a member of one (struct pcpu_hot), and user space says how far it lies from
- * another that every kernel has. A weak __ksym for each of the two, and CO-RE, would be simpler, but what a kernel
- * lacks is looked for in modules by libbpf 1.1, which takes more than CAP_BPF and CAP_PERFMON. */
-extern const unsigned long this_cpu_off __ksym __weak;
-const volatile __s64 trace_preempt_distance = 0; /* from this_cpu_off; 0: not known */
-#endif
-
-static __always_inline bool in_foreign_context(struct task_struct *task)
-{
-    int count = 0;
-#if defined(__TARGET_ARCH_x86)
-    if (&this_cpu_off && trace_preempt_distance) {
-        const char *at = (const char *)bpf_this_cpu_ptr(&this_cpu_off) + trace_preempt_distance;
-        bpf_probe_read_kernel(&count, sizeof count, at);
-    }
-#else
-    count = (int)task->thread_info.preempt_count;
-#endif
-    return count & (SERVING_SOFTIRQ | IN_INTERRUPT);
-}
 
 static __always_inline void add_copy(struct trace_copy_key *key, long bytes)
 {
@@ -1365,6 +1412,7 @@ static __always_inline void count_fault_copy(void)
     struct thread_state *state = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
     if (!state)
         return;
+    state->fault_copied = true;
     struct trace_copy_key key = {.flow = state->fault, .function = TRACE_FN_COPY_ON_WRITE};
     if (key.flow.pid == 0) /* faults are not watched, or this is the kernel's own, on the thread's behalf */
         key.flow = flow_key(state, TRACE_COPY_ON_WRITE, 0, 0);
@@ -1474,15 +1522,17 @@ int BPF_PROG(copied_tcp_sendmsg, struct sock *sk, struct msghdr *message, unsign
     return 0;
 }
 
-/* MSG_ZEROCOPY: these bytes of the call went by reference. */
+/* MSG_ZEROCOPY: these bytes of the call went by reference. Since Linux 6.16 it is given one thing more. */
 SEC("fexit/skb_zerocopy_iter_stream")
 int BPF_PROG(referred_iter_stream, struct sock *sk, struct sk_buff *buffer, struct msghdr *message, int size,
-             void *loan, int result)
+             void *loan)
 {
     struct thread_state *state = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
-    if (!state || result <= 0)
+    __u64 result = 0;
+    bpf_get_func_ret(ctx, &result);
+    if (!state || (int)result <= 0)
         return 0;
-    state->referred += (__u64)result;
+    state->referred += result & 0xffffffff;
     __u64 lent = (__u64)loan, socket = (__u64)sk;
     struct lender unknown = {};
     bpf_map_update_elem(&loans, &lent, &socket, BPF_ANY);
@@ -1627,12 +1677,25 @@ int BPF_PROG(copied_on_write, struct vm_fault *fault)
     return 0;
 }
 
+/* Where wp_page_copy is inlined: what copies a page for it, and since Linux 6.13 for the next one as well. Others call
+ * it, too (persistent memory), but not in a fault. */
+SEC("fexit/copy_mc_to_kernel")
+int BPF_PROG(copied_page, void *to, const void *from, unsigned size, unsigned long left)
+{
+    if (left == 0 && size == trace_page_size)
+        count_fault_copy();
+    return 0;
+}
+
 /* The first write to a page of a private file mapping. */
 SEC("fexit/finish_fault")
 int BPF_PROG(copied_on_first_write, struct vm_fault *fault, unsigned result)
 {
-    if (result == 0 && BPF_CORE_READ(fault, cow_page))
+    struct thread_state *state = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
+    if (result == 0 && state && !state->fault_copied && BPF_CORE_READ(fault, cow_page))
         count_fault_copy();
+    if (state)
+        state->fault_copied = false;
     return 0;
 }
 
@@ -1660,6 +1723,7 @@ int BPF_PROG(on_page_fault, unsigned long address, struct pt_regs *regs, unsigne
     if (!state)
         return 0;
     bool present = error & 1, write = error & 2; /* X86_PF_PROT, X86_PF_WRITE */
+    state->fault_copied = false;
     if (present && !write)
         return 0;
     struct fault fault = {};

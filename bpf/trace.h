@@ -189,6 +189,7 @@ struct trace_lost {
     __u64 threads;  /* no memory for a thread's state */
     __u64 foreign;  /* system calls of 32-bit programs: their numbers mean something else */
     __u64 messages; /* messages beyond the first 64 of one sendmmsg or recvmmsg: their bytes are not counted */
+    __u64 missed; /* times that the kernel ran no program, as the same one was at work on that CPU: it says how often */
 };
 
 /* What a system call is to us. User space fills the table of numbers (they differ between machines). */
@@ -212,7 +213,6 @@ enum trace_call {
     TRACE_CALL_IOCTL,
     TRACE_CALL_PROCESS_VM,
     TRACE_CALL_GETSOCKOPT,
-    TRACE_CALL_SETSOCKOPT,
     TRACE_CALL_COUNT
 };
 

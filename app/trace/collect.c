@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "collect.h"
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/text.h"
 #include "items.h"
@@ -73,7 +74,6 @@ static const struct {
     {SYS_process_vm_readv, TRACE_CALL_PROCESS_VM},
     {SYS_process_vm_writev, TRACE_CALL_PROCESS_VM},
     {SYS_getsockopt, TRACE_CALL_GETSOCKOPT},
-    {SYS_setsockopt, TRACE_CALL_SETSOCKOPT},
 };
 
 /* io_uring's operations by number: liburing's header may be older than the kernel (linux/io_uring.h). */
@@ -120,7 +120,8 @@ static bool capable(unsigned capability)
     return data[capability / 32].effective >> (capability % 32) & 1;
 }
 
-static int explain(int error, struct failure *failure)
+/* program: the one that was refused; NULL: none in particular. */
+static int explain(int error, const char *program, struct failure *failure)
 {
     char missing[64] = "";
     if (!capable(CAP_SYS_ADMIN))
@@ -138,8 +139,9 @@ static int explain(int error, struct failure *failure)
             "this kernel does not describe its types (/sys/kernel/btf/vmlinux: %s): it was built without "
             "CONFIG_DEBUG_INFO_BTF",
             text_errno_meaning(errno));
-    return failure_set(failure, error, "the kernel refused the programs: %s (%s)", text_errno_meaning(error),
-                       text_errno_name(error));
+    return failure_set(failure, error, "the kernel refused %s%s: %s (%s)",
+                       program != NULL ? "the program " : "the programs", program != NULL ? program : "",
+                       text_errno_meaning(error), text_errno_name(error));
 }
 
 /* ---- Loading ---- */
@@ -254,30 +256,29 @@ static int cgroup_of(const char *path, uint64_t *ret_id, uint32_t *ret_level, st
     return 0;
 }
 
-/* What has to be hooked for a function's copies to be counted: all of `hooks`, or one of them where a kernel has it
- * under one name or the other. TRACE_FN_DATAGRAM_READ is a tracepoint but for datagrams. */
+/* What has to be hooked for a function's copies to be counted: all lines of hooks, and of each line one, as kernels
+ * name and inline their functions differently. TRACE_FN_DATAGRAM_READ is a tracepoint but for datagrams. */
 static const struct {
     enum trace_function function;
-    const char *hooks[4];
-    bool any;
+    const char *hooks[2][2];
 } watches[] = {
-    {TRACE_FN_FILEMAP_READ, {"filemap_read"}, false},
-    {TRACE_FN_SHMEM_FILE_READ, {"shmem_file_read_iter"}, false},
-    {TRACE_FN_GENERIC_PERFORM_WRITE, {"generic_perform_write"}, false},
-    {TRACE_FN_IOMAP_WRITE, {"iomap_file_buffered_write"}, false},
-    {TRACE_FN_BTRFS_WRITE, {"btrfs_buffered_write"}, false},
-    {TRACE_FN_PIPE_READ, {"pipe_read", "anon_pipe_read"}, true},
-    {TRACE_FN_PIPE_WRITE, {"pipe_write", "anon_pipe_write"}, true},
-    {TRACE_FN_TCP_SENDMSG, {"tcp_sendmsg_locked", "skb_zerocopy_iter_stream"}, false},
-    {TRACE_FN_UNIX_SENDMSG, {"skb_copy_datagram_from_iter"}, false},
-    {TRACE_FN_UDP_SENDMSG, {"ip_generic_getfrag"}, false},
-    {TRACE_FN_DATAGRAM_READ, {"udp_recvmsg"}, false},
-    {TRACE_FN_SKB_COPY_UBUFS, {"skb_copy_ubufs"}, false},
-    {TRACE_FN_SKB_COPY_AND_CSUM, {"skb_copy_and_csum_bits"}, false},
-    {TRACE_FN_SKB_COPY_BITS, {"skb_copy_bits"}, false},
-    {TRACE_FN_COPY_ON_WRITE, {"wp_page_copy", "finish_fault"}, false},
-    {TRACE_FN_PIPE_TO_USER, {"pipe_to_user"}, false},
-    {TRACE_FN_TLS_SENDMSG, {"sk_msg_memcopy_from_iter"}, false},
+    {TRACE_FN_FILEMAP_READ, {{"filemap_read"}}},
+    {TRACE_FN_SHMEM_FILE_READ, {{"shmem_file_read_iter"}}},
+    {TRACE_FN_GENERIC_PERFORM_WRITE, {{"generic_perform_write"}}},
+    {TRACE_FN_IOMAP_WRITE, {{"iomap_file_buffered_write"}}},
+    {TRACE_FN_BTRFS_WRITE, {{"btrfs_buffered_write"}}},
+    {TRACE_FN_PIPE_READ, {{"pipe_read", "anon_pipe_read"}}},
+    {TRACE_FN_PIPE_WRITE, {{"pipe_write", "anon_pipe_write"}}},
+    {TRACE_FN_TCP_SENDMSG, {{"tcp_sendmsg_locked"}, {"skb_zerocopy_iter_stream"}}},
+    {TRACE_FN_UNIX_SENDMSG, {{"skb_copy_datagram_from_iter"}}},
+    {TRACE_FN_UDP_SENDMSG, {{"ip_generic_getfrag"}}},
+    {TRACE_FN_DATAGRAM_READ, {{"udp_recvmsg"}}},
+    {TRACE_FN_SKB_COPY_UBUFS, {{"skb_copy_ubufs"}}},
+    {TRACE_FN_SKB_COPY_AND_CSUM, {{"skb_copy_and_csum_bits"}}},
+    {TRACE_FN_SKB_COPY_BITS, {{"skb_copy_bits"}}},
+    {TRACE_FN_COPY_ON_WRITE, {{"wp_page_copy", "copy_mc_to_kernel"}, {"finish_fault"}}},
+    {TRACE_FN_PIPE_TO_USER, {{"pipe_to_user"}}},
+    {TRACE_FN_TLS_SENDMSG, {{"sk_msg_memcopy_from_iter"}}},
 };
 _Static_assert(sizeof watches / sizeof watches[0] == TRACE_FUNCTION_COUNT, "a line for every function");
 
@@ -290,6 +291,11 @@ static const char *hooked_function(const struct bpf_program *program)
     return strchr(section, '/') + 1;
 }
 
+static bool has_function(const struct btf *types, const char *name)
+{
+    return btf__find_by_name_kind(types, name, BTF_KIND_FUNC) > 0;
+}
+
 /* Programs of tier (a) hook functions by name. Those that this kernel does not have, or has in a module that is not
  * loaded, are left out. */
 static void choose_functions(struct trace_bpf *programs, const struct btf *types, bool functions, bool faults)
@@ -300,12 +306,15 @@ static void choose_functions(struct trace_bpf *programs, const struct btf *types
         const char *function = hooked_function(program);
         if (function == NULL)
             continue;
-        bool there = functions && btf__find_by_name_kind(types, function, BTF_KIND_FUNC) > 0;
+        bool there = functions && has_function(types, function);
         if (functions && strncmp(function, "btrfs_", 6) == 0)
             there = access("/sys/kernel/btf/btrfs", R_OK) == 0;
-        if (!faults && (strcmp(function, "wp_page_copy") == 0 || strcmp(function, "finish_fault") == 0))
-            there = false;
-        bpf_program__set_autoload(program, there);
+        bool of_faults = strcmp(function, "wp_page_copy") == 0 || strcmp(function, "finish_fault") == 0;
+        if (strcmp(function, "copy_mc_to_kernel") == 0) {
+            of_faults = true;
+            there = there && !has_function(types, "wp_page_copy"); /* which calls it: not twice */
+        }
+        bpf_program__set_autoload(program, there && (faults || !of_faults));
         bpf_program__set_autoattach(program, false);
     }
 }
@@ -313,12 +322,21 @@ static void choose_functions(struct trace_bpf *programs, const struct btf *types
 static bool is_hooked(const struct trace_bpf *programs, const char *function)
 {
     const struct bpf_object_skeleton *skeleton = programs->skeleton;
+    bool any = false;
     for (int i = 0; i < skeleton->prog_cnt; i++) {
         const char *own = hooked_function(*skeleton->progs[i].prog);
-        if (own != NULL && strcmp(own, function) == 0 && *skeleton->progs[i].link == NULL)
+        if (own == NULL || strcmp(own, function) != 0)
+            continue;
+        any = true;
+        if (*skeleton->progs[i].link == NULL)
             return false;
     }
-    return true;
+    return any;
+}
+
+static bool one_is_hooked(const struct trace_bpf *programs, const char *const hooks[2])
+{
+    return hooks[0] == NULL || is_hooked(programs, hooks[0]) || (hooks[1] != NULL && is_hooked(programs, hooks[1]));
 }
 
 /* Hook what can be hooked. A function that the kernel will not let go of (it is patched, say) is left out like one that
@@ -336,16 +354,9 @@ static int hook_functions(struct trace_bpf *programs, uint32_t *ret_functions)
         if (*skeleton->progs[i].link == NULL)
             error = -errno;
     }
-    for (size_t i = 0; i < sizeof watches / sizeof watches[0]; i++) {
-        bool all = true, any = false;
-        for (size_t j = 0; j < sizeof watches[i].hooks / sizeof watches[i].hooks[0] && watches[i].hooks[j]; j++) {
-            bool hooked = is_hooked(programs, watches[i].hooks[j]);
-            all = all && hooked;
-            any = any || hooked;
-        }
-        if (watches[i].any ? any : all)
+    for (size_t i = 0; i < sizeof watches / sizeof watches[0]; i++)
+        if (one_is_hooked(programs, watches[i].hooks[0]) && one_is_hooked(programs, watches[i].hooks[1]))
             functions |= 1u << watches[i].function;
-    }
     *ret_functions = functions;
     return functions == 0 ? error : 0;
 }
@@ -383,6 +394,12 @@ static int prepare(struct trace_bpf *programs, const struct btf *types, const st
     bool renamed = btf__find_by_name_kind(types, "btf_trace_io_uring_submit_req", BTF_KIND_TYPEDEF) > 0;
     bpf_program__set_autoload(programs->progs.on_ring_submission_req, renamed);
     bpf_program__set_autoload(programs->progs.on_ring_submission_sqe, !renamed);
+    /* Kernels whose tracepoints lack this do not preempt their programs; of the others, find_preemption asks. */
+    bool may_be_left_out = btf__find_by_name_kind(types, "tracepoint_ext", BTF_KIND_STRUCT) > 0;
+    bpf_program__set_autoload(programs->progs.find_preemption, may_be_left_out);
+    bpf_program__set_autoattach(programs->progs.find_preemption, false);
+    bpf_program__set_autoload(programs->progs.on_call_left_out, may_be_left_out);
+    bpf_program__set_autoattach(programs->progs.on_call_left_out, false);
     bpf_program__set_autoload(programs->progs.on_page_fault, options->faults);
     bpf_program__set_autoattach(programs->progs.find_namespace, false); /* run once, by hand */
     choose_functions(programs, types, functions, options->faults);
@@ -400,32 +417,104 @@ static int find_namespace(struct trace_bpf *programs)
     return bpf_prog_test_run_opts(bpf_program__fd(programs->progs.find_namespace), &run);
 }
 
+/* The verifier explains itself to the program that it refuses, and to no other. */
+enum { VERDICT_SIZE = 512, PROGRAMS_MAX = 64 };
+
+struct attempt {
+    uint64_t left_out; /* programs that the kernel would not have: bits, by their order */
+    char verdicts[PROGRAMS_MAX][VERDICT_SIZE];
+    int refused; /* program; -1: it failed for another reason, or did not */
+    bool refused_is_needed;
+};
+
+static int try_to_load(const struct collect_options *options, bool functions, const struct btf *types,
+                       struct attempt *attempt, struct trace_bpf **ret_programs, struct failure *failure)
+{
+    struct trace_bpf *programs = trace_bpf__open();
+    attempt->refused = -1;
+    if (programs == NULL)
+        return explain(-errno, NULL, failure);
+    const struct bpf_object_skeleton *skeleton = programs->skeleton;
+    int error = prepare(programs, types, options, functions, failure);
+    if (error == 0) {
+        for (int i = 0; i < skeleton->prog_cnt && i < PROGRAMS_MAX; i++) {
+            attempt->verdicts[i][0] = '\0';
+            bpf_program__set_log_buf(*skeleton->progs[i].prog, attempt->verdicts[i], VERDICT_SIZE);
+            if ((attempt->left_out >> i & 1) != 0)
+                bpf_program__set_autoload(*skeleton->progs[i].prog, false);
+        }
+        error = trace_bpf__load(programs);
+        for (int i = 0; i < skeleton->prog_cnt && i < PROGRAMS_MAX && error < 0; i++)
+            if (attempt->verdicts[i][0] != '\0')
+                attempt->refused = i;
+        const struct bpf_prog_skeleton *refused = attempt->refused >= 0 ? &skeleton->progs[attempt->refused] : NULL;
+        attempt->refused_is_needed = refused != NULL && hooked_function(*refused->prog) == NULL &&
+                                     *refused->prog != programs->progs.find_preemption;
+        if (error < 0)
+            explain(error, refused != NULL ? refused->name : NULL, failure);
+    }
+    if (error < 0) {
+        trace_bpf__destroy(programs);
+        return error;
+    }
+    *ret_programs = programs;
+    return 0;
+}
+
+/* A hook that the kernel refuses (a function that takes other arguments than those known here) is left out like one of
+ * a function that it does not have; and so is find_preemption, where it does not tell where its variables are. */
+static int load_what_can_be(const struct collect_options *options, bool functions, const struct btf *types,
+                            struct trace_bpf **ret_programs, struct failure *failure)
+{
+    CLEANUP_FREE struct attempt *attempt = calloc(1, sizeof *attempt);
+    if (attempt == NULL)
+        return failure_set(failure, -ENOMEM, "out of memory");
+    for (;;) {
+        int error = try_to_load(options, functions, types, attempt, ret_programs, failure);
+        if (error == 0 || attempt->refused < 0 || attempt->refused_is_needed)
+            return error;
+        attempt->left_out |= UINT64_C(1) << attempt->refused;
+    }
+}
+
+static bool finds_preemption(struct trace_bpf *programs)
+{
+    if (!bpf_program__autoload(programs->progs.find_preemption))
+        return false;
+    struct bpf_link *link = bpf_program__attach(programs->progs.find_preemption);
+    (void)getppid();
+    bpf_link__destroy(link);
+    return programs->bss->trace_preemptible;
+}
+
+static int attach(struct trace_bpf *programs)
+{
+    bool preemptible = finds_preemption(programs);
+    int error = trace_bpf__attach(programs);
+    if (error < 0 || !preemptible)
+        return error;
+    programs->links.on_call_left_out = bpf_program__attach(programs->progs.on_call_left_out);
+    return programs->links.on_call_left_out == NULL ? -errno : 0;
+}
+
 static int load(const struct collect_options *options, bool functions, struct trace_bpf **ret_programs,
                 uint32_t *ret_functions, struct failure *failure)
 {
     struct btf *types = btf__load_vmlinux_btf();
     if (types == NULL)
-        return explain(-errno, failure);
-    struct trace_bpf *programs = trace_bpf__open();
-    if (programs == NULL) {
-        int error = -errno;
-        btf__free(types);
-        return explain(error, failure);
-    }
-    int error = prepare(programs, types, options, functions, failure);
+        return explain(-errno, NULL, failure);
+    struct trace_bpf *programs = NULL;
+    int error = load_what_can_be(options, functions, types, &programs, failure);
     btf__free(types);
-    if (error == 0) {
-        error = trace_bpf__load(programs);
-        if (error == 0)
-            error = find_namespace(programs);
-        if (error == 0)
-            error = trace_bpf__attach(programs);
-        if (error == 0 && functions)
-            error = hook_functions(programs, ret_functions);
-        if (error < 0)
-            explain(error, failure);
-    }
+    if (error < 0)
+        return error;
+    error = find_namespace(programs);
+    if (error == 0)
+        error = attach(programs);
+    if (error == 0 && functions)
+        error = hook_functions(programs, ret_functions);
     if (error < 0) {
+        explain(error, NULL, failure);
         trace_bpf__destroy(programs);
         return error;
     }
@@ -527,6 +616,7 @@ void collect_pause(struct collect *collect, bool pause)
         struct bpf_link **link;
     } busy[] = {
         {programs->progs.on_call, &programs->links.on_call},
+        {programs->progs.on_call_left_out, &programs->links.on_call_left_out},
         {programs->progs.on_delivery, &programs->links.on_delivery},
         {programs->progs.on_page_fault, &programs->links.on_page_fault},
     };
@@ -534,7 +624,8 @@ void collect_pause(struct collect *collect, bool pause)
         if (pause) {
             bpf_link__destroy(*busy[i].link);
             *busy[i].link = NULL;
-        } else if (bpf_program__autoload(busy[i].program)) {
+        } else if (bpf_program__autoload(busy[i].program) &&
+                   (busy[i].program != programs->progs.on_call_left_out || programs->bss->trace_preemptible)) {
             *busy[i].link = bpf_program__attach(busy[i].program);
         }
     }
@@ -682,6 +773,27 @@ static int enter_ends(struct collect *collect)
     return 0;
 }
 
+static uint64_t times_left_out(const struct bpf_program *program)
+{
+    struct bpf_prog_info info;
+    uint32_t size = sizeof info;
+    int fd = bpf_program__fd(program);
+    memset(&info, 0, sizeof info);
+    return fd >= 0 && bpf_obj_get_info_by_fd(fd, &info, &size) == 0 ? info.recursion_misses : 0;
+}
+
+/* A program that was preempted, or interrupted by a softirq, does not run a second time on its CPU meanwhile. */
+static uint64_t missed(const struct trace_bpf *programs)
+{
+    const struct bpf_object_skeleton *skeleton = programs->skeleton;
+    uint64_t misses = 0;
+    for (int i = 0; i < skeleton->prog_cnt; i++)
+        misses += times_left_out(*skeleton->progs[i].prog);
+    if (programs->links.on_call_left_out != NULL) /* a call is missed where both were left out: at most */
+        misses -= max_u64(times_left_out(programs->progs.on_call), times_left_out(programs->progs.on_call_left_out));
+    return misses;
+}
+
 int collect_drain(struct collect *collect, struct account *account, struct procfs *procfs)
 {
     struct trace_bpf *programs = collect->programs;
@@ -702,6 +814,7 @@ int collect_drain(struct collect *collect, struct account *account, struct procf
     if (bpf_map_lookup_elem(bpf_map__fd(programs->maps.lost), &zero, collect->values) == 0) {
         struct trace_lost total;
         sum(collect->values, collect->processors, (uint64_t *)&total, sizeof total / sizeof(uint64_t));
+        total.missed = missed(programs);
         account_enter_lost(account, &total);
     }
     return error;

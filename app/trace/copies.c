@@ -7,6 +7,11 @@
 #include "copies.h"
 #include "base/checked.h"
 #include "mechanism.h"
+#include <linux/magic.h>
+
+#ifndef BTRFS_SUPER_MAGIC
+#define BTRFS_SUPER_MAGIC 0x9123683e
+#endif
 
 static uint64_t sum_of_copies(const struct trace_copy_value *copies, const char **ret_copier)
 {
@@ -107,6 +112,21 @@ static void account_for_some(struct account_row *row, const struct mechanism_cos
     }
 }
 
+/* btrfs copies files of less than a page that it keeps in its metadata: with small files, which of them is not known.
+ */
+#define INLINE_MAX 4096
+
+static void account_for_clone(struct account_row *row, const struct account_end *sink,
+                              const struct mechanism_cost *cost)
+{
+    row->evidence = cost->evidence;
+    if (sink != NULL && sink->value.file_system == BTRFS_SUPER_MAGIC &&
+        row->value.bytes < row->value.calls * INLINE_MAX) {
+        row->unknown_bytes = row->value.bytes;
+        row->evidence = ACCOUNT_UNKNOWN;
+    }
+}
+
 void copies_of_flow(const struct copies_seen *seen, struct account_row *row)
 {
     enum trace_mechanism mechanism = (enum trace_mechanism)row->key.mechanism;
@@ -119,6 +139,8 @@ void copies_of_flow(const struct copies_seen *seen, struct account_row *row)
         account_for_recv(row, &cost, copied);
     } else if (mechanism == TRACE_SEND_ZEROCOPY) {
         account_for_lending(row, seen->sink, &cost, copied);
+    } else if (mechanism == TRACE_CLONE) {
+        account_for_clone(row, seen->sink, &cost);
     } else if (mechanism == TRACE_COPY_ON_WRITE) {
         account_for_copy_on_write(row, &cost, watched, copied, copier);
     } else if (watched) {

@@ -329,6 +329,7 @@ char *format_lost(const struct trace_lost *lost, char *buffer, size_t size)
         {lost->threads, "calls of threads without a state (no memory)"},
         {lost->foreign, "system calls of 32-bit programs"},
         {lost->messages, "messages beyond the first 64 of a call"},
+        {lost->missed, "calls or copies, of these processes or of others, as a program was at work already"},
     };
     char bytes[TEXT_SIZE_MAX], count[FORMAT_FIGURE_MAX];
     size_t used = 0;

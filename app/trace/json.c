@@ -136,10 +136,10 @@ int report_json(FILE *stream, struct account *account, const struct report_optio
     const struct trace_lost *lost = account_lost(account);
     const char tier[2] = {(char)account_tier(account), '\0'};
     json_t *lost_object =
-        json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "flow_bytes", integer(lost->flows), "flow_calls",
+        json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "flow_bytes", integer(lost->flows), "flow_calls",
                   integer(lost->flow_calls), "copy_bytes", integer(lost->copies), "ends", integer(lost->ends), "events",
                   integer(lost->events), "threads", integer(lost->threads), "foreign_calls", integer(lost->foreign),
-                  "messages", integer(lost->messages));
+                  "messages", integer(lost->messages), "missed", integer(lost->missed));
     json_t *root = json_pack("{s:s, s:f, s:f, s:o, s:[], s:[], s:[], s:[], s:[], s:o}", "tier", tier, "elapsed_seconds",
                              (double)account_elapsed_ns(account) / 1e9, "counted_seconds",
                              (double)account_counted_ns(account) / 1e9, "notice",

@@ -36,7 +36,7 @@ void report_lines(FILE *stream, struct account *account, const struct report_opt
  *   callers          pid, copier, caller, samples
  *   findings         pid, bytes, what, advice (or null)
  *   unattributed     function, in_calls (true: of calls that moved nothing; false: of no call), calls, bytes
- *   lost             flow_bytes, flow_calls, copy_bytes, ends, events, threads, foreign_calls, messages
+ *   lost             flow_bytes, flow_calls, copy_bytes, ends, events, threads, foreign_calls, messages, missed
  *
  * options->rows and width do not matter. Returns 0, -ENOMEM, or -EIO (the stream failed). */
 int report_json(FILE *stream, struct account *account, const struct report_options *options);

@@ -297,8 +297,8 @@ static void name_functions_missing(struct session *session)
     if (used > 0)
         add_notice(
             session,
-            "Not hooked, as this kernel has no such function, or has it in a module that was not loaded: %s. What "
-            "it copies is known by the mechanism's definition, or not at all.",
+            "Not hooked, as this kernel has no such function, has it in a module that was not loaded, or refuses a "
+            "program there: %s. What it copies is known by the mechanism's definition, or not at all.",
             names);
 }
 

@@ -617,6 +617,21 @@ TEST("of what TLS in the kernel decrypts, what no tracepoint saw delivered was n
     CHECK_EQ(row_of(TRACE_NONE, TRACE_RECV, TCP, 0)->evidence, ACCOUNT_BY_DEFINITION);
 }
 
+TEST("small files that btrfs is asked to clone may be copied all the same, larger ones are not")
+{
+    enum { BTRFS = COPY };
+    struct trace_flow_key key = flow_key(TRACE_NONE, TRACE_CLONE, ISO, BTRFS);
+    struct trace_flow_value small = {.bytes = 100 * 1000, .calls = 100}, large = {.bytes = 100 * MIB, .calls = 100};
+    begin(ACCOUNT_TIER_FUNCTIONS);
+    enter_end(BTRFS, TRACE_END_FILE, BTRFS_SUPER_MAGIC, 0, 0);
+    CHECK_EQ(account_enter_flow(account, &key, &small), 0);
+    CHECK_EQ(row_of(TRACE_NONE, TRACE_CLONE, ISO, BTRFS)->unknown_bytes, small.bytes);
+    CHECK_EQ(row_of(TRACE_NONE, TRACE_CLONE, ISO, BTRFS)->evidence, ACCOUNT_UNKNOWN);
+    CHECK_EQ(account_enter_flow(account, &key, &large), 0);
+    CHECK_EQ(row_of(TRACE_NONE, TRACE_CLONE, ISO, BTRFS)->unknown_bytes, 0);
+    CHECK_EQ(row_of(TRACE_NONE, TRACE_CLONE, ISO, BTRFS)->evidence, ACCOUNT_BY_DEFINITION);
+}
+
 /* ---- Tier (a) ---- */
 
 TEST("nested functions are not counted twice: copies are what was entered, without the definition on top")

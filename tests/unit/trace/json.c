@@ -78,7 +78,7 @@ TEST("it has the members that report.h names")
         CHECK(json_object_get(flow, flow_names[i]) != NULL);
     CHECK_STR(json_string_value(json_object_get(root, "tier")), "b");
     CHECK_STR(json_string_value(json_object_get(root, "notice")), "a \"notice\"");
-    CHECK_EQ(json_object_size(json_object_get(root, "lost")), 8);
+    CHECK_EQ(json_object_size(json_object_get(root, "lost")), 9);
     json_t *caller = json_array_get(json_object_get(root, "callers"), 0);
     CHECK_STR(json_string_value(json_object_get(caller, "caller")), "send (nginx)");
     CHECK_EQ(json_integer_value(json_object_get(caller, "samples")), 270);

@@ -5,9 +5,14 @@
  */
 #include "check.h"
 #include "lib/core/receipt.h"
+#include "lib/core/sys.h"
 #include "trace/check.h"
 #include "unit/lib/file_systems.h"
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/fiemap.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 enum receipt_rule receipt_mutant;
@@ -94,6 +99,71 @@ TEST("receipts of files on XFS, where extents are shared, agree with the trace")
 }
 
 NOTICED_ON("xfs", "a receipt that says shared extents were copied is caught", RULE_EXTENTS_SHARED, SLUICE_ROUTE_REFLINK)
+
+TEST("a receipt of a small file on btrfs, whose clone is copied, agrees with the trace; one that denies it is caught")
+{
+    const char *reason, *directory = file_system_directory("btrfs", &reason);
+    if (directory == NULL)
+        SKIP(reason);
+    struct check_result result = check_in(directory, RULE_NONE, SLUICE_ROUTE_REFLINK);
+    CHECK_EQ(result.disagreed, 0);
+    CHECK_EQ(result.agreed, 2);
+    result = check_in(directory, RULE_EXTENTS_INSIDE, SLUICE_ROUTE_REFLINK);
+    CHECK_EQ(result.disagreed, 1);
+    CHECK_EQ(result.agreed, 1);
+}
+
+static int ioctl_without_extents(int fd, unsigned long request, void *argument)
+{
+    if (request == FS_IOC_FIEMAP) {
+        errno = EOPNOTSUPP;
+        return -1;
+    }
+    return ioctl(fd, request, argument);
+}
+
+TEST(
+    "a receipt of a clone where the file system shows nobody its extents agrees; one that says it was copied is caught")
+{
+    const char *reason, *directory = file_system_directory("xfs", &reason);
+    if (directory == NULL)
+        SKIP(reason);
+    int (*own)(int, unsigned long, void *) = sys.ioctl;
+    sys.ioctl = ioctl_without_extents;
+    struct check_result result = check_in(directory, RULE_NONE, SLUICE_ROUTE_REFLINK);
+    struct check_result lying = check_in(directory, RULE_CLONED, SLUICE_ROUTE_REFLINK);
+    sys.ioctl = own;
+    CHECK_EQ(result.disagreed, 0);
+    CHECK(result.agreed > 0);
+    CHECK_EQ(lying.agreed, 0);
+    CHECK(lying.disagreed > 0);
+}
+
+static int clone_and_lose(int in, off_t in_offset, int out, off_t out_offset, size_t size)
+{
+    struct file_clone_range range = {
+        .src_fd = in, .src_offset = (uint64_t)in_offset, .src_length = size, .dest_offset = (uint64_t)out_offset};
+    if (ioctl(out, FICLONERANGE, &range) != 0)
+        return -1;
+    return fallocate(in, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 1 << 30);
+}
+
+TEST("a receipt of a clone whose source is gone before anybody looks at what they share agrees with the trace")
+{
+    const char *reason, *directory = file_system_directory("xfs", &reason);
+    if (directory == NULL)
+        SKIP(reason);
+    int (*clone_range)(int, off_t, int, off_t, size_t) = sys.clone_range;
+    sys.clone_range = clone_and_lose;
+    struct check_result result = check_in(directory, RULE_NONE, SLUICE_ROUTE_REFLINK);
+    struct check_result lying = check_in(directory, RULE_CLONED, SLUICE_ROUTE_REFLINK);
+    sys.clone_range = clone_range;
+    CHECK_EQ(result.disagreed, 0);
+    CHECK(result.agreed > 0);
+    CHECK_EQ(lying.agreed, 0);
+    CHECK(lying.disagreed > 0);
+}
+
 NOTICED_ON("ext4", "a receipt that says copy_file_range copied nothing on ext4 is caught", RULE_EXTENTS_OWN,
            SLUICE_ROUTE_COPY_FILE_RANGE)
 NOTICED_ON("ext4", "a receipt that says direct copies between memory and a file is caught", RULE_DIRECT,
