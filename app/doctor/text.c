@@ -182,6 +182,11 @@ static void report_rung(const struct page *page, const struct rung *rung)
         put_remark(page, 33 + (unsigned)fprintf(page->stream, "%s", evidence_name), remark);
 }
 
+static bool never_because(const struct sluice_plan_entry *plan, const char *reason)
+{
+    return plan->verdict == SLUICE_NEVER && strcmp(plan->reason, reason) == 0;
+}
+
 /* The routes that can never carry the pair: those with the same reason in one line. */
 static void report_never(const struct page *page, const struct ladder_pair *pair)
 {
@@ -191,11 +196,13 @@ static void report_never(const struct page *page, const struct ladder_pair *pair
     for (unsigned first = 0; first < pair->count; first++) {
         const struct sluice_plan_entry *plan = &pair->rungs[first].plan;
         size_t length = 0;
-        bool shown = plan->verdict != SLUICE_NEVER;
+        bool shown = false;
+        if (plan->verdict != SLUICE_NEVER)
+            continue;
         for (unsigned i = 0; i < first; i++)
-            shown |= pair->rungs[i].plan.verdict == SLUICE_NEVER && pair->rungs[i].plan.reason == plan->reason;
+            shown |= never_because(&pair->rungs[i].plan, plan->reason);
         for (unsigned i = first; i < pair->count && !shown; i++)
-            if (pair->rungs[i].plan.verdict == SLUICE_NEVER && pair->rungs[i].plan.reason == plan->reason)
+            if (never_because(&pair->rungs[i].plan, plan->reason))
                 length += (size_t)snprintf(names + length, sizeof names - length, "%s%s", length > 0 ? ", " : "",
                                            sluice_route_name(pair->rungs[i].plan.route));
         if (shown)

