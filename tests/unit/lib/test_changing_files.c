@@ -159,11 +159,11 @@ static void play(struct scene *scene)
 /* The bytes are the original's; from `zeros_from` on, zeros are right as well. */
 static void check_original(const struct scene *scene, size_t zeros_from, const char *what)
 {
-    for (size_t i = scene->head; i < scene->arrived; i++) {
-        size_t at = i - scene->head;
-        if (scene->data[i] != pattern_byte(at) && !(at >= zeros_from && scene->data[i] == 0))
+    const unsigned char *data = scene->data + scene->head;
+    size_t size = scene->arrived > scene->head ? scene->arrived - scene->head : 0;
+    for (size_t at = 0; (at += pattern_wrong(data + at, at, size - at)) < size; at++)
+        if (at < zeros_from || data[at] != 0)
             CHECK_FAIL("%s: byte %zu of the file is wrong", what, at);
-    }
     if (scene->receipt.bytes != scene->arrived)
         CHECK_FAIL("%s: %zu bytes arrived, the receipt says %llu", what, scene->arrived,
                    (unsigned long long)scene->receipt.bytes);
@@ -435,8 +435,11 @@ TEST("a mapped file that shrinks at the very moment of the write ends short; the
 /* clang-format off: it takes what follows a macro for its body. */
 ON_FILE_SYSTEM(ext4, "ext4")
 ON_FILE_SYSTEM(tmpfs, "tmpfs")
+/* What threads do is the same on every one. */
+#ifndef __SANITIZE_THREAD__
 ON_FILE_SYSTEM(xfs, "XFS")
 ON_FILE_SYSTEM(btrfs, "btrfs")
+#endif
 /* clang-format on */
 
 int main(void)

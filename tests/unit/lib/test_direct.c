@@ -101,9 +101,7 @@ static void check_pattern(int fd, uint64_t at, uint64_t from, size_t size)
 {
     static unsigned char got[2 * RECORD];
     CHECK_EQ(pread(fd, got, size, (off_t)at), size);
-    for (size_t i = 0; i < size; i++)
-        if (got[i] != pattern_byte(from + i))
-            CHECK_FAIL("byte %zu is wrong", i);
+    CHECK_EQ(pattern_wrong(got, from, size), size);
 }
 
 /* ---- Logs ----------------------------------------------------------------------------------------------------- */
@@ -261,9 +259,7 @@ TEST("a cold file read by direct does not come into the page cache, and arrives 
     CHECK_EQ(receipt.by_reference, 2 * RECORD);
     CHECK_EQ(receipt.copy_bytes, 0);
     CHECK_EQ(cached_pages(fd, 2 * RECORD), 0);
-    for (size_t i = 0; i < 2 * RECORD; i++)
-        if (memory[i] != pattern_byte(i))
-            CHECK_FAIL("byte %zu is wrong", i);
+    CHECK_EQ(pattern_wrong(memory, 0, 2 * RECORD), 2 * RECORD);
     sluice_end_close(source);
     sluice_end_close(sink);
     free(memory);
@@ -285,9 +281,7 @@ static void check_range(uint64_t from, uint64_t size, enum way way)
     sluice_end_close(source);
     unsigned char *data = collector_finish(collector, &arrived);
     CHECK_EQ(arrived, size);
-    for (size_t i = 0; i < size; i++)
-        if (data[i] != pattern_byte(from + i))
-            CHECK_FAIL("byte %zu is wrong", i);
+    CHECK_EQ(pattern_wrong(data, from, size), size);
     CHECK_EQ(receipt.routes[SLUICE_ROUTE_DIRECT].bytes, size);
     CHECK_EQ(receipt.copy_bytes, size);
     free(data);

@@ -12,6 +12,8 @@
 /* Byte i of every test source. Not periodic in any power of two, so a misplaced page shows. */
 unsigned char pattern_byte(uint64_t i);
 void pattern_fill(unsigned char *buffer, uint64_t from, size_t size);
+/* Where data is not the pattern from byte `from` on, for the first time; size: nowhere. */
+size_t pattern_wrong(const unsigned char *data, uint64_t from, size_t size);
 
 /* A file of size pattern bytes in directory (NULL: an anonymous one on tmpfs). Returns its descriptor. */
 int pattern_file(const char *directory, size_t size);
