@@ -331,6 +331,65 @@ TEST("on tmpfs reflink is refused and copy_file_range copies once, by definition
     copies_on("tmpfs", SLUICE_EVIDENCE_BY_DEFINITION);
 }
 
+TEST("of a file with more extents than the kernel is asked for at a time, all count, and so do its holes")
+{
+    enum { PIECES = 200, PIECE = 4096 };
+    const char *directory = file_system("xfs");
+    unsigned char piece[PIECE];
+    int from = new_file(directory), to = new_file(directory);
+    for (int i = 0; i < PIECES; i++) {
+        pattern_fill(piece, (uint64_t)i * 2 * PIECE, PIECE);
+        CHECK_EQ(pwrite(from, piece, PIECE, (off_t)i * 2 * PIECE), PIECE);
+    }
+    CHECK_EQ(ftruncate(from, PIECES * 2 * PIECE), 0);
+    struct sluice_end *source = end_of(from), *sink = end_of(to);
+    struct sluice_segment segment = file_segment(source, 0, PIECES * 2 * PIECE);
+    struct sluice_transfer_options options = {.size = sizeof options,
+                                              .segments = &segment,
+                                              .segment_count = 1,
+                                              .sinks = &sink,
+                                              .sink_count = 1,
+                                              .route = SLUICE_ROUTE_REFLINK};
+    struct sluice_receipt receipt;
+    CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
+    CHECK_EQ(receipt.by_reference, PIECES * 2 * PIECE);
+    CHECK_EQ(receipt.holes, PIECES * PIECE);
+    CHECK_EQ(receipt.routes[SLUICE_ROUTE_REFLINK].evidence, SLUICE_EVIDENCE_MEASURED);
+    sluice_end_close(source);
+    sluice_end_close(sink);
+}
+
+static int as_overlayfs(int fd, struct statfs *status)
+{
+    int result = fstatfs(fd, status);
+    status->f_type = 0x794c7630; /* its extents are those of a layer, and of a file system that nobody knows */
+    return result;
+}
+
+TEST("on a file system whose extents tell nothing, what copy_file_range did is unknown")
+{
+    const char *directory = file_system("ext4");
+    const struct sys before = sys;
+    int from = pattern_file(directory, SIZE), to = new_file(directory);
+    struct sluice_end *source = end_of(from), *sink = end_of(to);
+    struct sluice_segment segment = file_segment(source, 0, SIZE);
+    struct sluice_transfer_options options = {.size = sizeof options,
+                                              .segments = &segment,
+                                              .segment_count = 1,
+                                              .sinks = &sink,
+                                              .sink_count = 1,
+                                              .route = SLUICE_ROUTE_COPY_FILE_RANGE};
+    struct sluice_receipt receipt;
+    sys.fstatfs = as_overlayfs;
+    CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
+    sys = before;
+    CHECK_EQ(receipt.unknown, SIZE);
+    CHECK_EQ(receipt.holes, 0);
+    CHECK_EQ(receipt.routes[SLUICE_ROUTE_COPY_FILE_RANGE].evidence, SLUICE_EVIDENCE_UNKNOWN);
+    sluice_end_close(source);
+    sluice_end_close(sink);
+}
+
 TEST("a small file that btrfs keeps inside its metadata counts as copied, though reflink accepts it")
 {
     const char *directory = file_system("btrfs");

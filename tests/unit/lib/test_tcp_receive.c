@@ -3,6 +3,8 @@
  * Mapped pages of a TCP connection: the receiver, and the route.
  */
 #include "../check.h"
+#include "op.h"
+#include "sys.h"
 #include "world.h"
 #include <arpa/inet.h>
 #include <errno.h>
@@ -14,6 +16,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -244,6 +247,143 @@ TEST("what is no TCP connection has no receiver")
     sluice_receiver_free(NULL);
     sluice_end_close(end);
     close(fds[1]);
+}
+
+static struct {
+    unsigned asked, unmapped;
+    int error; /* of asking for mapped pages; 0: none is mapped, and so much is to be copied: */
+    uint32_t to_copy;
+    int refuses; /* mapping this descriptor */
+    const void *data;
+    size_t length;
+} kernel;
+
+static int ask_for_pages(int fd, int level, int name, void *value, socklen_t *size)
+{
+    if (level != IPPROTO_TCP || name != TCP_ZEROCOPY_RECEIVE)
+        return getsockopt(fd, level, name, value, size);
+    kernel.asked++;
+    errno = kernel.error;
+    ((struct received *)value)->length = 0;
+    ((struct received *)value)->to_copy = kernel.to_copy;
+    return kernel.error != 0 ? -1 : 0;
+}
+
+static void *refuse_mapping(void *address, size_t size, int protection, int flags, int fd, off_t offset)
+{
+    if (fd < 0 || fd != kernel.refuses)
+        return mmap(address, size, protection, flags, fd, offset);
+    errno = ENODEV;
+    return MAP_FAILED;
+}
+
+static int take_note(void *address, size_t size, int advice)
+{
+    CHECK_EQ(advice, MADV_DONTNEED);
+    kernel.unmapped++;
+    kernel.data = address;
+    kernel.length = size;
+    return madvise(address, size, advice);
+}
+
+TEST("a kernel that maps nothing is asked once; everything is copied, and the receipt says why")
+{
+    const struct sys before = sys;
+    sys.getsockopt = ask_for_pages;
+    sys.mmap = refuse_mapping;
+    for (int maps = 0; maps < 2; maps++) {
+        int fds[2];
+        struct sluice_receiver *receiver;
+        struct sluice_piece piece;
+        unsigned char bytes[20000];
+        paged_pair(fds);
+        memset(&kernel, 0, sizeof kernel);
+        kernel.error = EINVAL;
+        kernel.refuses = maps ? -1 : fds[1];
+        struct sluice_end *end = end_of(fds[1]);
+        CHECK_EQ(sluice_receiver_new(end, NULL, &receiver), 0);
+        for (uint64_t at = 0; at < 3 * sizeof bytes; at += sizeof bytes) {
+            pattern_fill(bytes, at, sizeof bytes);
+            CHECK_EQ(send(fds[0], bytes, sizeof bytes, 0), sizeof bytes);
+            for (uint64_t got = at; got < at + sizeof bytes; got += piece.length) {
+                CHECK_EQ(next_piece(receiver, fds[1], &piece), 1);
+                CHECK(!piece.mapped);
+                right(&piece, got);
+                sluice_receiver_release(receiver, &piece);
+            }
+        }
+        const struct sluice_receipt *receipt = sluice_receiver_receipt(receiver);
+        CHECK_EQ(kernel.asked, (unsigned)maps);
+        CHECK_EQ(receipt->copied, 3 * sizeof bytes);
+        CHECK_EQ(receipt->fallback_count, 1);
+        CHECK_EQ(receipt->fallbacks[0].from, SLUICE_ROUTE_TCP_RECEIVE);
+        CHECK_EQ(receipt->fallbacks[0].to, SLUICE_ROUTE_COPY);
+        CHECK_EQ(receipt->fallbacks[0].error, maps ? EINVAL : ENODEV);
+        CHECK(receipt->fallbacks[0].reason != NULL);
+        sluice_receiver_free(receiver);
+        sluice_end_close(end);
+        close(fds[0]);
+    }
+    sys = before;
+}
+
+TEST("what the kernel says must be copied is copied in pieces, no more, before it is asked for pages again")
+{
+    static const size_t lengths[] = {4096, 4096, 1808};
+    const struct sys before = sys;
+    int fds[2];
+    struct sluice_receiver *receiver;
+    struct sluice_piece piece;
+    unsigned char bytes[20000];
+    struct sluice_receiver_options options = {.size = sizeof options, .piece = 4096, .pieces = 1};
+    paged_pair(fds);
+    memset(&kernel, 0, sizeof kernel);
+    kernel.to_copy = 10000;
+    struct sluice_end *end = end_of(fds[1]);
+    CHECK_EQ(sluice_receiver_new(end, &options, &receiver), 0);
+    sys.getsockopt = ask_for_pages;
+    pattern_fill(bytes, 0, sizeof bytes);
+    CHECK_EQ(send(fds[0], bytes, sizeof bytes, 0), sizeof bytes);
+    uint64_t at = 0;
+    for (unsigned i = 0; i < 6; i++) {
+        CHECK_EQ(next_piece(receiver, fds[1], &piece), 1);
+        CHECK_EQ(piece.length, lengths[i % 3]);
+        CHECK_EQ(kernel.asked, 1 + i / 3);
+        right(&piece, at);
+        at += piece.length;
+        sluice_receiver_release(receiver, &piece);
+    }
+    sys = before;
+    sluice_receiver_free(receiver);
+    sluice_end_close(end);
+    close(fds[0]);
+}
+
+TEST("a mapped piece is unmapped when it is released, a copied one is not touched")
+{
+    const struct sys before = sys;
+    int fds[2];
+    struct sluice_receiver *receiver;
+    struct sluice_piece piece;
+    paged_pair(fds);
+    struct sender sender = {.fd = fds[0], .size = SIZE};
+    struct sluice_end *end = end_of(fds[1]);
+    CHECK_EQ(sluice_receiver_new(end, NULL, &receiver), 0);
+    memset(&kernel, 0, sizeof kernel);
+    sys.madvise = take_note;
+    sender_start(&sender);
+    unsigned mapped = 0;
+    while (next_piece(receiver, fds[1], &piece) == 1) {
+        mapped += piece.mapped;
+        sluice_receiver_release(receiver, &piece);
+        CHECK_EQ(kernel.unmapped, mapped);
+        CHECK(!piece.mapped || (kernel.data == piece.data && kernel.length == piece.length));
+    }
+    CHECK(mapped > 0);
+    sys = before;
+    sluice_receiver_free(receiver);
+    sluice_end_close(end);
+    pthread_join(sender.thread, NULL);
 }
 
 TEST("released pages go back: a million bytes at a time through one connection leave no more memory in use")
