@@ -631,14 +631,19 @@ def links_not_updated():
 
 # ---- Options ----
 
-@case("-n leaves alone what is there, -u what is not older")
-def no_clobber_and_update():
+for older in (100, 1e-9):  # seconds
+    @case("-n leaves alone what is there, -u what is not older, by %s s", older)
+    def no_clobber_and_update(older):
+        clobber_and_update(round(older * 1_000_000_000))
+
+
+def clobber_and_update(older):
     top = new_root()
-    for name, age in (("older", -100), ("same", 0), ("newer", 100)):
+    for name, age in (("older", -older), ("same", 0), ("newer", older)):
         source = write(top, "a", name, data=b"source")
-        os.utime(source, (1_000_000_000, 1_000_000_000))
+        os.utime(source, ns=(10 ** 18 + 5, 10 ** 18 + 5))
         target = write(top, "b", name, data=b"target")
-        os.utime(target, (1_000_000_000 + age, 1_000_000_000 + age))
+        os.utime(target, ns=(10 ** 18 + 5 + age, 10 ** 18 + 5 + age))
     write(top, "a", "absent", data=b"source")
 
     def read():

@@ -254,6 +254,9 @@ TEST("into a slow reader every byte arrives once and in order, and each release 
         while (sluice_gather_flush(gather, &waits) == SLUICE_STEP_WAIT) {
             CHECK_EQ(waits.count, 1);
             CHECK_EQ(waits.wait[0].kind, SLUICE_WAIT_WRITABLE);
+            int queued = 0;
+            if (local && ioctl(fds[1], FIONREAD, &queued) == 0) /* of a connection some may be on its way */
+                CHECK_EQ(sluice_gather_pending(gather), at - arrived - (size_t)queued);
             CHECK(sluice_gather_pending(gather) > 0);
             arrived += read_some(fds[1], got, arrived, 1 + draw(&seed) % 20000);
         }
@@ -391,6 +394,7 @@ static void on_flushed(void *context, int result)
     CHECK(context == &server);
     server.flushed++;
     server.result = result;
+    CHECK(result < 0 || sluice_gather_pending(server.gather) == 0); /* what was added meanwhile included */
     if (result == 0)
         add_more();
 }
