@@ -62,8 +62,8 @@ static const struct option_spec option_table[] = {
      MEMBER(route), .default_text = "auto"},
 
     {.type = OPTION_HEADING, .help = "Loop"},
-    {"loop", 0, "KIND", "what carries everything: epoll or io_uring; auto is epoll", OPTION_TEXT, MEMBER(loop),
-     .default_text = "auto"},
+    {"loop", 0, "KIND", "what carries everything: epoll or io_uring; auto: whichever is cheaper here", OPTION_TEXT,
+     MEMBER(loop), .default_text = "auto"},
     {"sqpoll", 0, NULL,
      "with --loop io_uring: the kernel looks for work by itself, which keeps a CPU busy for each worker", OPTION_FLAG,
      MEMBER(sqpoll), .default_text = NULL},
@@ -367,12 +367,12 @@ static int choose_loop(struct serve *serve)
         return EXIT_CODE_FAILED;
     }
     if (kind == SLUICE_LOOP_AUTO && serve->options.verbose) {
-        struct sluice_loop_options ring = {.size = sizeof ring, .kind = SLUICE_LOOP_IO_URING};
-        if (sluice_loop_probe(&ring, &error) < 0)
+        if (sluice_loop_probe(loop, &error) < 0) {
             sluice_error_format(&error, text, sizeof text);
-        else
-            snprintf(text, sizeof text, "to be had (--loop io_uring)");
-        fprintf(stderr, "sluice serve: loop: epoll; io_uring: %s\n", text);
+            fprintf(stderr, "sluice serve: loop: epoll; io_uring: %s\n", text);
+        } else {
+            fprintf(stderr, "sluice serve: loop: io_uring\n");
+        }
     }
     return EXIT_CODE_DONE;
 }

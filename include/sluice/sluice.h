@@ -549,7 +549,8 @@ struct sluice_loop;
 
 /* What carries it. The numbers are part of the ABI: append only. */
 enum sluice_loop_kind {
-    SLUICE_LOOP_AUTO = 0, /* epoll: sluice-serve(1) says how the two compare */
+    SLUICE_LOOP_AUTO = 0, /* io_uring where that is known to be cheaper (Linux 6.17) and can be had, else epoll:
+                             sluice-serve(1) says how the two compare */
     SLUICE_LOOP_EPOLL,
     SLUICE_LOOP_IO_URING, /* Linux 6.1 */
     SLUICE_LOOP_KIND_COUNT
@@ -574,10 +575,11 @@ SLUICE_API const char *sluice_loop_kind_name(enum sluice_loop_kind kind);
 /* The kind called name, or -EINVAL. Any thread. */
 SLUICE_API int sluice_loop_kind_by_name(const char *name);
 
-/* Could sluice_loop_new make such a loop here and now? An io_uring is made for it and closed again. Any thread. Returns
- * 0, or a negative errno, and in *ret_error (NULL: not wanted) why, and what to do: for io_uring -ENOSYS the kernel or
- * a sandbox hides it; -EPERM forbidden by kernel.io_uring_disabled or a container; -EINVAL older than Linux 6.1;
- * -ENOMEM the limit on locked memory; -EOPNOTSUPP the library was built without it. -EINVAL also for wrong options. */
+/* Could sluice_loop_new make such a loop here and now? With SLUICE_LOOP_AUTO: would it be an io_uring? One is made for
+ * it and closed again. Any thread. Returns 0, or a negative errno, and in *ret_error (NULL: not wanted) why, and what
+ * to do: for io_uring -ENOSYS the kernel or a sandbox hides it; -EPERM forbidden by kernel.io_uring_disabled or a
+ * container; -EINVAL older than Linux 6.1; -ENOMEM the limit on locked memory; -EOPNOTSUPP it can be had, but auto does
+ * not choose it on this kernel. -EINVAL also for wrong options. */
 SLUICE_API int sluice_loop_probe(const struct sluice_loop_options *options, struct sluice_error *ret_error);
 
 /* A loop for the calling thread, which alone may run it. NULL options: defaults. No thread is made before the first

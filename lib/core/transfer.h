@@ -200,7 +200,8 @@ int lane_complete(struct lane *lane, const struct op *op, ssize_t result);
 /* From a loop that is a ring. */
 #define TRANSFER_ON_RING (1u << 30)
 
-/* Prepare memory that is at least zeroed in its bookkeeping (transfer_clear). Takes options as sluice_transfer_new. */
+/* Prepare memory that was zeroed when it was new; after transfer_end it may be prepared again. Takes options as
+ * sluice_transfer_new. */
 int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfer_options *options,
                    struct sluice_error *ret_error);
 /* A transfer that the caller has handed over could not begin: its memory segments are released all the same, and its

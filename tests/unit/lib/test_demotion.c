@@ -50,7 +50,7 @@ static struct outcome simulate(struct simulation *simulation, bool stream, bool 
                                const enum sluice_route *order)
 {
     struct outcome outcome;
-    struct sluice_transfer transfer;
+    struct sluice_transfer transfer = {0};
     bool into_file = simulation->into_file || is_between_files(order[0]) || is_between_files(order[1]);
     enum sluice_end_kind to = into_file ? SLUICE_END_FILE : SLUICE_END_TCP;
     simulation_begin(simulation);

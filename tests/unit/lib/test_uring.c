@@ -64,7 +64,7 @@ static int watch_enter(int ring, unsigned submit, unsigned complete, unsigned fl
     return real.io_uring_enter(ring, submit, complete, flags, argument, size);
 }
 
-static void begin(void (*change)(struct io_uring_sqe *entry))
+static void look(void (*change)(struct io_uring_sqe *entry))
 {
     hook = change;
     memset(handed_over, 0, sizeof handed_over);
@@ -74,14 +74,24 @@ static void begin(void (*change)(struct io_uring_sqe *entry))
     sys.io_uring_setup = watch_setup;
     sys.mmap = watch_mmap;
     sys.io_uring_enter = watch_enter;
+}
+
+static void look_away(void)
+{
+    sys = real;
+    ring_fd = -1;
+}
+
+static void begin(void (*change)(struct io_uring_sqe *entry))
+{
+    look(change);
     CHECK_EQ(sluice_loop_new(&on_ring, &loop), 0);
 }
 
 static void end(void)
 {
     sluice_loop_free(loop);
-    sys = real;
-    ring_fd = -1;
+    look_away();
 }
 
 /* ---- One transfer --------------------------------------------------------------------------------------------- */
@@ -636,7 +646,8 @@ TEST("uring_send_zc refuses a Unix socket, and every loop that is no ring, with 
     close(fds[1]);
     tcp_pair(fds);
     sink = end_of(fds[0]);
-    CHECK_EQ(sluice_loop_new(NULL, &loop), 0);
+    struct sluice_loop_options on_epoll = {.size = sizeof on_epoll, .kind = SLUICE_LOOP_EPOLL};
+    CHECK_EQ(sluice_loop_new(&on_epoll, &loop), 0);
     lend(sink, SLUICE_ROUTE_URING_SEND_ZC);
     CHECK_EQ(outcome.result, -EOPNOTSUPP);
     CHECK(outcome.error.reason != NULL && strstr(outcome.error.reason, "io_uring") != NULL);
@@ -704,6 +715,51 @@ TEST("where io_uring cannot be had the error says why and what to do, and a loop
         sluice_loop_free(loop);
     }
     sys = before;
+}
+
+static void no_bounds(struct io_uring_sqe *entry)
+{
+    if (entry->opcode == IORING_OP_RECV && entry->file_index != 0)
+        entry->ioprio = 0x8000; /* EINVAL, as the bound is to a kernel before 6.17 */
+}
+
+static bool lends_by_ring(void)
+{
+    int fds[2];
+    size_t size;
+    tcp_pair(fds);
+    struct sluice_end *sink = end_of(fds[0]);
+    struct collector *collector = collector_start(fds[1], false);
+    lend(sink, SLUICE_ROUTE_URING_SEND_ZC);
+    if (!outcome.done)
+        finish();
+    sluice_loop_forget(loop, sink);
+    sluice_end_close(sink);
+    free(collector_finish(collector, &size));
+    close(fds[1]);
+    return outcome.result == 0;
+}
+
+TEST("whoever names no loop gets a ring where receives by it are bounded, else epoll, and is told why")
+{
+    struct sluice_error error = {0};
+    look(NULL);
+    int bounded = sluice_loop_probe(NULL, &error);
+    look_away();
+    if (bounded < 0)
+        SKIP("needs Linux 6.17, whose multishot receives can be bounded");
+    CHECK_EQ(sluice_loop_new(NULL, &loop), 0);
+    CHECK(lends_by_ring());
+    sluice_loop_free(loop);
+
+    look(no_bounds);
+    CHECK_EQ(sluice_loop_probe(NULL, &error), -EOPNOTSUPP);
+    CHECK(error.reason != NULL && strstr(error.reason, "6.17") != NULL);
+    CHECK_EQ(sluice_loop_probe(&on_ring, NULL), 0);
+    CHECK_EQ(sluice_loop_new(NULL, &loop), 0);
+    CHECK(!lends_by_ring());
+    sluice_loop_free(loop);
+    look_away();
 }
 
 /* In a process of its own, as a user without privileges. Returns what sluice_loop_probe did there, 1 for "could not".
