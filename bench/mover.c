@@ -559,7 +559,7 @@ static void move_memory(int fd)
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     struct sluice_loop_options options = {.size = sizeof options, .kind = o.loop};
     struct sluice_error error;
-    if (sluice_loop_probe(&options, &error) < 0)
+    if (o.loop != SLUICE_LOOP_AUTO && sluice_loop_probe(&options, &error) < 0)
         absent("%s", error.reason ? error.reason : "no such loop here");
     /* A descriptor that memory is lent to belongs to its end. */
     if (sluice_loop_new(&options, &mover.loop) < 0 || sluice_end_open(fd, SLUICE_END_OWN_FD, &mover.end) < 0)
