@@ -7,6 +7,7 @@
 #include "base/text.h"
 #include "commands.h"
 #include "progress.h"
+#include "service/crossovers.h"
 #include "service/options.h"
 #include "service/routes.h"
 #include "service/supervisor.h"
@@ -549,8 +550,16 @@ static int run(struct cp *cp, char **paths, unsigned count)
         result = add_operands(cp, operands, sources, target, &tree_options);
     for (unsigned i = 0; i < sources && operands != NULL; i++)
         free(operands[i].name);
+    /* What is learned about the file systems is worth reading and keeping for a tree only. */
+    bool learns = false;
+    for (unsigned i = 0; i < sources && operands != NULL; i++)
+        learns |= !operands[i].refused && S_ISDIR(operands[i].status.st_mode);
+    if (learns)
+        crossovers_begin("sluice cp", false, NULL, NULL);
     if (result == 0)
         result = copy(cp, paths, sources);
+    if (learns)
+        crossovers_end("sluice cp", NULL, NULL);
     if (result == -ENOMEM)
         report_failure(&cp->report, "out of memory");
     if (stop_signal)

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * What is learned: CPU time per byte, by route (copy is one), kinds of ends, egress device and size class. The
- * crossover of a route is the class boundary with the least regret over the classes in which both it and copying were
- * measured; where nothing was, the default decides.
+ * What is learned: CPU time per byte, by route (copy is one), kinds of ends, egress device (from file to file, the file
+ * systems) and size class. The crossover of a route is the class boundary with the least regret over the classes in
+ * which both it and copying were measured; where nothing was, the default decides. Files to sockets have no question:
+ * small ones leave from a mapping, larger ones by sendfile, and half a microsecond of a small response is not spent on
+ * asking whether that is still right.
  *
  * How it is measured: of about one segment in CROSSOVER_EVERY, later CROSSOVER_SELDOM, the thread's CPU time from the
  * choice of the route to the last byte, turns of other transfers left out. One in CROSSOVER_EXPLORE of those goes the
@@ -22,9 +24,11 @@
  * that (sluice_crossovers_share): every cell is one 64-bit word, a lost update is a lost sample.
  */
 #include "crossover.h"
+#include "file_system.h"
 #include "sys.h"
 #include <errno.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -167,9 +171,24 @@ static unsigned find_device(const struct crossover_device *wanted)
     return 0;
 }
 
+/* From file to file their file systems take the device's place: "ext4", or "tmpfs>xfs". */
+static unsigned file_systems_of(const struct pair *pair)
+{
+    struct crossover_device device = {0};
+    char source[9], sink[9];
+    const char *from = file_system_name(pair->source_system, source), *to = file_system_name(pair->sink_system, sink);
+    if (pair->source_system == pair->sink_system)
+        snprintf(device.driver, sizeof device.driver, "%s", to);
+    else
+        snprintf(device.driver, sizeof device.driver, "%.6s>%s", from, to);
+    return find_device(&device);
+}
+
 static unsigned device_of(const struct pair *pair)
 {
     const struct sluice_egress *egress = pair->egress;
+    if (pair->sink_system != 0)
+        return file_systems_of(pair);
     if (egress == NULL)
         return 0;
     struct crossover_device device = {.loopback = egress->loopback,

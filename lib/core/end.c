@@ -78,6 +78,8 @@ static int learn(struct sluice_end *end)
         return -EISDIR;
     case S_IFREG:
         end->kind = SLUICE_END_FILE;
+        end->file.device = status.st_dev;
+        end->file.device_known = true;
         return file_size(end->fd, &status, &end->file.size);
     case S_IFBLK:
         end->kind = SLUICE_END_BLOCK;

@@ -40,6 +40,8 @@ struct file_facts {
     bool page_cache;                        /* splice takes references to this file system's page cache */
     bool bypassed;                          /* O_DIRECT leaves this file system's page cache out, always */
     bool file_system_asked;
+    bool device_known;
+    uint64_t device;              /* the number of its file system, if device_known */
     bool twin_asked, direct_told; /* direct_told: the kernel has said what O_DIRECT asks for with this file */
     int twin;                     /* if asked for: the file opened the other way as to O_DIRECT, or a negative errno */
     uint32_t direct_place, direct_memory; /* what offsets and lengths, and addresses, must be multiples of */

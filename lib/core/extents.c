@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "extents.h"
+#include "file_system.h"
 #include "sys.h"
 #include <errno.h>
 #include <linux/fiemap.h>
@@ -77,16 +78,9 @@ int extents_map(struct sluice_end *end, uint64_t offset, uint64_t length, uint64
     return 0;
 }
 
-static unsigned file_system(struct sluice_end *end, uint64_t *calls)
-{
-    struct statfs status;
-    ++*calls;
-    return sys.fstatfs(end->fd, &status) == 0 ? (unsigned)status.f_type : 0;
-}
-
 bool extents_are_the_truth(struct sluice_end *end, uint64_t *calls)
 {
-    switch (file_system(end, calls)) {
+    switch (file_system_of(end, calls)) {
     case EXT4_SUPER_MAGIC: /* ext2 and ext3 share it */
     case XFS_SUPER_MAGIC:
     case BTRFS_SUPER_MAGIC:
@@ -97,5 +91,5 @@ bool extents_are_the_truth(struct sluice_end *end, uint64_t *calls)
 
 bool extents_are_pages(struct sluice_end *end, uint64_t *calls)
 {
-    return file_system(end, calls) == TMPFS_MAGIC;
+    return file_system_of(end, calls) == TMPFS_MAGIC;
 }

@@ -2,13 +2,15 @@
  *
  * The order in which routes are tried. Every figure behind it is in KERNEL-FACTS 1, 3, 5, 9 and 15: references to pages
  * beat one copy, one copy beats two; between files, extents shared beat everything, and copy_file_range lets the file
- * system share them where FICLONERANGE is refused for the tail, and else copies once in the kernel. Small files are the
- * exception: for up to MMAP_WHOLE_FILE bytes one write of head and mapped body is as cheap as sendfile and saves a
- * system call, so `mmap` says "not now" to all but those.
+ * system share them where FICLONERANGE is refused for the tail, or a server copy; where it could only copy, it says
+ * "not now", and splice or, for small files, copy is cheaper. Small files to sockets are the exception: for up to
+ * MMAP_WHOLE_FILE bytes one write of head and mapped body is as cheap as sendfile and saves a system call, so `mmap`
+ * says "not now" to all but those.
  */
 #include "plan.h"
 #include "crossover.h"
 #include "end.h"
+#include "file_system.h"
 #include "given.h"
 #include <errno.h>
 #include <string.h>
@@ -37,6 +39,10 @@ struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *s
         if (inet && pair.length >= CROSSOVER_FLOOR && sluice_end_egress(sink, &egress) == 0)
             pair.egress = &sink->socket.egress;
     }
+    if (segment->kind == SLUICE_SEGMENT_FILE && end_is_file(sink)) {
+        uint64_t size = segment->end->file.size, rest = size > segment->offset ? size - segment->offset : 0;
+        pair.length = segment->length < rest ? segment->length : rest;
+    }
     if (segment->kind != SLUICE_SEGMENT_MEMORY) {
         pair.source = sluice_end_kind(segment->end);
         pair.snapshot = segment->end->flags & SLUICE_END_SNAPSHOT;
@@ -52,6 +58,18 @@ struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *s
             pair.lending = end_lending(sink, waits, &pair.lending_reason);
     }
     return pair;
+}
+
+uint32_t plan_between_files(struct pair *pair, const struct sluice_segment *segment, struct sluice_end *sink,
+                            uint64_t *calls)
+{
+    if (pair->source != SLUICE_END_FILE || pair->sink != SLUICE_END_FILE)
+        return 0;
+    uint32_t refused = file_systems_refused(segment->end, sink, calls);
+    pair->source_system = file_system_of(segment->end, calls);
+    pair->sink_system = file_system_of(sink, calls);
+    pair->without_reflink = refused & (1u << SLUICE_ROUTE_REFLINK);
+    return refused;
 }
 
 /* As the route says, and for the size as the crossover says. *ret_from, *ret_learned: NULL, or where it begins to pay.
@@ -127,6 +145,8 @@ int plan_list(const struct sluice_segment *segment, struct sluice_end *sink, con
     pair.fan_out = setting->fan_out && segment->kind == SLUICE_SEGMENT_STREAM;
     pair.transform = setting->transform;
     pair.ring = setting->ring;
+    plan_between_files(&pair, segment, sink, &(uint64_t){0});
+    pair.without_reflink = false; /* what was refused a moment ago is left out for a minute, but belongs to the plan */
     const struct sluice_end *source = segment->kind == SLUICE_SEGMENT_MEMORY ? NULL : segment->end;
     struct sluice_plan plan = {0};
     add_entries(&plan, &pair, source, sink, SLUICE_YES);

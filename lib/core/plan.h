@@ -22,6 +22,11 @@ struct plan_setting {
 int plan_list(const struct sluice_segment *segment, struct sluice_end *sink, const struct plan_setting *setting,
               struct sluice_plan *ret_plan);
 
+/* Of files, what their file systems add to the pair. Returns the routes that these have refused lately, bit per route.
+ */
+uint32_t plan_between_files(struct pair *pair, const struct sluice_segment *segment, struct sluice_end *sink,
+                            uint64_t *calls);
+
 /* The route about which the size of the pair's segment decides: chosen itself, or, if copying was chosen, the first
  * that would have been taken for a larger segment. NULL: there is none, the size decides nothing. */
 const struct route *plan_question(const struct pair *pair, const struct route *chosen);

@@ -14,7 +14,8 @@
 struct lane;
 
 /* A source and a sink by class: all that the question "could this route carry it?" depends on. The length of a segment
- * is in it for memory and streams only: the plan for a file and a kind of sink can be remembered. */
+ * is in it for memory and streams, and from file to file: the plan for a file and another kind of sink can be
+ * remembered. */
 struct pair {
     enum sluice_segment_kind segment;
     enum sluice_end_kind source; /* of a memory segment: SLUICE_END_MEMORY */
@@ -25,15 +26,18 @@ struct pair {
     bool past_cache;    /* source or sink is to be used by O_DIRECT */
     bool fan_out;       /* one stream into several sinks */
     bool transform;
-    bool ring;                          /* the ops of the transfer may be handed to an io_uring */
-    uint64_t file_size;                 /* of a file source */
-    uint64_t length;                    /* of a memory or stream segment, where it is known; else SLUICE_UNTIL_END */
-    const struct sluice_egress *egress; /* of a TCP or UDP sink, for memory and streams of CROSSOVER_FLOOR bytes and
-                                           more; NULL: none, or unknown */
-    bool released;                      /* memory whose owner is told when it is free again */
-    bool is_given;                      /* memory of the library's, which is unmapped after it was sent */
-    enum given_fate given;              /* what the kernel does with its pages */
-    enum sluice_verdict lending;        /* of such memory to the sink, now */
+    bool ring;                           /* the ops of the transfer may be handed to an io_uring */
+    uint64_t file_size;                  /* of a file source */
+    uint64_t length;                     /* of a memory or stream segment, where it is known, and of a file's into a
+                                            file; else SLUICE_UNTIL_END */
+    uint32_t source_system, sink_system; /* types of the file systems, from file to file (file_system.h); 0: unknown */
+    bool without_reflink;                /* these two were seen to share no extents */
+    const struct sluice_egress *egress;  /* of a TCP or UDP sink, for memory and streams of CROSSOVER_FLOOR bytes and
+                                            more; NULL: none, or unknown */
+    bool released;                       /* memory whose owner is told when it is free again */
+    bool is_given;                       /* memory of the library's, which is unmapped after it was sent */
+    enum given_fate given;               /* what the kernel does with its pages */
+    enum sluice_verdict lending;         /* of such memory to the sink, now */
     const char *lending_reason;
 };
 
@@ -51,7 +55,7 @@ struct route {
     enum sluice_verdict (*assess)(const struct pair *pair, const char **ret_reason);
 
     /* Optional. From how many bytes on is it cheaper than copying, as far as is known beforehand: 0, always;
-     * CROSSOVER_NEVER, do not even try. Asked for memory and streams it said yes to. What core/crossover.c measures
+     * CROSSOVER_NEVER, do not even try. Asked for pairs it said yes to. What core/crossover.c measures
      * takes its place, unless it is one of these two. */
     uint64_t (*pays_from)(const struct pair *pair);
 

@@ -26,6 +26,7 @@
 #include "transfer.h"
 #include "extents.h"
 #include "fanout.h"
+#include "file_system.h"
 #include "plan.h"
 #include "receipt.h"
 #include "sys.h"
@@ -198,6 +199,13 @@ void lane_prove(struct lane *lane, enum sluice_route route)
 
 /* ---- Choosing a route --------------------------------------------------------------------------------------- */
 
+/* Choosing changes nothing of a lane but this. */
+static uint64_t *system_calls_of(const struct lane *lane)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    return &transfer->lanes[lane - transfer->lanes].receipt.system_calls;
+}
+
 static struct pair pair_of(const struct lane *lane, uint32_t segment)
 {
     const struct sluice_transfer *transfer = lane->transfer;
@@ -243,8 +251,10 @@ static const struct route *choose_for_end(const struct lane *lane, uint32_t segm
     if (usual && source->end->file.planned[sink->kind] != SLUICE_ROUTE_AUTO)
         return route_registry[source->end->file.planned[sink->kind]];
     struct pair pair = pair_of(lane, segment);
+    if (end_is_file(sink))
+        tried |= plan_between_files(&pair, source, lane->sink, system_calls_of(lane));
     const struct route *route = plan_choose(&pair, tried);
-    if (usual && route != NULL)
+    if (usual && route != NULL && !end_is_file(sink))
         source->end->file.planned[sink->kind] = (uint8_t)route->id;
     return route;
 }
@@ -336,6 +346,8 @@ static void weigh(struct lane *lane)
         !crossover_is_due())
         return;
     struct pair pair = pair_of(lane, lane->segment);
+    if (segment->kind == SLUICE_SEGMENT_FILE)
+        plan_between_files(&pair, segment, lane->sink, &lane->receipt.system_calls);
     const struct route *question = plan_question(&pair, lane->route);
     if (question == NULL)
         return;
@@ -389,6 +401,8 @@ static int demote(struct lane *lane, int error, const char *operation, const cha
     hand_over(lane, to, error, reason);
     if (segment->kind != SLUICE_SEGMENT_MEMORY && transfer->order == NULL)
         end_remember_refusal(lane->sink, segment->end, from->id);
+    if (segment->kind == SLUICE_SEGMENT_FILE && end_is_file(lane->sink) && transfer->order == NULL)
+        file_systems_remember_refusal(segment->end, lane->sink, from->id, error, &lane->receipt.system_calls);
     return 0;
 }
 
@@ -1032,7 +1046,7 @@ int lane_next(struct lane *lane, struct op *ops)
             if (lane->route == NULL)
                 return transfer_fail(lane, -EOPNOTSUPP, "plan", "no route carries this pair of ends", NULL);
             const struct sluice_segment *segment = lane_segment(lane, lane->segment);
-            if (segment->length >= CROSSOVER_FLOOR && segment->kind != SLUICE_SEGMENT_FILE)
+            if (segment->length >= CROSSOVER_FLOOR && (segment->kind != SLUICE_SEGMENT_FILE || end_is_file(lane->sink)))
                 weigh(lane);
         }
         struct gathered got = {0};

@@ -2,8 +2,10 @@
  *
  * copy_file_range: one call from file to file. What it does is the file system's choice: share extents (XFS, btrfs),
  * let a server copy (NFS, SMB), or copy once through the page cache (ext4, tmpfs). It does not say which; see
- * lane_prove.
+ * lane_prove. Where it copies, it does so by splicing 64 KiB at a time (splice_copy_file_range), and what became of the
+ * bytes has to be asked: from 4 KiB to 128 MiB on ext4 it was never the cheapest (bench/README.md).
  */
+#include "../core/file_system.h"
 #include "../core/transfer.h"
 #include "routes.h"
 #include <errno.h>
@@ -28,6 +30,10 @@ static enum sluice_verdict assess(const struct pair *pair, const char **ret_reas
     }
     if (pair->past_cache) {
         *ret_reason = "where it copies, it copies through the page cache";
+        return SLUICE_NOT_NOW;
+    }
+    if (file_system_only_copies(pair->sink_system, pair->without_reflink)) {
+        *ret_reason = "this file system would copy by small pieces, and share nothing";
         return SLUICE_NOT_NOW;
     }
     return SLUICE_YES;

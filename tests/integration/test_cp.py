@@ -726,7 +726,7 @@ def reflink():
                          run.err), run.err
         equal(os.listdir(point), [])
         run = cp("--reflink=auto", "-v", a, b, quiet=False)
-        assert re.search(r"sluice cp: reflink \S+/a → \S+/b refused: .* \(E\w+\). Continuing with copy_file_range.\n",
+        assert re.search(r"sluice cp: reflink \S+/a → \S+/b refused: .* \(E\w+\). Continuing with splice.\n",
                          run.err), run.err
         equal(os.stat(b).st_size, MIB)
         equal(json.loads(cp("--reflink=never", "--json", a, b).out)["receipt"]["routes"].keys(), {"copy"})

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <linux/magic.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -213,6 +214,60 @@ TEST("what one device or pair of ends teaches is not believed of another")
     CHECK_EQ(crossover_from(&route, &pair, NULL), 16384);
     pair = pair_of(8192);
     CHECK_EQ(crossover_from(&route, &pair, NULL), 8192);
+}
+
+static struct pair files(uint32_t source, uint32_t sink, uint64_t length)
+{
+    return (struct pair){.segment = SLUICE_SEGMENT_FILE,
+                         .source = SLUICE_END_FILE,
+                         .sink = SLUICE_END_FILE,
+                         .source_system = source,
+                         .sink_system = sink,
+                         .length = length};
+}
+
+TEST("between files, what one file system teaches is not believed of another, and is kept across runs")
+{
+    static const struct {
+        uint32_t source, sink;
+        uint64_t from;
+    } cases[] = {
+        {EXT4_SUPER_MAGIC, EXT4_SUPER_MAGIC, 8192},
+        {XFS_SUPER_MAGIC, XFS_SUPER_MAGIC, 16384},
+        {TMPFS_MAGIC, BTRFS_SUPER_MAGIC, 8192},
+        {BTRFS_SUPER_MAGIC, TMPFS_MAGIC, 16384},
+        {0x12345678, 0x9abcdef0, 8192},
+        {0x12345678, 0x9abcdef1, 16384},
+        {EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, 16384},
+    };
+    char path[] = "/tmp/sluice-crossovers-XXXXXX";
+    int fd = mkstemp(path);
+    CHECK(fd >= 0);
+    begin(16384);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (cases[i].from == 16384)
+            continue;
+        for (int n = 0; n < 100; n++) {
+            struct pair pair = files(cases[i].source, cases[i].sink, 8192);
+            struct crossover_sample sample;
+            bool copies = n % 2;
+            CHECK(crossover_weigh(&route, &pair, &copies, &sample));
+            sample.copies = n % 2;
+            sample.spent = n % 2 ? 1500 : 900;
+            crossover_finish(&sample);
+        }
+    }
+    for (int run = 0; run < 2; run++) {
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            struct pair pair = files(cases[i].source, cases[i].sink, 8192);
+            CHECK_EQ(crossover_from(&route, &pair, NULL), cases[i].from);
+        }
+        CHECK_EQ(sluice_crossovers_save(path), run == 0 ? 1 : 0);
+        crossover_forget();
+        CHECK_EQ(sluice_crossovers_load(path, NULL), 0);
+    }
+    unlink(path);
+    close(fd);
 }
 
 TEST("a device where the route shall not be tried is not measured")

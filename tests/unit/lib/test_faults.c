@@ -58,6 +58,7 @@ struct scenario {
     bool transform; /* every byte inverted */
     bool slow;      /* little room at the sinks */
     bool sparse;    /* holes, to be kept; in a file that has bytes there */
+    bool known;     /* the source's end is made without asking */
     bool given;     /* memory of the library's instead of a source */
     unsigned datagram_size;
     bool lent; /* memory instead of a source */
@@ -448,6 +449,18 @@ static struct sluice_end *open_end(int fd, unsigned flags, struct outcome *outco
     return end;
 }
 
+static struct sluice_end *known_end(int fd, uint64_t size, struct outcome *outcome)
+{
+    struct sluice_end *end = NULL;
+    int result = sluice_end_open_file(fd, size, SLUICE_END_OWN_FD, &end);
+    if (result < 0) {
+        failed(outcome, result);
+        close_without_trace(fd);
+        return NULL;
+    }
+    return end;
+}
+
 /* Whatever happened, the next transfer of this thread, with its pools and what it remembers, gets its own bytes. */
 static void transfer_once_more(struct outcome *outcome)
 {
@@ -496,7 +509,8 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
         fault_block_device = source_fd;
     fault_cold_pages = scenario->cold ? 3 : 0;
     unsigned flags = scenario->from == A_FILE ? 0 : SLUICE_END_OWN_FD;
-    struct sluice_end *source = open_end(source_fd, flags, outcome);
+    struct sluice_end *source =
+        scenario->known ? known_end(source_fd, scenario->size, outcome) : open_end(source_fd, flags, outcome);
 
     if (!scenario->bare)
         add_memory(outcome, segments, "HEAD");
@@ -1131,6 +1145,7 @@ static const struct scenario scenarios[] = {
     {.name = "run: block device to Unix", .from = A_BLOCK_DEVICE, .to = {A_UNIX}, .size = LARGE, .slow = true},
     {.name = "run: file to pipe", .from = A_FILE, .to = {A_PIPE}, .size = LARGE, .slow = true},
     {.name = "run: file to file", .from = A_FILE, .to = {A_FILE}, .size = LARGE},
+    {.name = "run: known file to file", .from = OWN_FILE, .to = {A_FILE}, .size = LARGE, .bare = true, .known = true},
     {.name = "run: file to file by reflink",
      .from = A_FILE,
      .to = {A_FILE},

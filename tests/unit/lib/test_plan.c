@@ -292,16 +292,16 @@ static const struct {
 static const enum sluice_route columns[] = {SLUICE_ROUTE_COPY, SLUICE_ROUTE_MMAP, SLUICE_ROUTE_SENDFILE,
                                             SLUICE_ROUTE_SPLICE};
 
-/* Routes for few pairs: the others are never. */
+/* Routes for few pairs: the others are never. These files are in memory, where copy_file_range only copies. */
 static const struct {
     enum place from, to;
     enum sluice_route route;
     enum sluice_verdict verdict;
 } served_by_few[] = {
-    {FILE_, FILE_, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_YES},
-    {SMALL_FILE, FILE_, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_YES},
-    {FILE_, SMALL_FILE, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_YES},
-    {SMALL_FILE, SMALL_FILE, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_YES},
+    {FILE_, FILE_, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_NOT_NOW},
+    {SMALL_FILE, FILE_, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_NOT_NOW},
+    {FILE_, SMALL_FILE, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_NOT_NOW},
+    {SMALL_FILE, SMALL_FILE, SLUICE_ROUTE_COPY_FILE_RANGE, SLUICE_NOT_NOW},
     {FILE_, FILE_, SLUICE_ROUTE_REFLINK, SLUICE_YES},
     {SMALL_FILE, FILE_, SLUICE_ROUTE_REFLINK, SLUICE_YES},
     {FILE_, SMALL_FILE, SLUICE_ROUTE_REFLINK, SLUICE_YES},
