@@ -758,6 +758,48 @@ def verified():
     assert "verified: 64 KiB equal" in run.out, run.out
 
 
+if not SANITIZED:
+    @case("--verify finds a byte that is read differently, from %s, says where and keeps no copy", "the first MiB")
+    @case("--verify finds a byte that is read differently, from %s, says where and keeps no copy", "the last")
+    def verify_differs(where):
+        if not shutil.which("strace"):
+            raise Skip("needs strace: apt-get install strace")
+        top = new_root()
+        source = write(top, "a", data=content(2 * MIB + 100))
+        # As if the device had given something else: the n-th read of the source, which only --verify reads.
+        when = "1" if where == "the first MiB" else "3"
+        done = subprocess.run(["strace", "-f", "-o", "/dev/null", "-P", source, "-e", "trace=pread64", "-e",
+                               f"inject=pread64:poke_exit=@arg2=0102:when={when}", SLUICE, "cp", "--verify", source,
+                               os.path.join(top, "b")], capture_output=True, text=True, env=TRACED, timeout=20 * PATIENCE)
+        if "invalid injection" in done.stderr or "Invalid" in done.stderr:
+            raise Skip("needs strace 5.19 (poke_exit)")
+        equal(done.returncode, 1, done.stderr)
+        byte = 0 if where == "the first MiB" else 2 * MIB
+        assert f"{top}/b differs from its source in the 1 MiB at byte {byte}: the copy is not kept" in done.stderr, \
+            done.stderr
+        equal(os.listdir(top), ["a"])
+
+
+if not SANITIZED:
+    @case("--fsync: a file is on the device before it has its name, and its directory after; without it neither")
+    def fsync_order():
+        if not shutil.which("strace"):
+            raise Skip("needs strace: apt-get install strace")
+        top = new_root()
+        source = write(top, "a", data=b"content")
+        write(top, "there", data=b"old")
+        for target in ("new", "there"):
+            for options, expected in ((["--fsync"], ["fsync file", "name", "fsync directory"]), ([], ["name"])):
+                log = os.path.join(new_root(), "log")
+                subprocess.run(["strace", "-f", "-y", "-o", log, "-e", "trace=fsync,fdatasync,linkat,renameat,renameat2",
+                                SLUICE, "cp", *options, source, os.path.join(top, target)], check=True, env=TRACED)
+                calls = [re.sub(r"^\d+ +", "", line) for line in open(log) if " = 0" in line]
+                equal(["name" if call.startswith(("linkat", "renameat")) else
+                       "fsync directory" if f"<{top}>)" in call else "fsync file" for call in calls], expected, target)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(top, "new"))
+
+
 WRONG_USAGE = (("a",), (), ("a", "b", "--reflink", "sometimes"), ("a", "b", "--route", "copz"),
                ("a", "b", "--jobs", "0"), ("a", "b", "--reflink=always", "--route", "copy"), ("a", "b", "--nonsense"))
 
@@ -800,6 +842,17 @@ def disk_full():
         run = cp("-u", "--json", os.path.join(top, "a") + "/.", os.path.join(point, "b"))
         equal(json.loads(run.out)["files"], 40 - complete)
         same_tree(os.path.join(top, "a"), os.path.join(point, "b"))
+
+
+@case("disk full while a file is replaced: it stays what it was, and nothing is beside it")
+def disk_full_replacing():
+    top = new_root()
+    source = write(top, "large", data=content(4 * MIB))
+    with tmpfs("size=2m") as point:
+        target = write(point, "large", data=b"what was there")
+        assert "(ENOSPC)" in cp(source, target, code=1).err
+        equal(os.listdir(point), ["large"])
+        equal(open(target, "rb").read(), b"what was there")
 
 
 @case("without inodes left: a clear error and no traces")
@@ -969,6 +1022,46 @@ def interrupted(number):
 for signal_number in (signal.SIGINT, signal.SIGTERM):
     case("%s in the middle: what is complete stays, the rest is removed, the code is 128 and the signal",
          signal_number.name)(lambda name, number=signal_number: interrupted(number))
+
+
+def descriptors_beneath(pid, top):
+    """{path: size} of the files beneath top that the process has open, those without a name included."""
+    sizes = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if (path := os.readlink(f"/proc/{pid}/fd/{fd}")).startswith(top):
+                sizes[path] = os.stat(f"/proc/{pid}/fd/{fd}").st_size
+    return sizes
+
+
+def killed(existing):
+    if SANITIZED:
+        return
+    top = new_root()
+    write(top, "a", "large", data=content(20 * MIB))
+    os.mkdir(os.path.join(top, "b"))
+    final = os.path.join(top, "b", "large")
+    if existing:
+        write(top, "b", "large", data=b"what was there")
+    slow = Slow("read,pread64", "--route", "copy", "-j", "1", os.path.join(top, "a", "large"), final, microseconds=20000)
+
+    def children():
+        return open("/proc/%d/task/%d/children" % (slow.process.pid, slow.process.pid)).read().split()
+
+    def under_way():
+        return any(size > MIB for child in children() for path, size in descriptors_beneath(child, top).items()
+                   if not path.startswith(os.path.join(top, "a")))
+    until(lambda: slow.process.poll() is not None or under_way(), 20, "the copy's beginning")
+    assert slow.process.poll() is None, "the copy was faster"
+    for moment in ("under way", "killed"):
+        equal(open(final, "rb").read() if os.path.exists(final) else None, b"what was there" if existing else None, moment)
+        if moment == "under way":
+            os.kill(int(children()[0]), signal.SIGKILL)
+            slow.finish()
+
+
+case("killed in the middle of a file, the name that it was to have does not exist")(lambda: killed(False))
+case("killed in the middle of a file that was to replace another, that one is as it was")(lambda: killed(True))
 
 
 @case("SIGINT while one large file is copied takes effect at once, and leaves nothing")
