@@ -205,7 +205,8 @@ static const char *const base_calls[] = {
     /* waiting */
     "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll", "select", "pselect6",
     "eventfd2", "signalfd4", "timerfd_create", "timerfd_settime", "timerfd_gettime", "nanosleep", "clock_nanosleep",
-    "io_uring_enter",
+    /* a ring is made, and told what it may do, before; the second registers memory with it */
+    "io_uring_enter", "io_uring_register",
     /* time, where the vDSO hands over to the kernel (a clocksource that it cannot read) */
     "clock_gettime", "clock_getres", "gettimeofday", "time",
     /* memory: malloc, arenas, big stacks, MAP_NORESERVE tables */

@@ -188,17 +188,37 @@ struct sluice_segment {
     uint64_t length;            /* of memory exact; of others exact or SLUICE_UNTIL_END */
     sluice_release_fn *release; /* memory: may be NULL */
     void *release_context;
+    struct sluice_memory *memory; /* memory: what data lies in, or NULL. A loop on io_uring registers it when it is
+                                     first sent or written from there; that stays until the memory is freed */
 };
 
-/* Memory that can be given away: filled once by the caller, sent once as a segment, and unmapped by the library, never
- * used again. So the kernel may keep its pages for as long as it likes (vmsplice), which nobody could be told of. */
+/* On which kind of page memory lies. Large ones are 2 MiB each: fewer faults to fill it, fewer entries for the device
+ * or the ring that is handed it. */
+enum sluice_pages {
+    SLUICE_PAGES_NONE = 0,    /* no memory */
+    SLUICE_PAGES_PLAIN,       /* plain pages, or nobody knows of larger ones */
+    SLUICE_PAGES_TRANSPARENT, /* transparent huge pages (MADV_HUGEPAGE) */
+    SLUICE_PAGES_HUGE         /* pages set aside by the administrator (MAP_HUGETLB, vm.nr_hugepages) */
+};
+
+/* "none", "plain", "transparent", "huge"; static. Any thread. */
+SLUICE_API const char *sluice_pages_name(enum sluice_pages pages);
+
+/* Memory of the library's, for one of two uses. Given away: filled once by the caller, sent once as a segment, and
+ * unmapped by the library, never used again; so the kernel may keep its pages for as long as it likes (vmsplice), which
+ * nobody could be told of. Or kept, and sent or written from again and again: with segment.memory set, and a release
+ * callback of the caller's own, a ring need not look up, pin and count its pages each time. */
 struct sluice_memory;
 
-/* At least size bytes of zeros, on pages of their own. Returns 0, -EINVAL (size 0) or -ENOMEM. */
+/* At least size bytes of zeros, on pages of their own: from 2 MiB on large ones where they are to be had. A child of
+ * fork(2) has no use of it. Returns 0, -EINVAL (size 0) or -ENOMEM. */
 SLUICE_API int sluice_memory_new(size_t size, struct sluice_memory **ret_memory);
 
 /* Where they are; aligned to a page. */
 SLUICE_API void *sluice_memory_data(struct sluice_memory *memory);
+
+/* On what pages: the smallest there are. Transparent ones were seen to be so when it was made. */
+SLUICE_API enum sluice_pages sluice_memory_pages(const struct sluice_memory *memory);
 
 /* For segment.release, with the memory as release_context, of a segment that begins at its data: this makes the memory
  * the transfer's. Or to be called, to free memory that is not sent after all (data and length do not matter). */
@@ -249,6 +269,10 @@ struct sluice_receipt {
     uint64_t transfers;     /* summed into this receipt; 1 for one */
     uint64_t short_sources; /* sources that ended before their declared length */
     uint64_t shrunk;        /* file sources found truncated while they were being sent */
+    uint64_t registered;    /* bytes that a ring moved into or out of memory that was registered with it; of a byte that
+                               was both read and written so, both */
+    enum sluice_pages pages; /* of the library's memory that bytes went through: staging buffers, struct sluice_memory;
+                                the smallest there were */
     uint64_t fallback_count; /* all; the first SLUICE_RECEIPT_FALLBACKS are kept */
     uint64_t routes_used;    /* bit per enum sluice_route: the others' counts are zero */
     struct sluice_route_count routes[SLUICE_ROUTE_COUNT];

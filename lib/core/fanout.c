@@ -426,7 +426,7 @@ static int discard(struct lane *lane, uint64_t until, struct op *ops)
         fanout->head = fanout->tail;
         return 0;
     }
-    if (fanout->discarded == NULL && (fanout->discarded = buffer_get()) == NULL)
+    if (fanout->discarded == NULL && (fanout->discarded = buffer_get(0)) == NULL)
         return transfer_fail(lane, -ENOMEM, "mmap", NULL, NULL);
     ops[0] = pipe_op(lane, OP_READ, fanout->pipe.read, -1, least(until - fanout->head, BUFFER_SIZE));
     ops[0].buffer = fanout->discarded;

@@ -47,6 +47,7 @@
 #include "receipt.h"
 #include "extents.h"
 #include "given.h"
+#include "pool.h"
 #include <string.h>
 
 struct fate {
@@ -364,6 +365,8 @@ void sluice_receipt_add(struct sluice_receipt *sum, const struct sluice_receipt 
     sum->transfers += receipt->transfers;
     sum->short_sources += receipt->short_sources;
     sum->shrunk += receipt->shrunk;
+    sum->registered += receipt->registered;
+    sum->pages = smaller_pages(sum->pages, receipt->pages);
     for (uint64_t i = 0; i < receipt->fallback_count; i++) {
         if (i < SLUICE_RECEIPT_FALLBACKS)
             receipt_enter_fallback(sum, &receipt->fallbacks[i]);

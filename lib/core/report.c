@@ -122,6 +122,10 @@ int sluice_receipt_format(const struct sluice_receipt *receipt, char *buffer, si
     append_part(&text, &separator, "holes", receipt->holes);
     append_part(&text, &separator, "aliased", receipt->aliased);
     append_routes(&text, receipt);
+    if (receipt->pages > SLUICE_PAGES_PLAIN)
+        append(&text, "; buffers on 2 MiB pages (%s)", sluice_pages_name(receipt->pages));
+    separator = "; ";
+    append_part(&text, &separator, "registered with the ring", receipt->registered);
     append(&text, "; %" PRIu64 " system calls, %" PRIu64 " waits", receipt->system_calls, receipt->waits);
     if (receipt->transfers > 1)
         append(&text, ", %" PRIu64 " transfers", receipt->transfers);
@@ -171,8 +175,9 @@ int sluice_receipt_format_json(const struct sluice_receipt *receipt, char *buffe
         {"transfers", receipt->transfers},
         {"short_sources", receipt->short_sources},
         {"shrunk", receipt->shrunk},
+        {"registered", receipt->registered},
     };
-    append(&text, "{");
+    append(&text, "{\"pages\":\"%s\",", sluice_pages_name(receipt->pages));
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         append(&text, "\"%s\":%" PRIu64 ",", numbers[i].name, numbers[i].value);
     append_json_fallbacks(&text, receipt);

@@ -113,6 +113,7 @@ struct sys sys = {
     .readahead = readahead_advice,
     .mmap = mmap,
     .madvise = madvise,
+    .mincore = mincore,
     .munmap = munmap,
     .close = close,
     .socket = socket,

@@ -44,6 +44,7 @@ struct sys {
     int (*readahead)(int fd, off_t offset, size_t size);
     void *(*mmap)(void *address, size_t size, int protection, int flags, int fd, off_t offset);
     int (*madvise)(void *address, size_t size, int advice);
+    int (*mincore)(void *address, size_t size, unsigned char *answer);
     int (*munmap)(void *address, size_t size);
     int (*close)(int fd);
     int (*socket)(int domain, int type, int protocol);

@@ -142,6 +142,9 @@ static void next_segment(struct lane *lane)
 {
     struct sluice_transfer *transfer = lane->transfer;
     uint32_t left = lane->segment;
+    const struct sluice_segment *segment = &transfer->segments[left];
+    if (segment->memory != NULL)
+        lane->receipt.pages = smaller_pages(lane->receipt.pages, sluice_memory_pages(segment->memory));
     leave_route(lane);
     enter_segment(lane, left + 1);
     if (transfer->releases_due == NULL || --transfer->releases_due[left] == 0)
@@ -156,6 +159,18 @@ static inline void move_on(struct lane *lane, uint64_t bytes)
         lane->sink_offset += bytes;
     if (lane->at == lane->ends_at)
         next_segment(lane);
+}
+
+int lane_take_buffer(struct lane *lane, uint64_t left)
+{
+    struct stage *stage = &lane->stage;
+    if (stage->data != NULL)
+        return 0;
+    stage->data = buffer_get(left);
+    if (stage->data == NULL)
+        return -ENOMEM;
+    lane->receipt.pages = smaller_pages(lane->receipt.pages, buffer_pages(stage->data));
+    return 0;
 }
 
 static inline void deliver(struct lane *lane, enum sluice_route route, uint64_t bytes)

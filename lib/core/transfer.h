@@ -5,10 +5,11 @@
 #ifndef SLUICE_CORE_TRANSFER_H
 #define SLUICE_CORE_TRANSFER_H
 
-#include "buffers.h"
 #include "crossover.h"
 #include "end.h"
 #include "op.h"
+#include "pipes.h"
+#include "pool.h"
 #include "route.h"
 
 /* Bytes of a source, read into memory and not yet written: [begin, end) are positions in the segment. */
@@ -163,6 +164,9 @@ static inline char *lane_staged(const struct lane *lane, uint64_t at)
     char *first = lane->stage.route == SLUICE_ROUTE_TCP_RECEIVE ? (char *)lane->window : lane->stage.data;
     return first + lane->stage.lead + (at - lane->stage.begin);
 }
+
+/* See that the lane's stage has memory; so many bytes of its segment are left. Returns 0 or -ENOMEM. */
+int lane_take_buffer(struct lane *lane, uint64_t left);
 
 /* The sink accepted this many more bytes, carried by this route. Moves the lane on. */
 void lane_delivered(struct lane *lane, enum sluice_route route, uint64_t bytes);

@@ -17,7 +17,7 @@ int transform_begin(struct sluice_transfer *transfer)
     struct transform_state *state = sys.allocate(1, sizeof *state);
     if (state == NULL)
         return -ENOMEM;
-    state->output = buffer_get();
+    state->output = buffer_get(0);
     if (state->output == NULL) {
         free(state);
         return -ENOMEM;

@@ -459,7 +459,7 @@ static int take_back(struct sluice_loop *loop, struct sluice_transfer *transfer)
         const struct sluice_segment *segment = &transfer->segments[i];
         if (segment->kind != SLUICE_SEGMENT_STREAM || segment->end->loop == NULL)
             continue;
-        char *data = buffer_get();
+        char *data = buffer_get(0);
         if (data == NULL)
             return -ENOMEM;
         size_t size = segment->length < BUFFER_SIZE ? (size_t)segment->length : BUFFER_SIZE;
@@ -931,7 +931,8 @@ void sluice_loop_free(struct sluice_loop *loop)
             ;
         pthread_sigmask(SIG_UNBLOCK, &sigpipe, NULL);
     }
-    pools_drain();
+    pipes_drain();
+    buffers_drain();
     free(loop);
 }
 

@@ -139,7 +139,7 @@ static int simulated_poll(struct pollfd *fds, nfds_t count, int timeout)
 
 void simulation_begin(struct simulation *simulation)
 {
-    pools_drain_pipes(); /* real ones */
+    pipes_drain(); /* real ones */
     current = simulation;
     real = sys;
     sys.mmap = simulated_mmap;
@@ -160,7 +160,7 @@ void simulation_begin(struct simulation *simulation)
 
 void simulation_end(void)
 {
-    pools_drain_pipes(); /* the pooled pipes are simulated ones */
+    pipes_drain(); /* the pooled pipes are simulated ones */
     sys = real;
     current = NULL;
 }

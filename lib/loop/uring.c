@@ -36,8 +36,14 @@
 /* Provided for receives. They are given back as soon as the receiver was called, so few are in use at a time. */
 #define BUFFERS 64
 #define BUFFER_GROUP 0
+#define RECEIVES_IN_PIECE (BUFFER_SIZE / RECEIVE_MAX)
+#define RECEIVE_PIECES (BUFFERS / RECEIVES_IN_PIECE)
 #define SQPOLL_IDLE_MS 50 /* so long the kernel's thread looks for submissions after the last one, and burns a core */
 #define IDLE_FLIGHTS 64   /* kept for reuse; more are freed */
+/* Regions of memory that the ring knows by number. */
+#define PLACES 64
+#define REGISTERED_MAX (UINT64_C(1) << 30) /* of one, says the kernel */
+#define REFUSED_PAUSE_MS 1000              /* after the user's limit on locked memory was met */
 
 /* What a report is about: the low bits of its user data. The rest points to a struct source. */
 enum about {
@@ -89,6 +95,7 @@ struct flight {
     struct uring_end *sink; /* NULL: unknown to the loop */
     struct notice *notice;  /* of a send that lends, until its first report */
     int count;
+    unsigned fixed; /* bit per op that reads or writes registered memory */
     ssize_t results[OPS_MAX];
     struct op ops[OPS_MAX];
     struct msghdr message;
@@ -101,6 +108,12 @@ struct notice {
     struct sluice_end *end;
     uint32_t number; /* of the loan, after the first report */
     struct notice *next, **previous;
+};
+
+/* A region that is registered with the ring; NULL: none. It is told from another at the same address by its life. */
+struct place {
+    struct region_life *life;
+    const char *data;
 };
 
 struct uring_loop {
@@ -121,7 +134,12 @@ struct uring_loop {
     struct io_uring_cqe *reports;
 
     struct io_uring_buf_ring *provided;
-    char *buffers;
+    char *buffers[RECEIVE_PIECES];
+
+    bool registers; /* there is a table of registered memory */
+    struct place places[PLACES];
+    unsigned place_count; /* of the first so many, some are in use */
+    uint64_t refused_until;
 
     struct io_uring_cqe *stash;
     size_t stash_at, stash_count, stash_size;
@@ -148,13 +166,10 @@ static unsigned load(const unsigned *word)
     return __atomic_load_n(word, __ATOMIC_ACQUIRE);
 }
 
-/* The ring is of no more use. Closing it ends what is under way; nothing is reported any more. */
+/* The ring is of no more use: it is not entered any more. */
 static void break_ring(struct uring_loop *ring, int error)
 {
     ring->error = error;
-    if (ring->fd >= 0)
-        sys.close(ring->fd);
-    ring->fd = -1;
 }
 
 static bool passes(int error)
@@ -269,11 +284,16 @@ static void cancel(struct uring_loop *ring, enum about about, const struct sourc
     entry->flags = IOSQE_CQE_SKIP_SUCCESS;
 }
 
+static char *provided_buffer(const struct uring_loop *ring, unsigned id)
+{
+    return ring->buffers[id / RECEIVES_IN_PIECE] + (size_t)(id % RECEIVES_IN_PIECE) * RECEIVE_MAX;
+}
+
 static void give_buffer(struct uring_loop *ring, unsigned id)
 {
     struct io_uring_buf_ring *provided = ring->provided;
     struct io_uring_buf *place = &provided->bufs[provided->tail & (BUFFERS - 1)];
-    place->addr = (uintptr_t)ring->buffers + (size_t)id * RECEIVE_MAX;
+    place->addr = (uintptr_t)provided_buffer(ring, id);
     place->len = RECEIVE_MAX;
     place->bid = (uint16_t)id;
     __atomic_store_n(&provided->tail, (uint16_t)(provided->tail + 1), __ATOMIC_RELEASE);
@@ -603,7 +623,7 @@ static void received(struct uring_end *state, const struct io_uring_cqe *report)
         state->receiving = state->cancelling = false;
     if (report->res > 0) {
         unsigned id = report->flags >> IORING_CQE_BUFFER_SHIFT;
-        const char *data = ring->buffers + (size_t)id * RECEIVE_MAX;
+        const char *data = provided_buffer(ring, id);
         size_t length = (size_t)report->res;
         size_t given = state->held == NULL ? deliver(common, data, length) : 0;
         if (given < length && !common->source.dead && common->receive != NULL && !common->receive_ended) {
@@ -665,7 +685,7 @@ static int keep(struct uring_end *state, const struct io_uring_cqe *report)
     if (report->flags & IORING_CQE_F_BUFFER) {
         unsigned id = report->flags >> IORING_CQE_BUFFER_SHIFT;
         if (report->res > 0)
-            result = hold(state, ring->buffers + (size_t)id * RECEIVE_MAX, (size_t)report->res);
+            result = hold(state, provided_buffer(ring, id), (size_t)report->res);
         give_buffer(ring, id);
     }
     if (report->res < 0 && report->res != -ENOBUFS && report->res != -ECANCELED && report->res != -EINVAL)
@@ -768,6 +788,92 @@ static int await(struct loop_end *common, enum sluice_wait_kind kind, bool fresh
     return 0;
 }
 
+/* ---- Registered memory -------------------------------------------------------------------------------------- */
+
+/* Of memory that it knows the kernel need not look up, pin and count the pages for every request. The pool's large
+ * slabs and struct sluice_memory are registered when the ring is first given some of theirs. What is registered stays
+ * pinned, and counted against the user's limit on locked memory, until it is unmapped; then the ring lets go of it
+ * before it sleeps again (whoever unmaps it may be on another thread). */
+
+static int register_at(struct uring_loop *ring, unsigned number, const char *data, size_t size)
+{
+    const struct iovec memory = {.iov_base = (char *)data, .iov_len = size};
+    struct io_uring_rsrc_update2 update = {.offset = number, .data = (uintptr_t)&memory, .nr = 1};
+    int result = sys.io_uring_register(ring->fd, IORING_REGISTER_BUFFERS_UPDATE, &update, sizeof update);
+    return result < 0 ? -errno : 0;
+}
+
+static void forget_place(struct uring_loop *ring, unsigned number)
+{
+    struct place *place = &ring->places[number];
+    region_life_drop(place->life);
+    *place = (struct place){.life = NULL};
+    while (ring->place_count > 0 && ring->places[ring->place_count - 1].life == NULL)
+        ring->place_count--;
+}
+
+static void forget_unmapped(struct uring_loop *ring)
+{
+    for (unsigned i = ring->place_count; i-- > 0;) {
+        const struct place *place = &ring->places[i];
+        /* If it fails the number stays in use, so that it is not taken for other memory; the ring's end frees it. */
+        if (place->life != NULL && region_life_is_over(place->life) && register_at(ring, i, NULL, 0) == 0)
+            forget_place(ring, i);
+    }
+}
+
+/* The number by which the ring knows a region, which is in use and so not about to be unmapped; negative: it does not.
+ */
+static int place_of(struct uring_loop *ring, struct region *region)
+{
+    unsigned vacant = PLACES;
+    if (!ring->registers || region == NULL || region->size > REGISTERED_MAX)
+        return -1;
+    for (unsigned i = 0; i < ring->place_count; i++) {
+        const struct place *place = &ring->places[i];
+        if (place->life != NULL && place->data == region->data && !region_life_is_over(place->life))
+            return (int)i;
+        if (place->life == NULL && vacant == PLACES)
+            vacant = i;
+    }
+    if (vacant == PLACES)
+        vacant = ring->place_count;
+    if (vacant == PLACES || ring->common.now < ring->refused_until)
+        return -1;
+    struct region_life *life = region_life_keep(region);
+    if (life == NULL)
+        return -1;
+    if (register_at(ring, vacant, region->data, region->size) < 0) {
+        region_life_drop(life);
+        ring->refused_until = ring->common.now + REFUSED_PAUSE_MS;
+        return -1;
+    }
+    ring->places[vacant] = (struct place){.life = life, .data = region->data};
+    if (vacant == ring->place_count)
+        ring->place_count++;
+    return (int)vacant;
+}
+
+static bool lies_in(const struct region *region, const char *data, size_t length)
+{
+    size_t at = (size_t)(data - region->data);
+    return data >= region->data && at <= region->size && length <= region->size - at;
+}
+
+/* The number of the memory that this piece of the lane's lies in; negative: none. */
+static int place_of_piece(struct uring_loop *ring, const struct lane *lane, const char *data, size_t length)
+{
+    const struct sluice_transfer *transfer = lane->transfer;
+    struct region *region = NULL;
+    if (lane->stage.data != NULL && data >= lane->stage.data && data < lane->stage.data + BUFFER_SIZE)
+        region = buffer_region(lane->stage.data);
+    else if (lane->segment < transfer->segment_count &&
+             lane_segment(lane, lane->segment)->kind == SLUICE_SEGMENT_MEMORY &&
+             lane_segment(lane, lane->segment)->memory != NULL)
+        region = memory_region(lane_segment(lane, lane->segment)->memory);
+    return region != NULL && lies_in(region, data, length) ? place_of(ring, region) : -1;
+}
+
 /* ---- Ops ---------------------------------------------------------------------------------------------------- */
 
 static struct flight *take_flight(struct uring_loop *ring)
@@ -816,6 +922,20 @@ static bool has_opcode(const struct op *op)
     return op->kind == OP_WRITE && (end_is_socket(op->sink) || end_is_file(op->sink)) && op->datagram == 0;
 }
 
+/* The entry reads or writes one piece of memory: by its number, if it has one. */
+static void use_place(struct flight *flight, int index, struct io_uring_sqe *entry, uint8_t opcode, const char *data,
+                      size_t length)
+{
+    int place = place_of_piece(flight->ring, flight->lane, data, length);
+    if (place < 0)
+        return;
+    entry->opcode = opcode;
+    entry->addr = (uintptr_t)data;
+    entry->len = (unsigned)length;
+    entry->buf_index = (uint16_t)place;
+    flight->fixed |= 1u << index;
+}
+
 static void fill_entry(struct flight *flight, int index, struct io_uring_sqe *entry)
 {
     const struct op *op = &flight->ops[index];
@@ -828,6 +948,8 @@ static void fill_entry(struct flight *flight, int index, struct io_uring_sqe *en
         entry->off = entry->opcode == IORING_OP_RECV ? 0 : (uint64_t)op->in_offset; /* none: -1, the position */
         entry->addr = (uintptr_t)op->buffer;
         entry->len = (unsigned)op->length;
+        if (entry->opcode == IORING_OP_READ)
+            use_place(flight, index, entry, IORING_OP_READ_FIXED, op->buffer, op->length);
         return;
     }
     entry->fd = op->out;
@@ -836,6 +958,8 @@ static void fill_entry(struct flight *flight, int index, struct io_uring_sqe *en
         entry->off = (uint64_t)op->out_offset;
         entry->addr = (uintptr_t)op->iov;
         entry->len = (unsigned)op->iov_count;
+        if (op->iov_count == 1)
+            use_place(flight, index, entry, IORING_OP_WRITE_FIXED, op->iov[0].iov_base, op->iov[0].iov_len);
         return;
     }
     /* A send that is short does not end a chain without MSG_WAITALL (KERNEL-FACTS 17.13). */
@@ -861,8 +985,14 @@ static bool lends_by_ring(const struct lane *lane, const struct op *op)
 /* The entry that fill_entry made of a write, as one that lends; its reports are the notice's. */
 static void lend_by(struct notice *notice, struct io_uring_sqe *entry)
 {
-    entry->opcode = entry->opcode == IORING_OP_SEND ? IORING_OP_SEND_ZC : IORING_OP_SENDMSG_ZC;
+    const struct op *op = &notice->flight->ops[0];
+    bool plain = entry->opcode == IORING_OP_SEND;
+    entry->opcode = plain ? IORING_OP_SEND_ZC : IORING_OP_SENDMSG_ZC;
     entry->ioprio = IORING_SEND_ZC_REPORT_USAGE;
+    if (plain)
+        use_place(notice->flight, 0, entry, IORING_OP_SEND_ZC, op->iov[0].iov_base, op->iov[0].iov_len);
+    if (notice->flight->fixed != 0)
+        entry->ioprio |= IORING_RECVSEND_FIXED_BUF;
     entry->msg_flags &= ~(unsigned)MSG_ZEROCOPY;
     notice->flight->notice = notice;
 }
@@ -900,6 +1030,7 @@ static bool launch(struct uring_loop *ring, struct lane *lane, const struct op *
     flight->ring = ring;
     flight->lane = lane;
     flight->notice = NULL;
+    flight->fixed = 0;
     flight->count = linked;
     memcpy(flight->ops, ops, (size_t)linked * sizeof *ops);
     struct notice *notice = lends ? new_notice(ring, flight) : NULL;
@@ -949,6 +1080,8 @@ static void land(struct flight *flight)
     for (int i = 0, go_on = 1; i < flight->count && go_on > 0; i++) {
         if (flight->results[i] == -EINTR) /* nothing was done: lane_next will ask for it again */
             break;
+        if (flight->fixed & 1u << i && flight->results[i] > 0)
+            lane->receipt.registered += (uint64_t)flight->results[i];
         go_on = lane_complete(lane, &flight->ops[i], flight->results[i]);
     }
     if (flight->sink != NULL)
@@ -1179,6 +1312,8 @@ static int turn(struct sluice_loop *loop, int timeout)
     struct uring_loop *ring = ring_of(loop);
     struct io_uring_cqe report;
     bool ready = ring->stash_count > 0 || *ring->cq_head != load(ring->cq_tail);
+    if (ring->place_count > 0)
+        forget_unmapped(ring);
     int result = enter(ring, timeout != 0 && !ready, timeout);
     if (result < 0 && !passes(-result))
         return result;
@@ -1307,19 +1442,19 @@ static int check_opcodes(struct uring_loop *ring)
     return 0;
 }
 
-static size_t provided_size(void)
-{
-    return BUFFERS * sizeof(struct io_uring_buf);
-}
+#define PROVIDED_SIZE (BUFFERS * sizeof(struct io_uring_buf))
 
 static int provide_buffers(struct uring_loop *ring)
 {
-    size_t size = provided_size() + (size_t)BUFFERS * RECEIVE_MAX;
-    char *memory = sys.mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED)
+    void *list = sys.mmap(NULL, PROVIDED_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (list == MAP_FAILED)
         return -ENOMEM;
-    ring->buffers = memory;
-    ring->provided = (struct io_uring_buf_ring *)(void *)(memory + (size_t)BUFFERS * RECEIVE_MAX);
+    ring->provided = list;
+    for (unsigned i = 0; i < RECEIVE_PIECES; i++) {
+        ring->buffers[i] = buffer_get(0);
+        if (ring->buffers[i] == NULL)
+            return -ENOMEM;
+    }
     struct io_uring_buf_reg group = {
         .ring_addr = (uintptr_t)ring->provided, .ring_entries = BUFFERS, .bgid = BUFFER_GROUP};
     if (sys.io_uring_register(ring->fd, IORING_REGISTER_PBUF_RING, &group, 1) < 0)
@@ -1329,14 +1464,43 @@ static int provide_buffers(struct uring_loop *ring)
     return 0;
 }
 
+/* An empty table, to be filled while the loop runs. Without it memory is handed over by address. */
+static void prepare_places(struct uring_loop *ring)
+{
+    struct io_uring_rsrc_register table = {.nr = PLACES, .flags = IORING_RSRC_REGISTER_SPARSE};
+    ring->registers = sys.io_uring_register(ring->fd, IORING_REGISTER_BUFFERS2, &table, sizeof table) >= 0;
+}
+
+/* The ring's own descriptor need not be looked up for every call, in a process that has several threads. Not fatal: a
+ * thread may have 16 such. */
+static void enter_by_number(struct uring_loop *ring)
+{
+    struct io_uring_rsrc_update update = {.offset = UINT32_MAX, .data = (unsigned)ring->fd};
+    ring->enter_fd = ring->fd;
+    if (sys.io_uring_register(ring->fd, IORING_REGISTER_RING_FDS, &update, 1) != 1)
+        return;
+    ring->enter_fd = (int)update.offset;
+    ring->enter_flags = IORING_ENTER_REGISTERED_RING;
+}
+
+static void enter_by_descriptor(struct uring_loop *ring)
+{
+    struct io_uring_rsrc_update update = {.offset = (uint32_t)ring->enter_fd};
+    if (ring->enter_flags & IORING_ENTER_REGISTERED_RING)
+        sys.io_uring_register(ring->fd, IORING_UNREGISTER_RING_FDS, &update, 1);
+    ring->enter_flags = 0;
+}
+
 /* seccomp does not see what a ring does, so the ring itself is told what the loop will ever ask of it. A worker that
  * was taken over cannot open files or connect by it, whatever Landlock's domain was when the ring was made. */
 static int restrict_ring(struct uring_loop *ring)
 {
-    static const uint8_t opcodes[] = {IORING_OP_NOP,    IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL, IORING_OP_ACCEPT,
-                                      IORING_OP_RECV,   IORING_OP_READ,     IORING_OP_SEND,         IORING_OP_SENDMSG,
-                                      IORING_OP_WRITEV, IORING_OP_SEND_ZC,  IORING_OP_SENDMSG_ZC};
-    struct io_uring_restriction rules[sizeof opcodes + 1];
+    static const uint8_t opcodes[] = {
+        IORING_OP_NOP,        IORING_OP_POLL_ADD,   IORING_OP_ASYNC_CANCEL, IORING_OP_ACCEPT, IORING_OP_RECV,
+        IORING_OP_READ,       IORING_OP_SEND,       IORING_OP_SENDMSG,      IORING_OP_WRITEV, IORING_OP_SEND_ZC,
+        IORING_OP_SENDMSG_ZC, IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED};
+    static const uint8_t operations[] = {IORING_REGISTER_BUFFERS_UPDATE, IORING_UNREGISTER_RING_FDS};
+    struct io_uring_restriction rules[sizeof opcodes + 1 + sizeof operations];
     memset(rules, 0, sizeof rules);
     for (size_t i = 0; i < sizeof opcodes; i++) {
         rules[i].opcode = IORING_RESTRICTION_SQE_OP;
@@ -1344,6 +1508,11 @@ static int restrict_ring(struct uring_loop *ring)
     }
     rules[sizeof opcodes].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
     rules[sizeof opcodes].sqe_flags = IOSQE_IO_LINK | IOSQE_BUFFER_SELECT | IOSQE_CQE_SKIP_SUCCESS;
+    for (size_t i = 0; i < sizeof operations; i++) {
+        struct io_uring_restriction *rule = &rules[sizeof opcodes + 1 + i];
+        rule->opcode = IORING_RESTRICTION_REGISTER_OP;
+        rule->register_op = operations[i];
+    }
     if (sys.io_uring_register(ring->fd, IORING_REGISTER_RESTRICTIONS, rules, sizeof rules / sizeof *rules) < 0)
         return -errno;
     return sys.io_uring_register(ring->fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0 ? -errno : 0;
@@ -1390,9 +1559,11 @@ static int set_up(struct uring_loop *ring, const struct sluice_loop_options *opt
         result = check_opcodes(ring);
     if (result == 0)
         result = provide_buffers(ring);
-    if (result == 0)
+    if (result == 0) {
+        prepare_places(ring);
+        enter_by_number(ring);
         result = restrict_ring(ring);
-    ring->enter_fd = ring->fd;
+    }
     if (result < 0)
         return refused(result, options, ret_error);
     if (options->kind != SLUICE_LOOP_AUTO || bounds_receives(ring))
@@ -1406,14 +1577,20 @@ static int set_up(struct uring_loop *ring, const struct sluice_loop_options *opt
 
 static void take_down(struct uring_loop *ring)
 {
+    enter_by_descriptor(ring);
+    for (unsigned i = ring->place_count; i-- > 0;)
+        if (ring->places[i].life != NULL)
+            region_life_drop(ring->places[i].life);
     if (ring->fd >= 0)
         sys.close(ring->fd);
     if (ring->entries != NULL)
         sys.munmap(ring->entries, ring->sq_size * sizeof *ring->entries);
     if (ring->rings != NULL)
         sys.munmap(ring->rings, ring->rings_size);
-    if (ring->buffers != NULL)
-        sys.munmap(ring->buffers, provided_size() + (size_t)BUFFERS * RECEIVE_MAX);
+    if (ring->provided != NULL)
+        sys.munmap(ring->provided, PROVIDED_SIZE);
+    for (unsigned i = 0; i < RECEIVE_PIECES; i++)
+        buffer_put(ring->buffers[i]);
 }
 
 static int probe(const struct sluice_loop_options *options, struct sluice_error *ret_error)

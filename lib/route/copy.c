@@ -67,11 +67,8 @@ static int step(struct lane *lane, uint32_t index, uint64_t at, struct op *ops, 
         ops[0].length = min_size(ops[0].length, lane->sink->memory.size - lane->sink->memory.used);
         return 1;
     }
-    if (stage->data == NULL) {
-        stage->data = buffer_get();
-        if (stage->data == NULL)
-            return -ENOMEM;
-    }
+    if (lane_take_buffer(lane, lane_left(lane, index, at, SIZE_MAX)) < 0)
+        return -ENOMEM;
     stage->segment = index;
     stage->begin = stage->end = at;
     stage->lead = 0;

@@ -89,11 +89,8 @@ static int read_blocks(struct lane *lane, const struct sluice_segment *segment, 
         if (lead != 0 || length == 0)
             return lane_leave_rest(lane, part_of_block);
     }
-    if (stage->data == NULL) {
-        stage->data = buffer_get();
-        if (stage->data == NULL)
-            return -ENOMEM;
-    }
+    if (lane_take_buffer(lane, lane_left(lane, lane->segment, at, SIZE_MAX)) < 0)
+        return -ENOMEM;
     stage->segment = lane->segment;
     stage->begin = stage->end = at;
     stage->lead = lead;

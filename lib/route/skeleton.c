@@ -21,8 +21,8 @@ static enum sluice_verdict assess(const struct pair *pair, const char **ret_reas
 }
 
 /* Say what is to be done next. No system call here, and no thought of who carries the op out: inline on epoll, as a
- * submission on a ring, or not at all in the simulated loop. Resources (pipes, buffers) come from core/buffers.h. Ask
- * for lane->limit bytes at most: that is what is in memory and what the turn allows. */
+ * submission on a ring, or not at all in the simulated loop. Pipes come from core/pipes.h, buffers from core/pool.h.
+ * Ask for lane->limit bytes at most: that is what is in memory and what the turn allows. */
 static int step(struct lane *lane, uint32_t index, uint64_t at, struct op *ops, int room)
 {
     const struct sluice_segment *segment = lane_segment(lane, index);

@@ -34,11 +34,8 @@ static enum sluice_verdict assess(const struct pair *pair, const char **ret_reas
 /* The buffer too: what must be copied goes there, and what is mapped when the route has to give way. */
 static int prepare(struct lane *lane, int fd)
 {
-    if (lane->stage.data == NULL) {
-        lane->stage.data = buffer_get();
-        if (lane->stage.data == NULL)
-            return -ENOMEM;
-    }
+    if (lane_take_buffer(lane, lane_left(lane, lane->segment, lane->at, SIZE_MAX)) < 0)
+        return -ENOMEM;
     if (lane->window != NULL)
         return 0;
     lane->receipt.system_calls++;

@@ -68,6 +68,7 @@ static int step(struct lane *lane, uint32_t index, uint64_t at, struct op *ops, 
         length = length < lane->pipe.capacity ? length : lane->pipe.capacity;
         ops[0].out = lane->pipe.write;
     }
+    lane->receipt.pages = smaller_pages(lane->receipt.pages, sluice_memory_pages(segment->release_context));
     lane->iov[0] = (struct iovec){.iov_base = (char *)segment->data + at, .iov_len = length};
     ops[0].kind = OP_GIVE;
     ops[0].iov = lane->iov;

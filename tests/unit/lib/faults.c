@@ -70,6 +70,7 @@ CALL(lseek, FAILS(EIO), FAILS(EOVERFLOW), FAILS(ESPIPE));
 CALL(readahead, HARMLESS(EINVAL), HARMLESS(EIO), HARMLESS(ENOMEM));
 CALL(mmap, FAILS(ENOMEM), FAILS(EACCES), FAILS(ENODEV), FAILS(EAGAIN), FAILS(ENFILE));
 CALL(madvise, HARMLESS(EINVAL), HARMLESS(ENOMEM));
+CALL(mincore, HARMLESS(ENOMEM), HARMLESS(EAGAIN));
 CALL(munmap, HARMLESS(ENOMEM), HARMLESS(EINVAL));
 CALL(close, HARMLESS(EIO), HARMLESS(EINTR), HARMLESS(ENOSPC));
 CALL(socket, HARMLESS(EMFILE), HARMLESS(ENFILE), HARMLESS(ENOBUFS), HARMLESS(EAFNOSUPPORT));
@@ -143,6 +144,7 @@ static size_t watched_count;
 bool (*fault_world)(void);
 int fault_block_device = -1;
 unsigned fault_cold_pages;
+bool fault_huge_pages;
 
 size_t fault_site_count(void)
 {
@@ -540,6 +542,20 @@ static int faulty_readahead(int fd, off_t offset, size_t size)
     return error != 0 ? fail(error) : real.readahead(fd, offset, size);
 }
 
+/* As a page of 2 MiB would lie. Real ones are not made: clearing thousands of them takes longer than all the rest. */
+static void *aligned_mapping(size_t size, int protection, int flags)
+{
+    const size_t large = 2 << 20;
+    char *mapping = real.mmap(NULL, size + large, protection, flags, -1, 0);
+    if (mapping == MAP_FAILED)
+        return mapping;
+    size_t lead = (large - (uintptr_t)mapping % large) % large;
+    if (lead > 0)
+        real.munmap(mapping, lead);
+    real.munmap(mapping + lead + size, large - lead);
+    return mapping + lead;
+}
+
 static void *faulty_mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset)
 {
     int error = strike(&call_mmap, -1, -1, NULL);
@@ -547,7 +563,9 @@ static void *faulty_mmap(void *address, size_t size, int protection, int flags, 
         errno = error;
         return MAP_FAILED;
     }
-    void *mapping = real.mmap(address, size, protection, flags, fd, offset);
+    void *mapping = fault_huge_pages && flags & MAP_HUGETLB
+                        ? aligned_mapping(size, protection, MAP_PRIVATE | MAP_ANONYMOUS)
+                        : real.mmap(address, size, protection, flags, fd, offset);
     if (mapping != MAP_FAILED)
         hold(mapping, size);
     return mapping;
@@ -556,7 +574,17 @@ static void *faulty_mmap(void *address, size_t size, int protection, int flags, 
 static int faulty_madvise(void *address, size_t size, int advice)
 {
     int error = strike(&call_madvise, -1, -1, NULL);
+    if (error == 0 && advice == MADV_HUGEPAGE)
+        return 0;
     return error != 0 ? fail(error) : real.madvise(address, size, advice);
+}
+
+static int faulty_mincore(void *address, size_t size, unsigned char *answer)
+{
+    (void)address, (void)size;
+    int error = strike(&call_mincore, -1, -1, NULL);
+    *answer = fault_huge_pages;
+    return error != 0 ? fail(error) : 0;
 }
 
 static int faulty_munmap(void *address, size_t size)
@@ -825,6 +853,7 @@ void fault_install(void)
     sys.readahead = faulty_readahead;
     sys.mmap = faulty_mmap;
     sys.madvise = faulty_madvise;
+    sys.mincore = faulty_mincore;
     sys.munmap = faulty_munmap;
     sys.close = faulty_close;
     sys.socket = faulty_socket;

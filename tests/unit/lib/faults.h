@@ -64,6 +64,8 @@ extern bool (*fault_world)(void);
  * with no. */
 extern int fault_block_device;
 extern unsigned fault_cold_pages;
+/* Pages of 2 MiB that were set aside are to be had (MAP_HUGETLB); plain ones stand for them. */
+extern bool fault_huge_pages;
 
 /* Put the wrappers into the table; for good. */
 void fault_install(void);

@@ -31,7 +31,7 @@ static struct io_uring_sqe *entries;
 static unsigned *sq_tail, seen;
 static struct io_uring_params made;
 static void (*hook)(struct io_uring_sqe *entry);
-static unsigned handed_over[256], linked;
+static unsigned handed_over[256], linked, fixed_sends;
 
 static int watch_setup(unsigned size, void *parameters)
 {
@@ -58,10 +58,29 @@ static int watch_enter(int ring, unsigned submit, unsigned complete, unsigned fl
         struct io_uring_sqe *entry = &entries[seen & (made.sq_entries - 1)];
         handed_over[entry->opcode]++;
         linked += (entry->flags & IOSQE_IO_LINK) != 0;
+        fixed_sends += entry->opcode == IORING_OP_SEND_ZC && entry->ioprio & IORING_RECVSEND_FIXED_BUF;
         if (hook != NULL)
             hook(entry);
     }
     return real.io_uring_enter(ring, submit, complete, flags, argument, size);
+}
+
+/* Of memory: how often some was registered, how often it was let go, and whether that is refused. */
+static unsigned registered, let_go;
+static int refuse_memory;
+
+static int watch_register(int ring, unsigned operation, const void *argument, unsigned count)
+{
+    if (operation == IORING_REGISTER_BUFFERS_UPDATE) {
+        const struct io_uring_rsrc_update2 *update = argument;
+        const struct iovec *memory = (const struct iovec *)(uintptr_t)update->data;
+        if (refuse_memory != 0 && memory->iov_base != NULL) {
+            errno = refuse_memory;
+            return -1;
+        }
+        *(memory->iov_base != NULL ? &registered : &let_go) += 1;
+    }
+    return real.io_uring_register(ring, operation, argument, count);
 }
 
 static void look(void (*change)(struct io_uring_sqe *entry))
@@ -74,6 +93,8 @@ static void look(void (*change)(struct io_uring_sqe *entry))
     sys.io_uring_setup = watch_setup;
     sys.mmap = watch_mmap;
     sys.io_uring_enter = watch_enter;
+    sys.io_uring_register = watch_register;
+    registered = let_go = fixed_sends = 0;
 }
 
 static void look_away(void)
@@ -113,6 +134,8 @@ static void transfer_done(void *context, struct sluice_transfer *transfer, int r
     sluice_loop_stop(loop);
 }
 
+static uint64_t start_at; /* in file sinks */
+
 static struct sluice_transfer *start(struct sluice_segment *segments, size_t count, struct sluice_end *sink,
                                      enum sluice_route route)
 {
@@ -122,6 +145,7 @@ static struct sluice_transfer *start(struct sluice_segment *segments, size_t cou
                                               .segment_count = count,
                                               .sinks = &sink,
                                               .sink_count = 1,
+                                              .sink_offset = start_at,
                                               .route = route};
     memset(&outcome, 0, sizeof outcome);
     const struct sluice_receipt *receipt;
@@ -683,6 +707,193 @@ TEST("where the kernel does not report on usage, forcing uring_send_zc is refuse
     check_lent(data, size);
     free(data);
     close(fds[1]);
+}
+
+/* ---- Registered memory ---------------------------------------------------------------------------------------- */
+
+#define LARGE (9u << 20 | 4096)
+
+static void check_file(int fd, size_t size)
+{
+    unsigned char *data = malloc(size + 1);
+    CHECK_EQ(pread(fd, data, size + 1, 0), size);
+    for (size_t i = 0; i < size; i++)
+        if (data[i] != pattern_byte(i))
+            CHECK_FAIL("byte %zu of %zu is wrong", i, size);
+    free(data);
+}
+
+TEST("a large file is read into memory that is registered once, and written from there")
+{
+    static const int errors[] = {0, ENOMEM};
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+        begin(NULL);
+        refuse_memory = errors[i];
+        int to = pattern_file("/var/tmp", 0);
+        struct sluice_end *file = end_of(pattern_file("/var/tmp", LARGE)), *sink = end_of(dup(to));
+        struct sluice_segment segment = file_segment(file, 0, LARGE);
+        start(&segment, 1, sink, SLUICE_ROUTE_COPY);
+        finish();
+        CHECK_EQ(outcome.result, 0);
+        CHECK_EQ(outcome.receipt.copied, LARGE);
+        CHECK_EQ(outcome.receipt.registered, errors[i] == 0 ? 2 * LARGE : 0);
+        CHECK_EQ(registered, errors[i] == 0);
+        CHECK((handed_over[IORING_OP_READ_FIXED] >= LARGE / (256 << 10)) == (errors[i] == 0));
+        CHECK((handed_over[IORING_OP_WRITE_FIXED] >= LARGE / (256 << 10)) == (errors[i] == 0));
+        CHECK((handed_over[IORING_OP_READ] > 0) == (errors[i] != 0));
+        check_file(to, LARGE);
+        close(to);
+        sluice_end_close(sink);
+        sluice_end_close(file);
+        refuse_memory = 0;
+        end();
+    }
+}
+
+static void not_my_memory(void *context, const void *data, size_t length)
+{
+    (void)data, (void)length;
+    ++*(unsigned *)context;
+}
+
+static struct sluice_segment kept_segment(struct sluice_memory *memory, size_t at, size_t length, unsigned *released_by)
+{
+    struct sluice_segment segment = memory_segment((char *)sluice_memory_data(memory) + at, length);
+    segment.memory = memory;
+    segment.release = not_my_memory;
+    segment.release_context = released_by;
+    return segment;
+}
+
+TEST("records of a log are written past the page cache from memory that stays registered")
+{
+    enum { RECORD = 1 << 20, RECORDS = 6 };
+    struct sluice_memory *memory;
+    unsigned back = 0;
+    begin(NULL);
+    int log = pattern_file("/var/tmp", 0);
+    struct sluice_end *sink;
+    CHECK_EQ(sluice_end_open(dup(log), SLUICE_END_OWN_FD | SLUICE_END_DIRECT, &sink), 0);
+    CHECK_EQ(sluice_memory_new(2 * RECORD, &memory), 0);
+    for (unsigned i = 0; i < RECORDS; i++) {
+        size_t half = i % 2 * RECORD;
+        struct sluice_segment segment = kept_segment(memory, half, RECORD, &back);
+        pattern_fill((unsigned char *)sluice_memory_data(memory) + half, i * RECORD, RECORD);
+        start_at = (uint64_t)i * RECORD;
+        start(&segment, 1, sink, SLUICE_ROUTE_AUTO);
+        finish();
+        CHECK_EQ(outcome.result, 0);
+        CHECK_EQ(outcome.receipt.routes[SLUICE_ROUTE_DIRECT].bytes, RECORD);
+        CHECK_EQ(outcome.receipt.registered, RECORD);
+        CHECK_EQ(outcome.receipt.pages, sluice_memory_pages(memory));
+        CHECK_EQ(back, i + 1);
+    }
+    start_at = 0;
+    CHECK_EQ(handed_over[IORING_OP_WRITE_FIXED], RECORDS);
+    CHECK_EQ(registered, 1);
+    CHECK_EQ(let_go, 0);
+    sluice_memory_release(memory, NULL, 0);
+    run_for(1);
+    CHECK_EQ(let_go, 1);
+    check_file(log, RECORDS * RECORD);
+    close(log);
+    sluice_end_close(sink);
+    end();
+}
+
+TEST(
+    "memory that is kept is lent by the ring again and again, registered once; what is given away is let go of at once")
+{
+    enum { SIZE = 2500000, TIMES = 3 };
+    static const int errors[] = {0, ENOMEM};
+    for (size_t e = 0; e < sizeof errors / sizeof *errors; e++) {
+        struct sluice_memory *memory, *given;
+        unsigned back = 0;
+        int fds[2];
+        size_t size;
+        tcp_pair(fds);
+        begin(NULL);
+        refuse_memory = errors[e];
+        struct sluice_end *sink = end_of(fds[0]);
+        struct collector *collector = collector_start(fds[1], false);
+        CHECK_EQ(sluice_memory_new(SIZE, &memory), 0);
+        CHECK_EQ(sluice_memory_new(SIZE, &given), 0);
+        for (unsigned i = 0; i < TIMES + 1; i++) {
+            struct sluice_segment segment = kept_segment(i < TIMES ? memory : given, 0, SIZE, &back);
+            if (i == TIMES) {
+                segment.release = sluice_memory_release;
+                segment.release_context = given;
+            }
+            pattern_fill(sluice_memory_data(i < TIMES ? memory : given), (size_t)i * SIZE, SIZE);
+            start(&segment, 1, sink, SLUICE_ROUTE_URING_SEND_ZC);
+            finish();
+            CHECK_EQ(outcome.result, 0);
+            CHECK_EQ(outcome.receipt.routes[SLUICE_ROUTE_URING_SEND_ZC].bytes, SIZE);
+            CHECK_EQ(outcome.receipt.registered, errors[e] == 0 ? SIZE : 0);
+            for (int wait = 0; wait < 500 && i < TIMES && back == i; wait++)
+                run_for(2);
+            CHECK(i == TIMES || back == i + 1);
+        }
+        CHECK_EQ(registered, errors[e] == 0 ? 2 : 0);
+        CHECK((fixed_sends >= (TIMES + 1) * 3) == (errors[e] == 0));
+        for (int wait = 0; wait < 500 && errors[e] == 0 && let_go == 0; wait++)
+            run_for(2);
+        CHECK_EQ(let_go, errors[e] == 0 ? 1 : 0);
+        sluice_memory_release(memory, NULL, 0);
+        sluice_loop_forget(loop, sink);
+        sluice_end_close(sink);
+        refuse_memory = 0;
+        end();
+        unsigned char *data = collector_finish(collector, &size);
+        CHECK_EQ(size, (TIMES + 1) * SIZE);
+        for (size_t i = 0; i < size; i++)
+            if (data[i] != pattern_byte(i))
+                CHECK_FAIL("byte %zu is wrong", i);
+        free(data);
+        close(fds[1]);
+    }
+}
+
+TEST("of more memory than the ring has numbers for, what comes late is handed over by address")
+{
+    enum { MANY = 70, SIZE = 65536 };
+    static struct sluice_memory *memories[MANY];
+    unsigned back = 0;
+    uint64_t sum = 0;
+    begin(NULL);
+    int to = pattern_file("/var/tmp", 0);
+    struct sluice_end *sink = end_of(dup(to));
+    for (unsigned i = 0; i < 2 * MANY; i++) {
+        struct sluice_memory **memory = &memories[i % MANY];
+        if (i == MANY) { /* every other is freed, and its number is free again */
+            for (unsigned k = 0; k < MANY; k += 2) {
+                sluice_memory_release(memories[k], NULL, 0);
+                CHECK_EQ(sluice_memory_new(SIZE, &memories[k]), 0);
+            }
+        } else if (i < MANY) {
+            CHECK_EQ(sluice_memory_new(SIZE, memory), 0);
+        }
+        pattern_fill(sluice_memory_data(*memory), (size_t)i * SIZE, SIZE);
+        struct sluice_segment segment = kept_segment(*memory, 0, SIZE, &back);
+        start_at = SLUICE_APPEND;
+        start(&segment, 1, sink, SLUICE_ROUTE_AUTO);
+        start_at = 0;
+        finish();
+        CHECK_EQ(outcome.result, 0);
+        CHECK(outcome.receipt.registered == SIZE || outcome.receipt.registered == 0);
+        sum += outcome.receipt.registered;
+        if (i < MANY)
+            CHECK_EQ(sum, (i < 64 ? i + 1 : 64) * (uint64_t)SIZE);
+    }
+    CHECK(sum > (64 + 64 - 3) * (uint64_t)SIZE && registered <= 64 + MANY / 2);
+    CHECK(let_go >= MANY / 2 - 3);
+    CHECK_EQ(back, 2 * MANY);
+    check_file(to, 2 * MANY * SIZE);
+    for (unsigned i = 0; i < MANY; i++)
+        sluice_memory_release(memories[i], NULL, 0);
+    close(to);
+    sluice_end_close(sink);
+    end();
 }
 
 /* ---- Where there is none -------------------------------------------------------------------------------------- */

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT */
+#include "pipes.h"
+#include "sys.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#define PIPES_KEPT 32
+
+struct pipes {
+    struct pipe pipes[PIPES_KEPT];
+    unsigned count;
+    unsigned generation; /* of the process that made them */
+};
+
+static pthread_key_t pipes_key;
+static pthread_once_t pipes_once = PTHREAD_ONCE_INIT;
+static _Thread_local struct pipes *pipes_of_thread;
+static _Atomic unsigned generation;
+
+static void close_pipe(struct pipe *pipe)
+{
+    sys.close(pipe->read);
+    sys.close(pipe->write);
+}
+
+static void close_pipes(struct pipes *pipes)
+{
+    while (pipes->count > 0)
+        close_pipe(&pipes->pipes[--pipes->count]);
+}
+
+static void end_of_thread(void *pipes)
+{
+    close_pipes(pipes);
+    free(pipes);
+}
+
+static void forked(void)
+{
+    atomic_fetch_add_explicit(&generation, 1, memory_order_relaxed);
+}
+
+static void make_key(void)
+{
+    pthread_key_create(&pipes_key, end_of_thread);
+    pthread_atfork(NULL, NULL, forked);
+}
+
+/* NULL without memory: then nothing is pooled, which is slower and as right. A child has its parent's pipes, and what
+ * one of the two wrote into them the other would read. */
+static struct pipes *pool(void)
+{
+    struct pipes *mine = pipes_of_thread;
+    if (mine == NULL) {
+        pthread_once(&pipes_once, make_key);
+        mine = sys.allocate(1, sizeof *mine);
+        if (mine != NULL && pthread_setspecific(pipes_key, mine) != 0) {
+            free(mine);
+            mine = NULL;
+        }
+        if (mine == NULL)
+            return NULL;
+        mine->generation = atomic_load_explicit(&generation, memory_order_relaxed);
+        pipes_of_thread = mine;
+    }
+    unsigned now = atomic_load_explicit(&generation, memory_order_relaxed);
+    if (mine->generation != now) {
+        close_pipes(mine);
+        mine->generation = now;
+    }
+    return mine;
+}
+
+int pipe_get(struct pipe *ret_pipe, uint64_t *calls)
+{
+    struct pipes *mine = pool();
+    if (mine != NULL && mine->count > 0) {
+        *ret_pipe = mine->pipes[--mine->count];
+        return 0;
+    }
+    int fds[2];
+    ++*calls;
+    if (sys.pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0)
+        return -errno;
+    struct pipe pipe = {.read = fds[0], .write = fds[1]};
+    *calls += 2;
+    sys.fcntl(pipe.write, F_SETPIPE_SZ, (long)PIPE_CAPACITY); /* EPERM past the user's limit: then it stays smaller */
+    int capacity = sys.fcntl(pipe.write, F_GETPIPE_SZ, 0);
+    if (capacity <= 0) {
+        int error = errno;
+        close_pipe(&pipe);
+        return -error;
+    }
+    pipe.capacity = (size_t)capacity;
+    *ret_pipe = pipe;
+    return 0;
+}
+
+void pipe_put(struct pipe *pipe, size_t residue)
+{
+    if (pipe->read < 0)
+        return;
+    struct pipes *mine = pool();
+    if (residue == 0 && mine != NULL && mine->count < PIPES_KEPT)
+        mine->pipes[mine->count++] = *pipe;
+    else
+        close_pipe(pipe);
+    *pipe = (struct pipe){.read = -1, .write = -1};
+}
+
+void pipes_drain(void)
+{
+    if (pipes_of_thread != NULL)
+        close_pipes(pipes_of_thread);
+}
