@@ -1414,8 +1414,14 @@ static __always_inline void count_fault_copy(void)
         return;
     state->fault_copied = true;
     struct trace_copy_key key = {.flow = state->fault, .function = TRACE_FN_COPY_ON_WRITE};
-    if (key.flow.pid == 0) /* faults are not watched, or this is the kernel's own, on the thread's behalf */
+    if (key.flow.pid == 0) { /* faults are not seen (not on arm64): the copy is all that is known of it */
         key.flow = flow_key(state, TRACE_COPY_ON_WRITE, 0, 0);
+        struct trace_flow_value *flow = flow_at(&key.flow);
+        if (flow) {
+            flow->calls++;
+            flow->bytes += trace_page_size;
+        }
+    }
     add_copy(&key, trace_page_size);
 }
 
@@ -1684,6 +1690,14 @@ int BPF_PROG(copied_page, void *to, const void *from, unsigned size, unsigned lo
 {
     if (left == 0 && size == trace_page_size)
         count_fault_copy();
+    return 0;
+}
+
+/* The same on arm64, where it is a function. */
+SEC("fexit/copy_user_highpage")
+int BPF_PROG(copied_user_page)
+{
+    count_fault_copy();
     return 0;
 }
 

@@ -260,7 +260,7 @@ static int cgroup_of(const char *path, uint64_t *ret_id, uint32_t *ret_level, st
  * name and inline their functions differently. TRACE_FN_DATAGRAM_READ is a tracepoint but for datagrams. */
 static const struct {
     enum trace_function function;
-    const char *hooks[2][2];
+    const char *hooks[2][3];
 } watches[] = {
     {TRACE_FN_FILEMAP_READ, {{"filemap_read"}}},
     {TRACE_FN_SHMEM_FILE_READ, {{"shmem_file_read_iter"}}},
@@ -276,7 +276,7 @@ static const struct {
     {TRACE_FN_SKB_COPY_UBUFS, {{"skb_copy_ubufs"}}},
     {TRACE_FN_SKB_COPY_AND_CSUM, {{"skb_copy_and_csum_bits"}}},
     {TRACE_FN_SKB_COPY_BITS, {{"skb_copy_bits"}}},
-    {TRACE_FN_COPY_ON_WRITE, {{"wp_page_copy", "copy_mc_to_kernel"}, {"finish_fault"}}},
+    {TRACE_FN_COPY_ON_WRITE, {{"wp_page_copy", "copy_mc_to_kernel", "copy_user_highpage"}, {"finish_fault"}}},
     {TRACE_FN_PIPE_TO_USER, {{"pipe_to_user"}}},
     {TRACE_FN_TLS_SENDMSG, {{"sk_msg_memcopy_from_iter"}}},
 };
@@ -310,7 +310,7 @@ static void choose_functions(struct trace_bpf *programs, const struct btf *types
         if (functions && strncmp(function, "btrfs_", 6) == 0)
             there = access("/sys/kernel/btf/btrfs", R_OK) == 0;
         bool of_faults = strcmp(function, "wp_page_copy") == 0 || strcmp(function, "finish_fault") == 0;
-        if (strcmp(function, "copy_mc_to_kernel") == 0) {
+        if (strcmp(function, "copy_mc_to_kernel") == 0 || strcmp(function, "copy_user_highpage") == 0) {
             of_faults = true;
             there = there && !has_function(types, "wp_page_copy"); /* which calls it: not twice */
         }
@@ -334,9 +334,12 @@ static bool is_hooked(const struct trace_bpf *programs, const char *function)
     return any;
 }
 
-static bool one_is_hooked(const struct trace_bpf *programs, const char *const hooks[2])
+static bool one_is_hooked(const struct trace_bpf *programs, const char *const hooks[3])
 {
-    return hooks[0] == NULL || is_hooked(programs, hooks[0]) || (hooks[1] != NULL && is_hooked(programs, hooks[1]));
+    bool one = hooks[0] == NULL;
+    for (size_t i = 0; i < 3 && hooks[i] != NULL && !one; i++)
+        one = is_hooked(programs, hooks[i]);
+    return one;
 }
 
 /* Hook what can be hooked. A function that the kernel will not let go of (it is patched, say) is left out like one that
@@ -400,7 +403,8 @@ static int prepare(struct trace_bpf *programs, const struct btf *types, const st
     bpf_program__set_autoattach(programs->progs.find_preemption, false);
     bpf_program__set_autoload(programs->progs.on_call_left_out, may_be_left_out);
     bpf_program__set_autoattach(programs->progs.on_call_left_out, false);
-    bpf_program__set_autoload(programs->progs.on_page_fault, options->faults);
+    bool has_faults = btf__find_by_name_kind(types, "btf_trace_page_fault_user", BTF_KIND_TYPEDEF) > 0; /* x86 */
+    bpf_program__set_autoload(programs->progs.on_page_fault, options->faults && has_faults);
     bpf_program__set_autoattach(programs->progs.find_namespace, false); /* run once, by hand */
     choose_functions(programs, types, functions, options->faults);
     uint32_t room = options->room != 0 ? options->room : COLLECT_ROOM;
@@ -591,6 +595,11 @@ int collect_open(const struct collect_options *options, struct collect **ret_col
 uint32_t collect_functions(const struct collect *collect)
 {
     return collect->functions;
+}
+
+bool collect_sees_faults(const struct collect *collect)
+{
+    return bpf_program__autoload(collect->programs->progs.on_page_fault);
 }
 
 int collect_add(struct collect *collect, uint32_t pid)

@@ -32,6 +32,9 @@ int collect_open(const struct collect_options *options, struct collect **ret_col
 /* Tier (a): the functions that are hooked, as account_watch() takes them; 0 at tier (b). */
 uint32_t collect_functions(const struct collect *collect);
 
+/* Whether page faults are seen: asked for, and the kernel has a tracepoint for them (of x86-64, it has). */
+bool collect_sees_faults(const struct collect *collect);
+
 /* TRACE_SCOPE_PROCESSES: trace this process, its threads and what it forks from now on. */
 int collect_add(struct collect *collect, uint32_t pid);
 

@@ -64,8 +64,7 @@ static const unsigned char dwarf_registers[STACKS_REGISTERS] = {
     PERF_REG_X86_R12, PERF_REG_X86_R13, PERF_REG_X86_R14, PERF_REG_X86_R15, PERF_REG_X86_IP};
 #define CAN_WALK true
 #elif defined(__aarch64__)
-/* asm/perf_regs.h numbers them as DWARF does, x0 to x30 and sp, and then pc. Nobody has tried this on such a machine.
- */
+/* asm/perf_regs.h numbers them as DWARF does, x0 to x30 and sp, and then pc. */
 static const unsigned char dwarf_registers[STACKS_REGISTERS] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10,
                                                                 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
                                                                 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32};

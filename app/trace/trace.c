@@ -337,6 +337,8 @@ static int open_tier(struct session *session)
     }
     if (session->tier == ACCOUNT_TIER_FUNCTIONS)
         name_functions_missing(session);
+    if (session->tier != ACCOUNT_TIER_PROC && options->faults && !collect_sees_faults(session->collect))
+        add_notice(session, "Page faults are not counted: this kernel has no tracepoint for them.");
     if (session->tier == ACCOUNT_TIER_PROC && options->cgroup == NULL && options->comm == NULL && !options->all &&
         options->pids == NULL && session->child == 0)
         return -EINVAL;

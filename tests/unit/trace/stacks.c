@@ -227,12 +227,24 @@ __attribute__((noinline)) static int ask_for_it(int number)
     return number;
 }
 
+/* Where a function that was just called returns to: on the stack, or in a register. */
+static void return_to(uint64_t address, struct stacks_thread *thread, uint64_t *stack)
+{
+#if defined(__aarch64__)
+    (void)stack;
+    thread->registers[30] = address;
+#else
+    (void)thread;
+    stack[0] = address;
+#endif
+}
+
 /* A thread that just called address, from inside ask_for_it. */
 static struct stacks_thread called(uint64_t address, uint64_t *stack, size_t words)
 {
     memset(stack, 0, words * sizeof *stack);
-    stack[0] = (uintptr_t)ask_for_it + 4;
     struct stacks_thread thread = {.stack = stack, .stack_size = words * sizeof *stack};
+    return_to((uintptr_t)ask_for_it + 4, &thread, stack);
     thread.registers[STACKS_STACK_POINTER] = 0x7ffe00000000;
     thread.registers[STACKS_REGISTERS - 1] = address;
     return thread;
@@ -258,7 +270,7 @@ TEST("a call that ends its function is that function's, not that of the next one
     uint64_t stack[64];
     char caller[160];
     struct stacks_thread thread = called(libc_function("getppid"), stack, 64);
-    stack[0] = (uintptr_t)ask_for_it;
+    return_to((uintptr_t)ask_for_it, &thread, stack);
     stacks_find_caller(stacks, (uint32_t)getpid(), &thread, caller, sizeof caller);
     CHECK(strstr(caller, "caller unknown") == NULL);
     CHECK(strncmp(caller, "ask_for_it", 10) != 0);
@@ -270,6 +282,7 @@ TEST("a stack that does not reach far enough, or no stack, gives no caller")
     uint64_t stack[64];
     char caller[160];
     struct stacks_thread thread = called(libc_function("getppid"), stack, 64);
+    return_to(0, &thread, stack); /* nor does a register tell */
     thread.stack_size = 4;
     stacks_find_caller(stacks, (uint32_t)getpid(), &thread, caller, sizeof caller);
     CHECK_STR(caller, "caller unknown (its stack cannot be walked)");
