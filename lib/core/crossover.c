@@ -333,7 +333,8 @@ static void enter(const struct crossover_sample *sample, uint64_t ns)
 
 static uint64_t key_of(const struct route *route, const struct pair *pair)
 {
-    return ledger_key(route->id, pair->source, pair->sink, device_of(pair));
+    enum sluice_route whose = route->crossover_of != SLUICE_ROUTE_AUTO ? route->crossover_of : route->id;
+    return ledger_key(whose, pair->source, pair->sink, device_of(pair));
 }
 
 static bool is_closed(const struct ledger *ledger)

@@ -58,6 +58,7 @@ struct route {
      * CROSSOVER_NEVER, do not even try. Asked for pairs it said yes to. What core/crossover.c measures
      * takes its place, unless it is one of these two. */
     uint64_t (*pays_from)(const struct pair *pair);
+    enum sluice_route crossover_of; /* whose crossover is its own, too; AUTO: nobody's */
 
     /* Optional. Point *ret_piece at bytes of the segment from position `at` on that lie in memory already, so that they
      * can leave in one write with their neighbours. Returns how many (> 0); 0: none, step() must act first; or a

@@ -270,6 +270,25 @@ TEST("between files, what one file system teaches is not believed of another, an
     close(fd);
 }
 
+TEST("two ways of lending share what is learned of one")
+{
+    const struct route *lends = route_registry[SLUICE_ROUTE_MSG_ZEROCOPY];
+    struct pair pair = pair_of(8192);
+    pair.segment = SLUICE_SEGMENT_MEMORY;
+    pair.source = SLUICE_END_MEMORY;
+    begin(0);
+    for (int n = 0; n < 200; n++) {
+        struct crossover_sample sample;
+        bool copies = n % 2;
+        CHECK(crossover_weigh(lends, &pair, &copies, &sample));
+        sample.copies = n % 2;
+        sample.spent = n % 2 ? 1500 : 900;
+        crossover_finish(&sample);
+    }
+    CHECK_EQ(crossover_from(lends, &pair, NULL), 8192);
+    CHECK_EQ(crossover_from(route_registry[SLUICE_ROUTE_URING_SEND_ZC], &pair, NULL), 8192);
+}
+
 TEST("a device where the route shall not be tried is not measured")
 {
     begin(CROSSOVER_NEVER);
