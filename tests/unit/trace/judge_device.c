@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * judge-device ADDRESS:PORT ROUTE RULE...: with each of the rules about devices in turn made its opposite, is the judge
- * of our receipts awake? (judge.c has the others.) What a device does shows only where packets leave by it, so this
- * runs in guests (tests/vm/test_trace.py). Prints a line for each: the rule, how many receipts agree with the trace,
- * and how many do not.
+ * judge-device ADDRESS:PORT (ROUTE RULE[,RULE]...)...: with each of the rules about devices in turn made its opposite,
+ * is the judge of our receipts awake? (judge.c has the others.) What a device does shows only where packets leave by
+ * it, so this runs in guests (tests/vm/test_trace.py). Prints a line for each: the route, the rule, how many receipts
+ * agree with the trace, and how many do not.
  */
 #include "lib/core/receipt.h"
 #include "trace/check.h"
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -35,7 +36,7 @@ static int judge(struct check *check, enum sluice_route route, const char *name)
     receipt_mutant = rules[i].rule;
     if (check_run(check, route, NULL, &result) < 0)
         return -1;
-    printf("%s %u %u\n", name, result.agreed, result.disagreed);
+    printf("%s %s %u %u\n", sluice_route_name(route), name, result.agreed, result.disagreed);
     return 0;
 }
 
@@ -43,16 +44,19 @@ int main(int count, char **arguments)
 {
     struct check_options options = {.functions = true, .stream = stdout};
     struct check *check;
-    int route = count > 3 ? sluice_route_by_name(arguments[2]) : -1, error = 0;
-    if (route < 0) {
-        fprintf(stderr, "usage: judge-device ADDRESS:PORT ROUTE RULE...\n");
+    int error = count < 4 || count % 2 != 0 ? -EINVAL : 0;
+    for (int i = 2; i + 1 < count; i += 2)
+        error = sluice_route_by_name(arguments[i]) < 0 ? -EINVAL : error;
+    if (error < 0) {
+        fprintf(stderr, "usage: judge-device ADDRESS:PORT (ROUTE RULE[,RULE]...)...\n");
         return 2;
     }
     options.peer = arguments[1];
     if (check_open(&options, &check) < 0)
         return 1;
-    for (int i = 3; i < count && error == 0; i++)
-        error = judge(check, (enum sluice_route)route, arguments[i]);
+    for (int i = 2; i < count && error == 0; i += 2)
+        for (char *rule = strtok(arguments[i + 1], ","); rule != NULL && error == 0; rule = strtok(NULL, ","))
+            error = judge(check, (enum sluice_route)sluice_route_by_name(arguments[i]), rule);
     check_close(check);
     return error < 0;
 }
