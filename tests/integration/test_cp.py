@@ -1064,6 +1064,33 @@ case("killed in the middle of a file, the name that it was to have does not exis
 case("killed in the middle of a file that was to replace another, that one is as it was")(lambda: killed(True))
 
 
+def made_meanwhile(*options):
+    """Somebody makes the name while the copy, complete but without a name, is held up."""
+    if SANITIZED:
+        return None
+    top = new_root()
+    source, target = write(top, "a", data=b"the copy"), os.path.join(top, "b")
+    slow = Slow("utimensat", "--json", *options, source, target, microseconds=1000000)
+
+    def is_complete():
+        tasks = open("/proc/%d/task/%d/children" % (slow.process.pid, slow.process.pid)).read().split()
+        return any(size == 8 and path != source for task in tasks for path, size in descriptors_beneath(task, top).items())
+    until(is_complete, 20, "the copy without a name")
+    assert not os.path.lexists(target)
+    write(top, "b", data=b"somebody else's")
+    code, err = slow.finish()
+    equal(code, 0, err)
+    equal(sorted(os.listdir(top)), ["a", "b"])
+    return open(target, "rb").read()
+
+
+@case("a file that is made under the name meanwhile is replaced, with -n it stays")
+def meanwhile():
+    for options, expected in (((), b"the copy"), (("-n",), b"somebody else's")):
+        got = made_meanwhile(*options)
+        assert got in (None, expected), (options, got)
+
+
 @case("SIGINT while one large file is copied takes effect at once, and leaves nothing")
 def interrupted_large():
     top = new_root()
