@@ -307,6 +307,23 @@ def chatty():
     equal(tcp.error, None)
 
 
+@case("sockets that others use, too, block as before when it has ended, well or not")
+def shared_sockets():
+    root = new_root()
+    for arguments, code in ((("-", root + "/a"), 0), (("-", root + "/none/a"), 1)):
+        ours, theirs = socket.socketpair()
+        out, shared_out = socket.socketpair()
+        with ours, theirs, out, shared_out:
+            ours.sendall(b"data")
+            ours.shutdown(socket.SHUT_WR)
+            done = subprocess.run([SLUICE, "fanout", *arguments], stdin=theirs, stdout=shared_out, stderr=subprocess.PIPE)
+            equal(done.returncode, code, done.stderr)
+            for shared in (theirs, shared_out):
+                equal(fcntl.fcntl(shared, fcntl.F_GETFL) & os.O_NONBLOCK, 0, "O_NONBLOCK")
+            if code == 0:
+                equal(out.recv(10), b"data")
+
+
 @case("what it cannot do it says: wrong usage, nothing there, the input as a sink")
 def refusals():
     root = new_root()
