@@ -958,8 +958,6 @@ class Slow:
 
 
 def change_while_copied(name, change):
-    if SANITIZED:
-        return
     top = new_root()
     a = write(top, "a", "large", data=content(40 * MIB))
     write(top, "a", "other", data=b"other")
@@ -991,7 +989,7 @@ def rewrite(path):
 
 
 for how, function in (("truncated", truncate), ("appended to", append), ("written to", rewrite)):
-    case("a source that is %s while it is copied: said, exit code 1, and no copy is kept", how)(
+    case("a source that is %s while it is copied: said, exit code 1, and no copy is kept", how, sanitized=False)(
         lambda name, function=function: change_while_copied(name, function))
 
 
@@ -1035,8 +1033,6 @@ def descriptors_beneath(pid, top):
 
 
 def killed(existing):
-    if SANITIZED:
-        return
     top = new_root()
     write(top, "a", "large", data=content(20 * MIB))
     os.mkdir(os.path.join(top, "b"))
@@ -1060,8 +1056,10 @@ def killed(existing):
             slow.finish()
 
 
-case("killed in the middle of a file, the name that it was to have does not exist")(lambda: killed(False))
-case("killed in the middle of a file that was to replace another, that one is as it was")(lambda: killed(True))
+case("killed in the middle of a file, the name that it was to have does not exist", sanitized=False)(
+    lambda: killed(False))
+case("killed in the middle of a file that was to replace another, that one is as it was", sanitized=False)(
+    lambda: killed(True))
 
 
 def made_meanwhile(*options):
@@ -1122,8 +1120,6 @@ def read_quietly(path):
 
 
 def some_call_fails(calls, error):
-    if SANITIZED:
-        return
     if not shutil.which("strace"):
         raise Skip("needs strace: apt-get install strace")
     top = new_root(MEMORY)
@@ -1158,7 +1154,7 @@ def some_call_fails(calls, error):
 
 for failing in FAILING:
     case("%s failing with %s at any of some places: exit code 1, and what has a final name is complete",
-         *failing)(some_call_fails)
+         *failing, sanitized=False)(some_call_fails)
 
 
 @case("on a terminal: progress with bytes, files and rate, gone at the end, and a sum with the receipt", limit=60)
