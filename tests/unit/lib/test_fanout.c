@@ -264,6 +264,77 @@ TEST("what one sink's turn found in the source is given to those that had found 
     sys = before;
 }
 
+static int broken_source, breaks_after;
+
+static bool breaks(int fd)
+{
+    if (fd != broken_source || breaks_after-- > 0)
+        return false;
+    errno = ECONNRESET;
+    return true;
+}
+
+static ssize_t broken_recv(int fd, void *buffer, size_t size, int flags)
+{
+    return breaks(fd) ? -1 : recv(fd, buffer, size, flags);
+}
+
+static ssize_t broken_splice(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags)
+{
+    return breaks(in) ? -1 : splice(in, in_offset, out, out_offset, size, flags);
+}
+
+TEST("when the source breaks, every sink gets what was read of it, the slow one too, before the transfer fails")
+{
+    const struct sys before = sys;
+    sys.recv = broken_recv;
+    sys.splice = broken_splice;
+    for (int by_tee = 0; by_tee < 2; by_tee++) {
+        static unsigned char bytes[1000], got[sizeof bytes + 1], filler[4096];
+        int source[2], a[2], b[2];
+        size_t filled = 0;
+        unix_pair(source);
+        unix_pair(a);
+        unix_pair(b);
+        pattern_fill(bytes, 0, sizeof bytes);
+        CHECK_EQ(write(source[1], bytes, sizeof bytes), sizeof bytes);
+        for (ssize_t sent; (sent = send(b[0], filler, sizeof filler, MSG_DONTWAIT)) > 0;)
+            filled += (size_t)sent;
+        struct sluice_end *sinks[] = {end_of(a[0]), end_of(b[0])};
+        struct sluice_segment segment = stream_segment(end_of(source[0]), SLUICE_UNTIL_END);
+        struct sluice_transfer_options options = {.size = sizeof options,
+                                                  .segments = &segment,
+                                                  .segment_count = 1,
+                                                  .sinks = sinks,
+                                                  .sink_count = 2,
+                                                  .route = by_tee ? SLUICE_ROUTE_TEE : SLUICE_ROUTE_COPY};
+        struct sluice_transfer *transfer;
+        struct sluice_waits waits;
+        broken_source = source[0];
+        breaks_after = 1;
+        CHECK_EQ(sluice_transfer_new(&options, &transfer, NULL), 0);
+        for (int i = 0; i < 3; i++)
+            CHECK_EQ(sluice_transfer_step(transfer, &waits), SLUICE_STEP_WAIT);
+        CHECK_EQ(recv(a[1], got, sizeof got, MSG_DONTWAIT), sizeof bytes);
+        while (filled > 0)
+            filled -= (size_t)recv(b[1], filler, filled < sizeof filler ? filled : sizeof filler, 0);
+        int result = SLUICE_STEP_WAIT;
+        for (int i = 0; i < 10 && result >= 0; i++)
+            result = sluice_transfer_step(transfer, &waits);
+        CHECK_EQ(result, -ECONNRESET);
+        CHECK_EQ(recv(b[1], got, sizeof got, MSG_DONTWAIT), sizeof bytes);
+        CHECK(memcmp(got, bytes, sizeof bytes) == 0);
+        sluice_transfer_free(transfer);
+        sluice_end_close(segment.end);
+        sluice_end_close(sinks[0]);
+        sluice_end_close(sinks[1]);
+        close(source[1]);
+        close(a[1]);
+        close(b[1]);
+    }
+    sys = before;
+}
+
 TEST("a dead sink ends the transfer with its error, and each receipt says what that sink got")
 {
     for (int from = 0; from < SOURCES; from++) {
