@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #pragma GCC diagnostic push
@@ -364,6 +365,12 @@ static int hook_functions(struct trace_bpf *programs, uint32_t *ret_functions)
     return functions == 0 ? error : 0;
 }
 
+static unsigned kernel_major(void)
+{
+    struct utsname names;
+    return uname(&names) == 0 ? (unsigned)strtoul(names.release, NULL, 10) : 0;
+}
+
 static int prepare(struct trace_bpf *programs, const struct btf *types, const struct collect_options *options,
                    bool functions, struct failure *failure)
 {
@@ -397,8 +404,8 @@ static int prepare(struct trace_bpf *programs, const struct btf *types, const st
     bool renamed = btf__find_by_name_kind(types, "btf_trace_io_uring_submit_req", BTF_KIND_TYPEDEF) > 0;
     bpf_program__set_autoload(programs->progs.on_ring_submission_req, renamed);
     bpf_program__set_autoload(programs->progs.on_ring_submission_sqe, !renamed);
-    /* Kernels whose tracepoints lack this do not preempt their programs; of the others, find_preemption asks. */
-    bool may_be_left_out = btf__find_by_name_kind(types, "tracepoint_ext", BTF_KIND_STRUCT) > 0;
+    /* Others do not preempt tracepoints' programs, and have this to be refused only; these, find_preemption asks. */
+    bool may_be_left_out = kernel_major() >= 7;
     bpf_program__set_autoload(programs->progs.find_preemption, may_be_left_out);
     bpf_program__set_autoattach(programs->progs.find_preemption, false);
     bpf_program__set_autoload(programs->progs.on_call_left_out, may_be_left_out);
@@ -428,7 +435,7 @@ struct attempt {
     uint64_t left_out; /* programs that the kernel would not have: bits, by their order */
     char verdicts[PROGRAMS_MAX][VERDICT_SIZE];
     int refused; /* program; -1: it failed for another reason, or did not */
-    bool refused_is_needed;
+    bool can_do_without;
 };
 
 static int try_to_load(const struct collect_options *options, bool functions, const struct btf *types,
@@ -452,8 +459,10 @@ static int try_to_load(const struct collect_options *options, bool functions, co
             if (attempt->verdicts[i][0] != '\0')
                 attempt->refused = i;
         const struct bpf_prog_skeleton *refused = attempt->refused >= 0 ? &skeleton->progs[attempt->refused] : NULL;
-        attempt->refused_is_needed = refused != NULL && hooked_function(*refused->prog) == NULL &&
-                                     *refused->prog != programs->progs.find_preemption;
+        /* A verdict on what the program does with this very function, not on programs of functions as such. */
+        bool own_fault = refused != NULL && hooked_function(*refused->prog) != NULL &&
+                         (error == -EACCES || error == -EINVAL || error == -ENOSPC);
+        attempt->can_do_without = own_fault || (refused != NULL && *refused->prog == programs->progs.find_preemption);
         if (error < 0)
             explain(error, refused != NULL ? refused->name : NULL, failure);
     }
@@ -475,7 +484,7 @@ static int load_what_can_be(const struct collect_options *options, bool function
         return failure_set(failure, -ENOMEM, "out of memory");
     for (;;) {
         int error = try_to_load(options, functions, types, attempt, ret_programs, failure);
-        if (error == 0 || attempt->refused < 0 || attempt->refused_is_needed)
+        if (error == 0 || !attempt->can_do_without)
             return error;
         attempt->left_out |= UINT64_C(1) << attempt->refused;
     }
@@ -570,8 +579,12 @@ int collect_open(const struct collect_options *options, struct collect **ret_col
         if (error == 0 && !options->faults) /* not missing, but not wanted */
             collect->functions |= 1u << TRACE_FN_COPY_ON_WRITE;
     }
-    if (error < 0)
-        error = load(options, false, &collect->programs, &collect->functions, failure);
+    if (error < 0) {
+        struct failure own = {.text = ""}; /* without functions; why not with them is told already, unless this fails */
+        error = load(options, false, &collect->programs, &collect->functions, &own);
+        if (error < 0 && failure != NULL)
+            *failure = own;
+    }
     if (error == 0) {
         int processors = libbpf_num_possible_cpus();
         collect->processors = processors > 0 ? (unsigned)processors : 1;

@@ -123,7 +123,58 @@ static void print_process(const struct lines *lines, const struct section *secti
 /* Unless --rows 0 asks for all: what is less than a thousandth of its whole is summed up, but for the first few. */
 #define SMALL_PART 1000
 #define PROCESSES_SHOWN 3
+#define PROCESSES_MAX 10 /* a shell script's children are hundreds, and much alike */
 #define ROWS_SHOWN 3
+
+/* What processes are called, most of them first: "180 cat, 7 sh and 4 others". */
+struct names {
+    struct name {
+        const char *comm;
+        size_t count;
+    } all[64];
+    size_t count, others;
+};
+
+static void add_name(struct names *names, const struct account_process *process)
+{
+    const char *comm = process != NULL && process->comm[0] != '\0' ? process->comm : "?";
+    size_t i = 0;
+    while (i < names->count && strcmp(names->all[i].comm, comm) != 0)
+        i++;
+    if (i == sizeof names->all / sizeof names->all[0]) {
+        names->others++;
+        return;
+    }
+    if (i == names->count)
+        names->all[names->count++] = (struct name){.comm = comm};
+    names->all[i].count++;
+}
+
+static int by_count(const void *a, const void *b)
+{
+    const struct name *first = a, *second = b;
+    if (first->count != second->count)
+        return first->count < second->count ? 1 : -1;
+    return strcmp(first->comm, second->comm);
+}
+
+static char *list_names(struct names *names, char *buffer, size_t size)
+{
+    size_t used = 0, others = names->others;
+    qsort(names->all, names->count, sizeof names->all[0], by_count);
+    buffer[0] = '\0';
+    for (size_t i = 0; i < names->count; i++) {
+        if (i >= 4)
+            others += names->all[i].count;
+        else
+            used = min_size(used + (size_t)snprintf(buffer + used, size - used, "%s%zu %s", i > 0 ? ", " : "",
+                                                    names->all[i].count, names->all[i].comm),
+                            size - 1);
+    }
+    if (others > 0)
+        snprintf(buffer + used, size - used, ", %zu others", others);
+    return buffer;
+}
 
 static void print_rows(const struct lines *lines, const struct section *section, const struct account_row *rows,
                        size_t count, struct table_row *scratch)
@@ -258,28 +309,35 @@ void report_lines(FILE *stream, struct account *account, const struct report_opt
     }
     qsort(sections, section_count, sizeof *sections, by_bytes);
     size_t small = 0;
-    uint64_t small_bytes = 0, all_bytes = 0;
+    uint64_t small_bytes = 0, small_copied = 0, all_bytes = 0;
+    struct names names = {.count = 0};
     for (size_t i = 0; i < section_count; i++)
         all_bytes += sections[i].bytes;
     for (size_t i = 0; i < section_count; i++) {
-        if (options->rows > 0 && i >= PROCESSES_SHOWN && sections[i].bytes < all_bytes / SMALL_PART) {
+        if (options->rows > 0 && i >= PROCESSES_SHOWN &&
+            (i >= PROCESSES_MAX || sections[i].bytes < all_bytes / SMALL_PART)) {
             small++;
             small_bytes += sections[i].bytes;
+            small_copied += sections[i].copied;
+            add_name(&names, account_process(account, sections[i].pid));
             continue;
         }
         print_process(&lines, &sections[i]);
         print_rows(&lines, &sections[i], rows, row_count, scratch);
     }
     if (small > 0) {
-        char size[TEXT_SIZE_MAX];
+        char size[TEXT_SIZE_MAX], copied[TEXT_SIZE_MAX], list[256];
         fputc('\n', stream);
-        say(&lines, "", "%zu more process%s moved %s.", small, small == 1 ? "" : "es",
-            text_format_size(small_bytes, size, sizeof size));
+        say(&lines, "", "%zu more process%s moved %s, copied %s (%s).", small, small == 1 ? "" : "es",
+            text_format_size(small_bytes, size, sizeof size), text_format_size(small_copied, copied, sizeof copied),
+            list_names(&names, list, sizeof list));
     }
     if (idle > 0) {
         fputc('\n', stream);
-        say(&lines, "", "%zu %sprocess%s moved nothing.", idle, section_count > 0 ? "more " : "",
-            idle == 1 ? "" : "es");
+        bool seen = account_tier(account) != ACCOUNT_TIER_PROC;
+        say(&lines, "", "%zu %sprocess%s moved nothing%s.", idle, section_count > 0 ? "more " : "",
+            idle == 1 ? "" : "es",
+            seen ? "" : " that was seen (/proc/PID/io is looked at now and then, and only where that is allowed)");
     } else if (section_count == 0) {
         fputc('\n', stream);
         say(&lines, "", "Nothing was moved.");

@@ -168,6 +168,35 @@ TEST("a heading names the process, its CPU and the share that copying takes; unk
     CHECK(strstr(text, "1 more process moved nothing.") != NULL);
 }
 
+TEST("hundreds of processes are summed up but for ten, with their names; all of them are there when all are asked for")
+{
+    CLEANUP_ACCOUNT struct account *account = NULL;
+    CHECK_EQ(account_new(ACCOUNT_TIER_TRACEPOINTS, &account), 0);
+    for (uint32_t pid = 1000; pid < 1200; pid++) {
+        struct trace_flow_key key = {.pid = pid, .thread = pid, .mechanism = TRACE_WRITE};
+        struct trace_flow_value value = {.calls = 1, .bytes = 1 << 20};
+        CHECK_EQ(account_enter_process(account, pid, 1, pid % 4 == 0 ? "sh" : "cat"), 0);
+        CHECK_EQ(account_enter_flow(account, &key, &value), 0);
+    }
+    CLEANUP_FREE char *some = lines(account, (struct report_options){.width = 0, .rows = 20});
+    CHECK(strstr(some, "\ncat (1009)\n") != NULL);
+    CHECK(strstr(some, " (1010)\n") == NULL);
+    CHECK(strstr(some, "190 more processes moved 190 MiB, copied ") != NULL);
+    CHECK(strstr(some, "(143 cat, 47 sh)") != NULL);
+    CLEANUP_FREE char *all = lines(account, (struct report_options){.width = 0});
+    CHECK(strstr(all, "\ncat (1199)\n") != NULL);
+    CHECK(strstr(all, "more process") == NULL);
+}
+
+TEST("without programs in the kernel nobody is said to have moved nothing, only not to have been seen to")
+{
+    CLEANUP_ACCOUNT struct account *account = NULL;
+    CHECK_EQ(account_new(ACCOUNT_TIER_PROC, &account), 0);
+    CHECK_EQ(account_enter_process(account, 1000, 1, "cat"), 0);
+    CLEANUP_FREE char *text = lines(account, (struct report_options){.width = 0});
+    CHECK(strstr(text, "1 process moved nothing that was seen (") != NULL);
+}
+
 TEST("what was lost is listed when something was, and not otherwise")
 {
     CLEANUP_ACCOUNT struct account *account = invented();
