@@ -44,6 +44,7 @@ enum {
 };
 
 #define SECOND UINT64_C(1000000000)
+#define SILENCE 8 /* s */
 #define STALL (20 * SECOND)
 
 enum group { GROUP_MAIN, GROUP_BACKGROUND, GROUP_IDLE, GROUPS };
@@ -621,6 +622,9 @@ static void open_all(void)
         if (now() - started > STALL)
             die("only %u of %u idle connections were answered", g.idle_answered, o.idle);
     }
+    /* What a server gives back of a connection only after a while of silence counts as given back. */
+    if (o.idle > 0)
+        sleep(SILENCE);
 }
 
 static void run(struct sample *first, struct sample *last)

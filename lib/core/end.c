@@ -95,52 +95,49 @@ static int learn(struct sluice_end *end)
     }
 }
 
-static struct sluice_end *end_new(int fd, unsigned flags, enum sluice_end_kind kind)
+static struct sluice_end end_of(int fd, unsigned flags, enum sluice_end_kind kind)
 {
-    struct sluice_end *end = sys.allocate(1, sizeof *end);
-    if (end == NULL)
-        return NULL;
-    end->fd = fd;
-    end->flags = (uint8_t)flags;
-    end->kind = (uint8_t)kind;
-    end->serial = atomic_fetch_add_explicit(&next_serial, 1, memory_order_relaxed);
-    return end;
+    return (struct sluice_end){
+        .fd = fd,
+        .flags = (uint8_t)flags,
+        .kind = (uint8_t)kind,
+        .serial = atomic_fetch_add_explicit(&next_serial, 1, memory_order_relaxed),
+    };
+}
+
+/* A server has one for each idle connection, so sockets get no room for what is known of files. */
+static int make_end(const struct sluice_end *end, struct sluice_end **ret_end)
+{
+    size_t size = end_is_socket(end) ? offsetof(struct sluice_end, socket) + sizeof end->socket : sizeof *end;
+    struct sluice_end *made = sys.allocate(1, size);
+    if (made == NULL)
+        return -ENOMEM;
+    memcpy(made, end, size);
+    *ret_end = made;
+    return 0;
 }
 
 int sluice_end_open(int fd, unsigned flags, struct sluice_end **ret_end)
 {
-    struct sluice_end *end = end_new(fd, flags, SLUICE_END_OTHER);
-    if (end == NULL)
-        return -ENOMEM;
-    int result = learn(end);
-    if (result < 0) {
-        free(end);
-        return result;
-    }
-    *ret_end = end;
-    return 0;
+    struct sluice_end end = end_of(fd, flags, SLUICE_END_OTHER);
+    int result = learn(&end);
+    return result < 0 ? result : make_end(&end, ret_end);
 }
 
 int sluice_end_open_file(int fd, uint64_t size, unsigned flags, struct sluice_end **ret_end)
 {
-    struct sluice_end *end = end_new(fd, flags, SLUICE_END_FILE);
-    if (end == NULL)
-        return -ENOMEM;
-    end->file.size = size;
-    end->past_cache = flags & SLUICE_END_DIRECT;
-    *ret_end = end;
-    return 0;
+    struct sluice_end end = end_of(fd, flags, SLUICE_END_FILE);
+    end.file.size = size;
+    end.past_cache = flags & SLUICE_END_DIRECT;
+    return make_end(&end, ret_end);
 }
 
 int sluice_end_open_memory(void *memory, size_t size, struct sluice_end **ret_end)
 {
-    struct sluice_end *end = end_new(-1, 0, SLUICE_END_MEMORY);
-    if (end == NULL)
-        return -ENOMEM;
-    end->memory.data = memory;
-    end->memory.size = size;
-    *ret_end = end;
-    return 0;
+    struct sluice_end end = end_of(-1, 0, SLUICE_END_MEMORY);
+    end.memory.data = memory;
+    end.memory.size = size;
+    return make_end(&end, ret_end);
 }
 
 void end_free(struct sluice_end *end)

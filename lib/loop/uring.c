@@ -44,6 +44,10 @@
 #define PLACES 64
 #define REGISTERED_MAX (UINT64_C(1) << 30) /* of one, says the kernel */
 #define REFUSED_PAUSE_MS 1000              /* after the user's limit on locked memory was met */
+/* A receive that waits takes 1.8 KB of the kernel's memory, a poll a fifth of that: one that has waited for so long is
+ * changed into a poll. */
+#define REST_AFTER_MS 2000
+#define RESTS_PER_SLOT 256 /* of the timers: half a millisecond of work at most */
 
 /* What a report is about: the low bits of its user data. The rest points to a struct source. */
 enum about {
@@ -74,8 +78,11 @@ struct uring_end {
     bool asked_read, asked_write; /* a poll is under way */
     bool asked_broken;            /* while paused and not receiving, or while memory is lent to it */
     bool over;                    /* nothing more will come, and the receiver must still be told how it ended */
+    bool resting;                 /* silent for long: to be polled instead of received from */
     ssize_t how;
-    unsigned writing; /* flights into it */
+    unsigned writing;  /* flights into it */
+    uint32_t heard_at; /* ms of the loop's clock; taken to the end of ring->heard when much time has passed since */
+    struct uring_end *next_heard, **previous_heard;
     struct held *held, **held_last;
 };
 
@@ -146,6 +153,8 @@ struct uring_loop {
     struct flight *idle;
     unsigned idle_count;
     struct notice *notices;
+    struct uring_end *heard, **heard_last; /* sockets received from, the longest silent first */
+    struct sluice_timer rest_timer;
     char scratch[RECEIVE_MAX]; /* for what is no socket */
 };
 
@@ -391,6 +400,37 @@ static bool poll_for(struct uring_loop *ring, int fd, uint32_t events, enum abou
     return true;
 }
 
+static void leave_heard(struct uring_end *state)
+{
+    struct uring_loop *ring = ring_of(state->common.loop);
+    if (state->previous_heard == NULL)
+        return;
+    *state->previous_heard = state->next_heard;
+    if (state->next_heard != NULL)
+        state->next_heard->previous_heard = state->previous_heard;
+    else
+        ring->heard_last = state->previous_heard;
+    state->previous_heard = NULL;
+}
+
+static void put_quiet_to_rest(void *context);
+
+static void note_heard(struct uring_end *state)
+{
+    struct uring_loop *ring = ring_of(state->common.loop);
+    uint32_t now = (uint32_t)ring->common.now;
+    if (state->previous_heard != NULL && now - state->heard_at < REST_AFTER_MS / 2)
+        return;
+    leave_heard(state);
+    if (ring->heard == NULL)
+        sluice_timer_start(&ring->common, &ring->rest_timer, REST_AFTER_MS, put_quiet_to_rest, ring);
+    state->heard_at = now;
+    state->next_heard = NULL;
+    state->previous_heard = ring->heard_last;
+    *ring->heard_last = state;
+    ring->heard_last = &state->next_heard;
+}
+
 /* A multishot receive goes on while buffers last, whatever the receiver thinks of it: from a client that sends without
  * end the loop would have to keep a MiB for each connection that is paused. So it is told to end after as much as one
  * call of the receiver takes (the field that is file_index for others, Linux 6.17); where that is not known (EINVAL),
@@ -419,7 +459,19 @@ static int start_receiving(struct uring_end *state)
     }
     entry->buf_group = BUFFER_GROUP;
     state->receiving = true;
-    state->cancelling = false;
+    state->cancelling = state->resting = false;
+    note_heard(state);
+    return 0;
+}
+
+/* Returns 0 or a negative errno. */
+static int start_resting(struct uring_end *state)
+{
+    struct uring_loop *ring = ring_of(state->common.loop);
+    if (!state->asked_read &&
+        !poll_for(ring, state->common.end->fd, POLLIN | POLLRDHUP, ABOUT_READABLE, &state->common.source))
+        return ring->error;
+    state->asked_read = true;
     return 0;
 }
 
@@ -429,6 +481,24 @@ static void stop_receiving(struct uring_end *state)
         state->cancelling = true;
         cancel(ring_of(state->common.loop), ABOUT_RECEIVE, &state->common.source);
     }
+}
+
+static void put_quiet_to_rest(void *context)
+{
+    struct uring_loop *ring = context;
+    uint32_t now = (uint32_t)ring->common.now;
+    for (int i = 0; i < RESTS_PER_SLOT && ring->heard != NULL && now - ring->heard->heard_at >= REST_AFTER_MS; i++) {
+        struct uring_end *state = ring->heard;
+        leave_heard(state);
+        state->resting = state->receiving && !state->cancelling;
+        if (state->resting)
+            stop_receiving(state); /* its last report begins the poll */
+    }
+    if (ring->heard == NULL)
+        return;
+    uint32_t silent = now - ring->heard->heard_at;
+    sluice_timer_start(&ring->common, &ring->rest_timer, silent < REST_AFTER_MS ? REST_AFTER_MS - silent : 1,
+                       put_quiet_to_rest, ring);
 }
 
 static void drop_held(struct uring_end *state)
@@ -466,6 +536,7 @@ static void part(struct loop_end *common)
 {
     struct uring_end *state = end_state(common);
     struct uring_loop *ring = ring_of(common->loop);
+    leave_heard(state);
     stop_receiving(state);
     if (state->asked_read)
         cancel(ring, ABOUT_READABLE, &common->source);
@@ -622,6 +693,9 @@ static void received(struct uring_end *state, const struct io_uring_cqe *report)
     if (!(report->flags & IORING_CQE_F_MORE))
         state->receiving = state->cancelling = false;
     if (report->res > 0) {
+        state->resting = false;
+        if (state->receiving)
+            note_heard(state);
         unsigned id = report->flags >> IORING_CQE_BUFFER_SHIFT;
         const char *data = provided_buffer(ring, id);
         size_t length = (size_t)report->res;
@@ -644,7 +718,7 @@ static void received(struct uring_end *state, const struct io_uring_cqe *report)
     if (state->receiving || common->source.dead || state->over || common->receive == NULL || common->receive_ended)
         return;
     if (!common->paused) {
-        int result = start_receiving(state);
+        int result = state->resting ? start_resting(state) : start_receiving(state);
         if (result < 0)
             ended(state, result);
     } else {
@@ -766,6 +840,11 @@ static void polled(struct uring_end *state, enum about about, const struct io_ur
             common->readable = true;
             if (listens(common))
                 loop_mark_ready(common);
+        }
+        if (state->resting && !state->receiving && listens(common)) {
+            int result = start_receiving(state);
+            if (result < 0)
+                ended(state, result);
         }
         break;
     default:
@@ -1613,6 +1692,7 @@ static int open_loop(struct sluice_loop *loop, const struct sluice_loop_options 
     int result = set_up(ring, options, NULL);
     if (result < 0)
         return result;
+    ring->heard_last = &ring->heard;
     ring->carrier.carry = carry;
     loop->carrier = &ring->carrier;
     return 0;

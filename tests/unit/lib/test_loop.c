@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 static struct sluice_loop *loop;
-static struct sluice_loop_options loop_options = {.size = sizeof loop_options};
+static struct sluice_loop_options loop_options = {.size = sizeof loop_options, .kind = SLUICE_LOOP_EPOLL};
 
 static void begin(void)
 {
