@@ -27,11 +27,11 @@ struct near_far {
 
 static void *serve(void *context)
 {
-    static char room[2][65536];
+    char room[65536];
     struct near_far *ends = context;
     size_t left = SIZE;
     while (left > 0) {
-        ssize_t size = ends->source ? write(ends->far, memory, left) : read(ends->far, room[0], sizeof room[0]);
+        ssize_t size = ends->source ? write(ends->far, memory, left) : read(ends->far, room, sizeof room);
         if (size <= 0)
             break;
         left -= (size_t)size < left ? (size_t)size : left;
