@@ -837,3 +837,28 @@ int procfs_enter_io(struct procfs *procfs, struct account *account, uint32_t pid
     }
     return error;
 }
+
+/* ---- The machine ------------------------------------------------------------------------------------------------ */
+
+/* "cpu  user nice system idle iowait irq softirq steal ..." (proc_stat(5)) */
+bool procfs_parse_machine(const char *line, struct procfs_machine *ret_machine)
+{
+    uint64_t user, nice, system, irq, softirq, stolen;
+    if (sscanf(line, "cpu %" SCNu64 " %" SCNu64 " %" SCNu64 " %*u %*u %" SCNu64 " %" SCNu64 " %" SCNu64, &user, &nice,
+               &system, &irq, &softirq, &stolen) != 6)
+        return false;
+    *ret_machine = (struct procfs_machine){.used = user + nice + system + irq + softirq, .stolen = stolen};
+    return true;
+}
+
+struct procfs_machine procfs_machine(void)
+{
+    struct procfs_machine machine = {0};
+    char line[256];
+    FILE *stream = fopen("/proc/stat", "re");
+    if (stream != NULL && fgets(line, sizeof line, stream) != NULL)
+        procfs_parse_machine(line, &machine);
+    if (stream != NULL)
+        fclose(stream);
+    return machine;
+}

@@ -37,6 +37,16 @@ int procfs_enter_last_cpu(struct procfs *procfs, struct account *account, uint32
 int procfs_enter_io(struct procfs *procfs, struct account *account, uint32_t pid, bool follow);
 void procfs_free(struct procfs *procfs);
 
+/* CPU time of this machine since its start, in clock ticks: what it used, and what its hypervisor gave to others
+ * although it wanted it (steal). */
+struct procfs_machine {
+    uint64_t used, stolen;
+};
+/* line: the first of /proc/stat. Returns false when it is none. */
+bool procfs_parse_machine(const char *line, struct procfs_machine *ret_machine);
+/* Of this machine, now; nothing when /proc does not tell. */
+struct procfs_machine procfs_machine(void);
+
 /* The processes with this name, or of this cgroup (a directory of the cgroup file system, v1 or v2) and those below it,
  * or all, or the children of one, but for this process itself. Returns their number; *ret_pids is malloced. Negative
  * errno on failure. */

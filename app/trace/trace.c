@@ -143,7 +143,8 @@ struct session {
     bool adapt, adapted;                                   /* the second: at least once */
     uint64_t window_start_ns, window_calls, window_cpu_ns; /* of the account, when this second's window began */
     uint64_t counted_ns, counting_since_ns;                /* since: 0 while paused */
-    char notice[1024];
+    char notice[1536];
+    struct procfs_machine machine; /* at the start */
 };
 
 static uint64_t now_ns(void)
@@ -408,9 +409,24 @@ static void report(struct session *session, bool last)
     fflush(session->stream);
 }
 
+/* A hypervisor that runs others makes every figure of time doubtful. */
+static void add_theft(struct session *session)
+{
+    struct procfs_machine now = procfs_machine();
+    uint64_t used = now.used - session->machine.used, stolen = now.stolen - session->machine.stolen;
+    if (used + stolen < 100 || stolen < (used + stolen) / 50) /* ticks: too few say nothing */
+        return;
+    add_notice(
+        session,
+        "This machine is a guest, whose hypervisor gave %.2g %% of the CPU time that it wanted to others (steal): "
+        "CPU time and shares of it may contain some of that.",
+        100.0 * (double)stolen / (double)(used + stolen));
+}
+
 /* What the samples missed; the account knows of the rest. */
 static void add_losses(struct session *session)
 {
+    add_theft(session);
     if (session->samples == NULL)
         return;
     if (samples_lost(session->samples) > 0)
@@ -710,6 +726,7 @@ int trace_main(int argc, char **argv)
         screen_open(STDOUT_FILENO, &session.screen);   /* without it: plain lines */
     procfs_enter_cpu(session.procfs, session.account); /* from here on */
     session.start_ns = session.counting_since_ns = now_ns();
+    session.machine = procfs_machine();
     if (go >= 0 && eventfd_write(go, 1) != 0)
         goto done;
     error = run(&session, signals);

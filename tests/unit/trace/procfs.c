@@ -542,4 +542,14 @@ TEST("a process that is gone is no failure")
     CHECK_EQ(procfs_enter_io(session.procfs, session.account, INT32_MAX, true), 0);
 }
 
+TEST("what a hypervisor took is told apart from what the machine used, idle time left out")
+{
+    struct procfs_machine machine = {0};
+    CHECK(procfs_parse_machine("cpu  10 20 30 4000 500 6 7 80 9 9\n", &machine));
+    CHECK_EQ(machine.used, 10 + 20 + 30 + 6 + 7);
+    CHECK_EQ(machine.stolen, 80);
+    CHECK(!procfs_parse_machine("intr 1 2 3\n", &machine));
+    CHECK(procfs_machine().used > 0);
+}
+
 CHECK_MAIN()
