@@ -218,7 +218,7 @@ static const char *const base_calls[] = {
     "restart_syscall",
     /* who am I, and how much have I used */
     "getpid", "gettid", "getppid", "getuid", "geteuid", "getgid", "getegid", "getrusage", "sysinfo", "uname",
-    "getrlimit", "prlimit64", "times",
+    "getrlimit", "prlimit64", "capget", "times",
     /* the end */
     "exit", "exit_group", NULL};
 

@@ -403,6 +403,15 @@ int sluice_end_allocate(struct sluice_end *end, uint64_t offset, uint64_t length
     return result < 0 ? -errno : 0;
 }
 
+void end_reset(struct sluice_end *end, uint64_t *calls)
+{
+    const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+    const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+    *calls += 2;
+    sys.setsockopt(end->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once); /* in case connect fails */
+    sys.connect(end->fd, &nowhere, sizeof nowhere);
+}
+
 bool end_paces(struct sluice_end *end, uint64_t *calls)
 {
     struct socket_facts *socket = &end->socket;

@@ -130,6 +130,9 @@ static inline int end_plain_fd(struct sluice_end *end, uint64_t *calls)
     return end->direct && end_is_file(end) ? end_buffered_fd(end, calls) : end->fd;
 }
 
+/* Reset a TCP connection: what the kernel has not sent is dropped, and its peer is told that something is missing. */
+void end_reset(struct sluice_end *end, uint64_t *calls);
+
 /* Does the TCP socket's congestion control pace (bbr)? Asked once. */
 bool end_paces(struct sluice_end *end, uint64_t *calls);
 

@@ -24,6 +24,7 @@
  */
 #include "loans.h"
 #include "crossover.h"
+#include "memlock.h"
 #include "receipt.h"
 #include "sys.h"
 #include "transfer.h"
@@ -236,13 +237,13 @@ bool loans_to_call_back(void)
     return queued != NULL;
 }
 
-static void loan_is_back(const struct loan *loan, struct sluice_end *sink, bool copied)
+static void loan_is_back(const struct loan *loan, struct sluice_end *sink, enum loan_fate fate)
 {
     struct loan_account *account = loan->account;
     if (account->transfer != NULL)
-        receipt_return(&account->transfer->lanes[loan->lane].receipt, loan->route, sink, loan->bytes, copied);
+        receipt_return(&account->transfer->lanes[loan->lane].receipt, loan->route, sink, loan->bytes, fate);
     else if (account->differences != NULL)
-        receipt_return(&account->differences[loan->lane], loan->route, sink, loan->bytes, copied);
+        receipt_return(&account->differences[loan->lane], loan->route, sink, loan->bytes, fate);
     for (uint32_t i = loan->first_segment; i <= loan->last_segment; i++) {
         struct lent_segment *lent = &account->segments[i];
         if (--lent->loans == 0 && lent->release != NULL)
@@ -297,6 +298,8 @@ enum sluice_verdict end_lending(struct sluice_end *sink, bool waits, const char 
         reason = "the device has no scatter-gather or no checksum offload: the kernel would copy";
     else if (lending != NULL && lending->copied_until > milliseconds())
         reason = "the kernel copied what was lent to this socket; it is asked again after 30 s";
+    else
+        reason = memlock_shortage(LEND_STEP);
     *ret_reason = reason;
     return reason == NULL ? SLUICE_YES : SLUICE_NOT_NOW;
 }
@@ -329,7 +332,7 @@ static void if_all_back(struct sluice_end *end)
         destroy(end);
 }
 
-static void take_back(struct sluice_end *end, struct loans *loans, uint32_t first, uint32_t last, bool copied)
+static void take_back(struct sluice_end *end, struct loans *loans, uint32_t first, uint32_t last, enum loan_fate fate)
 {
     struct lending *lending = lending_of(end);
     /* Numbers wrap: only their distance from the oldest counts. */
@@ -344,19 +347,19 @@ static void take_back(struct sluice_end *end, struct loans *loans, uint32_t firs
         loan->back = true;
         any = loan;
         lending->bytes -= loan->bytes;
-        loan_is_back(loan, end, copied);
+        loan_is_back(loan, end, fate);
     }
-    if (any != NULL)
-        learn(end, any, copied);
+    if (any != NULL && fate != LOAN_UNTOLD)
+        learn(end, any, fate == LOAN_COPIED);
     while (loans->count > 0 && loans->ring[loans->first & (loans->capacity - 1)].back) {
         loans->first++;
         loans->count--;
     }
 }
 
-void end_returned(struct sluice_end *end, enum loan_numbers numbers, uint32_t first, uint32_t last, bool copied)
+void end_returned(struct sluice_end *end, enum loan_numbers numbers, uint32_t first, uint32_t last, enum loan_fate fate)
 {
-    take_back(end, &lending_of(end)->of[numbers], first, last, copied);
+    take_back(end, &lending_of(end)->of[numbers], first, last, fate);
     if_all_back(end);
 }
 
@@ -379,7 +382,8 @@ static void read_notification(struct sluice_end *end, struct msghdr *message)
             loans->first = error.ee_data;
             lending->numbered = true;
         }
-        take_back(end, loans, error.ee_info, error.ee_data, error.ee_code & SO_EE_CODE_ZEROCOPY_COPIED);
+        take_back(end, loans, error.ee_info, error.ee_data,
+                  error.ee_code & SO_EE_CODE_ZEROCOPY_COPIED ? LOAN_COPIED : LOAN_NOT_COPIED);
     }
 }
 
@@ -518,6 +522,12 @@ static int make_room(struct loans *loans)
     return 0;
 }
 
+const char *lending_pressed(size_t bytes)
+{
+    const char *shortage = memlock_shortage(bytes < LEND_STEP ? bytes : LEND_STEP);
+    return shortage != NULL ? shortage : "the kernel has no room for more loans (net.core.optmem_max, RLIMIT_MEMLOCK)";
+}
+
 static bool still_pressed(struct lending *lending)
 {
     uint32_t count = lending->of[LOANS_OF_SOCKET].count + lending->of[LOANS_OF_RING].count;
@@ -527,7 +537,7 @@ static bool still_pressed(struct lending *lending)
     return lending->pressed;
 }
 
-int lane_prepare_loan(struct lane *lane, const struct route *route, const char **ret_reason)
+int lane_prepare_loan(struct lane *lane, const struct route *route, size_t bytes, const char **ret_reason)
 {
     struct sluice_transfer *transfer = lane->transfer;
     struct sluice_end *sink = lane->sink;
@@ -566,9 +576,11 @@ int lane_prepare_loan(struct lane *lane, const struct route *route, const char *
     else if (route->lends == LOANS_OF_SOCKET && !lending->numbered && loans->count > 0)
         reason = "the socket had been lent to before: its numbers are known with the first notification";
     else if (still_pressed(lending))
-        reason = "the kernel has no room for more loans (net.core.optmem_max, RLIMIT_MEMLOCK)";
+        reason = lending_pressed(bytes);
     else if (transfer->forced == SLUICE_ROUTE_AUTO && transfer->order == NULL)
         end_lending(sink, true, &reason);
+    else if (route->lends != LOANS_OF_RING || lane_segment(lane, lane->segment)->memory == NULL)
+        reason = memlock_shortage(bytes < LEND_STEP ? bytes : LEND_STEP); /* of what is registered no call is charged */
     *ret_reason = reason;
     return reason == NULL ? 0 : -ENOBUFS;
 }

@@ -6,6 +6,7 @@
 #define SLUICE_CORE_LOANS_H
 
 #include "op.h"
+#include "receipt.h"
 #include <sluice/sluice.h>
 
 struct lane;
@@ -67,7 +68,8 @@ enum sluice_verdict end_lending(struct sluice_end *sink, bool waits, const char 
 int end_collect(struct sluice_end *end, uint64_t *calls);
 
 /* The kernel gave back loans number first to last. The end is gone if it was closed and all is back. */
-void end_returned(struct sluice_end *end, enum loan_numbers numbers, uint32_t first, uint32_t last, bool copied);
+void end_returned(struct sluice_end *end, enum loan_numbers numbers, uint32_t first, uint32_t last,
+                  enum loan_fate fate);
 
 uint32_t end_loans(const struct sluice_end *end);
 
@@ -91,9 +93,12 @@ void end_leave_behind(struct sluice_end *end);
 
 void lending_free(struct lending *lending);
 
-/* An op of this lane is about to lend: see that there is room to remember it. Returns 0 or a negative errno, and why:
- * then this piece is to go by another route. */
-int lane_prepare_loan(struct lane *lane, const struct route *route, const char **ret_reason);
+/* An op of this lane is about to lend so many bytes: see that there is room to remember it. Returns 0 or a negative
+ * errno, and why: then this piece is to go by another route. */
+int lane_prepare_loan(struct lane *lane, const struct route *route, size_t bytes, const char **ret_reason);
+
+/* The kernel took no loan of so many bytes, for want of room: why, and what helps. Static. */
+const char *lending_pressed(size_t bytes);
 
 /* The kernel has kept the memory of this op, of which the sink accepted result bytes (<= 0: none, as after a failed
  * SEND_ZC). lane_complete does it for loans that the socket numbers; of others a loop tells it before lane_complete.

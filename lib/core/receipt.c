@@ -231,20 +231,20 @@ void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, stru
     count->evidence = weakest(count->evidence, what.evidence);
 }
 
-static struct fate fate_of_loan(struct sluice_end *sink, bool copied)
+static struct fate fate_of_loan(struct sluice_end *sink, enum loan_fate fate)
 {
     struct sluice_egress egress;
-    if (copied)
+    if (fate == LOAN_COPIED)
         return ruled(RULE_LENT_COPIED, 1, SLUICE_EVIDENCE_MEASURED);
-    if (sluice_end_egress(sink, &egress) < 0 || !egress.scatter_gather || !egress.checksum)
+    if (fate == LOAN_UNTOLD || sluice_end_egress(sink, &egress) < 0 || !egress.scatter_gather || !egress.checksum)
         return (struct fate){.evidence = SLUICE_EVIDENCE_UNKNOWN};
     return ruled(RULE_LENT_REFERRED_TO, 0, SLUICE_EVIDENCE_MEASURED);
 }
 
 void receipt_return(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *sink, uint64_t bytes,
-                    bool copied)
+                    enum loan_fate fate)
 {
-    struct fate what = fate_of_loan(sink, copied);
+    struct fate what = fate_of_loan(sink, fate);
     receipt->loans--;
     if (bytes == 0)
         return;

@@ -45,10 +45,16 @@ extern enum receipt_rule receipt_mutant;
 void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *source,
                    struct sluice_end *sink, bool shared, uint64_t bytes);
 
-/* The kernel gave back what it had borrowed for so many bytes, and said whether it had copied them: they are no longer
- * unknown, or remain so for good. */
+/* What became of memory that was lent. */
+enum loan_fate {
+    LOAN_NOT_COPIED, /* says the kernel */
+    LOAN_COPIED,
+    LOAN_UNTOLD /* it is back, and nobody said */
+};
+
+/* The kernel gave back what it had borrowed for so many bytes: they are no longer unknown, or remain so for good. */
 void receipt_return(struct sluice_receipt *receipt, enum sluice_route route, struct sluice_end *sink, uint64_t bytes,
-                    bool copied);
+                    enum loan_fate fate);
 
 /* Enter the reading of a stream for several sinks with the sink that did it, so that the sum over all sinks is what the
  * CPU copied. */

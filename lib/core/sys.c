@@ -34,6 +34,16 @@ static int plain_epoll_wait(int epoll, struct epoll_event *events, int size, int
     return (int)syscall(SYS_epoll_pwait, epoll, events, size, timeout, NULL, 0);
 }
 
+static int getrlimit_of(int resource, struct rlimit *limit)
+{
+    return getrlimit((__rlimit_resource_t)resource, limit);
+}
+
+static int plain_capget(void *header, void *data)
+{
+    return (int)syscall(SYS_capget, header, data);
+}
+
 static int plain_io_uring_setup(unsigned entries, void *parameters)
 {
     return (int)syscall(SYS_io_uring_setup, entries, parameters);
@@ -131,6 +141,8 @@ struct sys sys = {
     .eventfd = eventfd,
     .timerfd_create = timerfd_create,
     .timerfd_settime = timerfd_settime,
+    .getrlimit = getrlimit_of,
+    .capget = plain_capget,
     .io_uring_setup = plain_io_uring_setup,
     .io_uring_register = plain_io_uring_register,
     .io_uring_enter = plain_io_uring_enter,

@@ -8,6 +8,7 @@
 
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
@@ -62,6 +63,8 @@ struct sys {
     int (*eventfd)(unsigned value, int flags);
     int (*timerfd_create)(int clock, int flags);
     int (*timerfd_settime)(int fd, int flags, const struct itimerspec *value, struct itimerspec *old);
+    int (*getrlimit)(int resource, struct rlimit *limit);
+    int (*capget)(void *header, void *data);
     int (*io_uring_setup)(unsigned entries, void *parameters);
     int (*io_uring_register)(int ring, unsigned operation, const void *argument, unsigned count);
     int (*io_uring_enter)(int ring, unsigned submit, unsigned complete, unsigned flags, const void *argument,

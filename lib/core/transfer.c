@@ -457,13 +457,8 @@ int lane_drop(struct lane *lane, int code, const char *operation, const char *re
                                  .delivered = lane->receipt.sent};
     if (transfer->fanout->live == 1)
         return transfer_fail(lane, code, operation, reason, remedy);
-    if (lane->sink->kind == SLUICE_END_TCP) { /* its peer must not take the end of the connection for the stream's */
-        const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
-        const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
-        lane->receipt.system_calls += 2;
-        sys.setsockopt(lane->sink->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once); /* in case connect fails */
-        sys.connect(lane->sink->fd, &nowhere, sizeof nowhere);
-    }
+    if (lane->sink->kind == SLUICE_END_TCP) /* its peer must not take the end of the connection for the stream's */
+        end_reset(lane->sink, &lane->receipt.system_calls);
     settle_lane(lane);
     for (uint32_t i = lane->segment; i < transfer->segment_count; i++)
         if (--transfer->releases_due[i] == 0)
@@ -855,7 +850,7 @@ static int prepare_loan(struct lane *lane, const struct gathered *got)
     const struct route *route = route_registry[lane->iov_route[0]];
     if (route->lends == LOANS_NONE)
         return 1;
-    int result = lane_prepare_loan(lane, route, &reason);
+    int result = lane_prepare_loan(lane, route, got->bytes, &reason);
     if (result == 0)
         return 1;
     if (lane->sink->socket.lending != NULL && lane->sink->socket.lending->never != NULL)
@@ -1183,7 +1178,7 @@ static int lending_failed(struct lane *lane, const struct op *op, int code)
     lane_lending_failed(lane, -code);
     int outcome = lane->route->complete(lane, op, code);
     if (outcome == ROUTE_NOT_NOW)
-        return set_aside(lane, op->length, -code, "the kernel has no room for more loans");
+        return set_aside(lane, op->length, -code, lending_pressed(op->length));
     return refused_or_failed(lane, code, op_name(op));
 }
 

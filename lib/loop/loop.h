@@ -105,6 +105,7 @@ struct loop_kind {
 };
 
 extern const struct loop_kind loop_epoll, loop_uring;
+extern unsigned uring_linger_ms; /* that a loop which ends waits for memory that is lent; tests shorten it */
 
 struct sluice_loop {
     const struct loop_kind *kind;

@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
+#include <linux/sock_diag.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -114,6 +115,7 @@ struct notice {
     struct flight *flight; /* NULL after the first report */
     struct sluice_end *end;
     uint32_t number; /* of the loan, after the first report */
+    bool quiet;      /* its socket was seen to hold nothing of what it sent */
     struct notice *next, **previous;
 };
 
@@ -175,9 +177,13 @@ static unsigned load(const unsigned *word)
     return __atomic_load_n(word, __ATOMIC_ACQUIRE);
 }
 
-/* The ring is of no more use: it is not entered any more. */
+/* The ring is of no more use, and is not entered any more. What it was asked for and has not done must not be done
+ * later, into memory that is somebody else's by then: it is cancelled, and waited for. */
 static void break_ring(struct uring_loop *ring, int error)
 {
+    struct io_uring_sync_cancel_reg all = {.fd = -1, .flags = IORING_ASYNC_CANCEL_ANY, .timeout = {.tv_sec = 1}};
+    if (ring->error == 0)
+        sys.io_uring_register(ring->fd, IORING_REGISTER_SYNC_CANCEL, &all, 1);
     ring->error = error;
 }
 
@@ -329,7 +335,8 @@ static void lent(struct notice *notice, const struct io_uring_cqe *report)
     uint32_t number = notice->number;
     if (report->flags & IORING_CQE_F_NOTIF) {
         drop_notice(notice);
-        end_returned(end, LOANS_OF_RING, number, number, (unsigned)report->res & IORING_NOTIF_USAGE_ZC_COPIED);
+        end_returned(end, LOANS_OF_RING, number, number,
+                     (unsigned)report->res & IORING_NOTIF_USAGE_ZC_COPIED ? LOAN_COPIED : LOAN_NOT_COPIED);
         return;
     }
     /* Pages that are lent are charged to the user's limit on locked memory. */
@@ -1187,8 +1194,12 @@ static void withdraw(struct sluice_loop *loop, struct sluice_transfer *transfer)
         }
         settle(ring, flight->notice != NULL ? &flight->notice->source : &flight->source,
                flight->notice != NULL ? &flight->notice : NULL);
-        if (flight->notice != NULL) /* the ring is of no more use: there will be no report */
+        if (flight->notice !=
+            NULL) { /* the ring is of no more use: there will be no report, and it may have been sent */
+            flight->notice->number = lane_lend(lane, &flight->ops[0], 0);
             flight->notice->flight = NULL;
+            flight->notice = NULL;
+        }
         for (int k = 0; k < flight->count; k++)
             if (flight->results[k] <= 0)
                 flight->results[k] = -EINTR;
@@ -1409,17 +1420,57 @@ static int turn(struct sluice_loop *loop, int timeout)
     return ring->error;
 }
 
-/* So long the end of a loop waits for peers to take what was lent. */
-#define LINGER_MS 5000
+/* So long the end of a loop waits for peers to take what was lent; then connections are reset, which makes the kernel
+ * let go of what it has not sent. */
+unsigned uring_linger_ms = 5000;
+#define LINGER_STEP_MS 10
 
-static void linger(struct sluice_loop *loop)
+/* A ring that broke reports nothing. Its sockets tell all the same when the kernel has let go of what they sent: every
+ * packet counts against the socket until it was freed, queued or on its way in a device. To a peer on this machine a
+ * packet stops counting a moment before its pages are copied, so a socket must be found empty twice. */
+static bool holds_nothing(const struct sluice_end *end)
 {
-    struct uring_loop *ring = ring_of(loop);
+    uint32_t memory[SK_MEMINFO_VARS] = {0};
+    socklen_t size = sizeof memory;
+    return sys.getsockopt(end->fd, SOL_SOCKET, SO_MEMINFO, memory, &size) == 0 && memory[SK_MEMINFO_WMEM_ALLOC] == 0 &&
+           memory[SK_MEMINFO_WMEM_QUEUED] == 0;
+}
+
+static void look_at_sockets(struct uring_loop *ring)
+{
+    for (struct notice *notice = ring->notices, *next; notice != NULL; notice = next) {
+        struct sluice_end *end = notice->end;
+        uint32_t number = notice->number;
+        bool was_quiet = notice->quiet;
+        next = notice->next;
+        notice->quiet = holds_nothing(end);
+        if (!was_quiet || !notice->quiet)
+            continue;
+        drop_notice(notice);
+        end_returned(end, LOANS_OF_RING, number, number, LOAN_UNTOLD); /* the end may be gone after its last one */
+    }
+    sys.poll(NULL, 0, LINGER_STEP_MS);
+}
+
+static void reset_connections(struct uring_loop *ring)
+{
+    uint64_t calls = 0;
+    for (const struct notice *notice = ring->notices; notice != NULL; notice = notice->next)
+        if (notice->end->kind == SLUICE_END_TCP)
+            end_reset(notice->end, &calls);
+}
+
+static void wait_for_notices(struct uring_loop *ring, unsigned patience)
+{
     struct io_uring_cqe report;
-    for (int waited = 0; ring->notices != NULL && ring->error == 0 && waited < LINGER_MS;) {
-        if (enter(ring, true, 100) == -ETIME)
+    for (unsigned waited = 0; ring->notices != NULL && waited < patience;) {
+        if (ring->error != 0) {
+            look_at_sockets(ring);
+            waited += LINGER_STEP_MS;
+        } else if (enter(ring, true, 100) == -ETIME) {
             waited += 100;
-        while (take_report(ring, &report)) {
+        }
+        while (ring->error == 0 && take_report(ring, &report)) {
             if ((report.user_data & ABOUT_MASK) == ABOUT_LOAN)
                 discard(ring, &report);
             else if (report.user_data != ABOUT_NOTHING)
@@ -1427,6 +1478,14 @@ static void linger(struct sluice_loop *loop)
         }
         loans_call_back();
     }
+}
+
+static void linger(struct sluice_loop *loop)
+{
+    struct uring_loop *ring = ring_of(loop);
+    wait_for_notices(ring, uring_linger_ms);
+    reset_connections(ring);
+    wait_for_notices(ring, uring_linger_ms / 5);
 }
 
 static const char *const old_kernel = "io_uring of this kernel lacks what the loop needs (Linux 6.1)";
@@ -1578,7 +1637,8 @@ static int restrict_ring(struct uring_loop *ring)
         IORING_OP_NOP,        IORING_OP_POLL_ADD,   IORING_OP_ASYNC_CANCEL, IORING_OP_ACCEPT, IORING_OP_RECV,
         IORING_OP_READ,       IORING_OP_SEND,       IORING_OP_SENDMSG,      IORING_OP_WRITEV, IORING_OP_SEND_ZC,
         IORING_OP_SENDMSG_ZC, IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED};
-    static const uint8_t operations[] = {IORING_REGISTER_BUFFERS_UPDATE, IORING_UNREGISTER_RING_FDS};
+    static const uint8_t operations[] = {IORING_REGISTER_BUFFERS_UPDATE, IORING_UNREGISTER_RING_FDS,
+                                         IORING_REGISTER_SYNC_CANCEL};
     struct io_uring_restriction rules[sizeof opcodes + 1 + sizeof operations];
     memset(rules, 0, sizeof rules);
     for (size_t i = 0; i < sizeof opcodes; i++) {

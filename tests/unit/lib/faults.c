@@ -94,6 +94,8 @@ CALL(mkdir, FAILS(EACCES), FAILS(ENOSPC), FAILS(EROFS));
 CALL(rename, FAILS(EACCES), FAILS(ENOSPC), FAILS(EROFS));
 CALL(unlink, FAILS(EACCES), FAILS(EROFS));
 CALL(allocate, FAILS(ENOMEM));
+CALL(getrlimit, HARMLESS(EPERM));
+CALL(capget, HARMLESS(EPERM));
 CALL(io_uring_setup, FAILS(ENOSYS), FAILS(EPERM), FAILS(EINVAL), FAILS(ENOMEM), FAILS(EMFILE));
 CALL(io_uring_register, FAILS(EINVAL), FAILS(ENOMEM), FAILS(EBUSY));
 CALL(io_uring_enter, NOT_YET(EINTR), NOT_YET(EAGAIN), NOT_YET(EBUSY), FAILS(EBADR));
@@ -771,6 +773,20 @@ static int faulty_timerfd_settime(int fd, int flags, const struct itimerspec *va
     return error != 0 ? fail(error) : real.timerfd_settime(fd, flags, value, old);
 }
 
+static int faulty_getrlimit(int resource, struct rlimit *limit)
+{
+    int error = strike(&call_getrlimit, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.getrlimit(resource, limit);
+}
+
+/* As for a user who is nobody: else nobody would ask for the limit. */
+static int faulty_capget(void *header, void *data)
+{
+    int error = strike(&call_capget, -1, -1, NULL);
+    (void)header, (void)data;
+    return error != 0 ? fail(error) : 0;
+}
+
 static int faulty_io_uring_setup(unsigned entries, void *parameters)
 {
     int error = strike(&call_io_uring_setup, -1, -1, NULL);
@@ -875,6 +891,8 @@ void fault_install(void)
     sys.unlink = faulty_unlink;
     sys.timerfd_create = faulty_timerfd_create;
     sys.timerfd_settime = faulty_timerfd_settime;
+    sys.getrlimit = faulty_getrlimit;
+    sys.capget = faulty_capget;
     sys.io_uring_setup = faulty_io_uring_setup;
     sys.io_uring_register = faulty_io_uring_register;
     sys.io_uring_enter = faulty_io_uring_enter;

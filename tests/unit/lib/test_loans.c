@@ -4,7 +4,9 @@
  * kernel does only sometimes is played in test_lending.c.
  */
 #include "../check.h"
+#include "end.h"
 #include "given.h"
+#include "memlock.h"
 #include "sys.h"
 #include "world.h"
 #include <errno.h>
@@ -360,13 +362,16 @@ static int in_child(int (*life)(void))
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
 }
 
-static int lend_without_memlock(void)
+static rlim_t lockable;
+
+static int lend_with_little_memlock(void)
 {
     int fds[2];
     size_t size;
-    struct rlimit none = {0, 0};
+    struct rlimit limit = {lockable, lockable};
     tcp_pair(fds);
-    if (setrlimit(RLIMIT_MEMLOCK, &none) < 0 || (geteuid() == 0 && setresuid(65534, 65534, 65534) < 0))
+    memlock_forget();
+    if (setrlimit(RLIMIT_MEMLOCK, &limit) < 0 || (geteuid() == 0 && setresuid(65534, 65534, 65534) < 0))
         return 1;
     struct sluice_end *sink = end_of(fds[0]);
     struct collector *collector = collector_start(fds[1], false);
@@ -380,12 +385,63 @@ static int lend_without_memlock(void)
     free(collector_finish(collector, &size));
     if (result != 0 || size != BODY || released != 1 || !sluice_receipt_is_final(&receipt))
         return 2;
-    return receipt.fallback_count > 0 && receipt.fallbacks[0].error == ENOBUFS && receipt.copied == BODY ? 0 : 3;
+    if (lockable >= 8 << 20)
+        return receipt.routes[SLUICE_ROUTE_MSG_ZEROCOPY].bytes == BODY ? 0 : 4;
+    char allowed[40];
+    snprintf(allowed, sizeof allowed, "may have %u KiB", (unsigned)(lockable >> 10));
+    const struct sluice_fallback *first = &receipt.fallbacks[0];
+    if (receipt.fallback_count == 0 || first->error != 0 || receipt.copied != BODY)
+        return 3;
+    return strstr(first->reason, allowed) != NULL && strstr(first->reason, "lends 1 MiB") != NULL &&
+                   strstr(first->reason, "ulimit -l 16384") != NULL
+               ? 0
+               : 5;
 }
 
-TEST("without the right to lock memory everything goes by copy, and the receipt says why")
+TEST("with too little lockable memory everything goes by copy, and the receipt says how much it takes and what helps")
 {
-    CHECK_EQ(in_child(lend_without_memlock), 0);
+    static const rlim_t limits[] = {0, 64 << 10, 1 << 20, 8 << 20};
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        lockable = limits[i];
+        CHECK_EQ(in_child(lend_with_little_memlock), 0);
+    }
+}
+
+/* Returns 0 if the plan for the sink says what it should. */
+static int plan_with_little_memlock(void)
+{
+    int fds[2];
+    struct rlimit limit = {lockable, lockable};
+    struct sluice_plan plan;
+    memlock_forget();
+    if (setrlimit(RLIMIT_MEMLOCK, &limit) < 0 || (geteuid() == 0 && setresuid(65534, 65534, 65534) < 0))
+        return 1;
+    tcp_pair(fds);
+    struct sluice_end *sink = end_of(fds[0]);
+    sink->socket.egress_asked = true; /* as if by a device that could */
+    sink->socket.egress = (struct sluice_egress){
+        .ifindex = 7, .name = "eth7", .known = true, .scatter_gather = true, .checksum = true, .segmentation = true};
+    struct sluice_segment segment = lendable(body, BODY);
+    if (sluice_plan_make(&segment, sink, &plan) < 0)
+        return 2;
+    for (unsigned i = 0; i < plan.count; i++) {
+        const struct sluice_plan_entry *entry = &plan.entries[i];
+        if (entry->route != SLUICE_ROUTE_MSG_ZEROCOPY)
+            continue;
+        if (lockable >= 8 << 20)
+            return entry->verdict == SLUICE_YES ? 0 : 3;
+        return entry->verdict == SLUICE_NOT_NOW && strstr(entry->reason, "RLIMIT_MEMLOCK") != NULL ? 0 : 4;
+    }
+    return 5;
+}
+
+TEST("a plan does not count on lending where the limit on locked memory is below one call's, and says so")
+{
+    static const rlim_t limits[] = {0, 1 << 20, 8 << 20};
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        lockable = limits[i];
+        CHECK_EQ(in_child(plan_with_little_memlock), 0);
+    }
 }
 
 static int lend_with_little_optmem(void)

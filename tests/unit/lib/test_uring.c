@@ -5,6 +5,8 @@
  * test_routes.c's to say.
  */
 #include "../check.h"
+#include "loop.h"
+#include "memlock.h"
 #include "sys.h"
 #include "world.h"
 #include <errno.h>
@@ -662,6 +664,63 @@ TEST("a loop that ends waits for what its ring has lent")
     close(fds[1]);
 }
 
+static int broken_enter(int ring, unsigned submit, unsigned complete, unsigned flags, const void *argument, size_t size)
+{
+    (void)ring, (void)submit, (void)complete, (void)flags, (void)argument, (void)size;
+    errno = EBADR;
+    return -1;
+}
+
+TEST("what a ring had lent when it broke for good comes back when its sockets hold nothing any more, uncertain how it "
+     "went")
+{
+    for (int slow = 0; slow < 2; slow++) {
+        int fds[2], before = open_descriptors();
+        size_t size;
+        struct collector *collector = NULL;
+        tcp_pair(fds);
+        begin(NULL);
+        uring_linger_ms = 300;
+        struct sluice_end *sink = end_of(fds[0]);
+        struct sluice_transfer *transfer = lend(sink, SLUICE_ROUTE_URING_SEND_ZC);
+        run_for(1);
+        sys.io_uring_enter = broken_enter;
+        CHECK_EQ(sluice_loop_run(loop), -EBADR);
+        CHECK_EQ(released, 0);
+        if (!outcome.done)
+            sluice_loop_transfer_cancel(loop, transfer);
+        CHECK(outcome.done);
+        CHECK_EQ(released, 0); /* the peer has not taken all of it */
+        CHECK(outcome.receipt.loans > 0);
+        uint64_t sent = outcome.receipt.sent;
+        sluice_loop_forget(loop, sink);
+        sluice_end_close(sink);
+        if (!slow)
+            collector = collector_start(fds[1], true);
+        end(); /* slow: nobody reads, so that the connection must be reset */
+        CHECK_EQ(released, 1);
+        CHECK_EQ(settlements, 1);
+        struct sluice_receipt sum = outcome.receipt;
+        sluice_receipt_add(&sum, &settled_by);
+        CHECK(sluice_receipt_is_final(&sum));
+        CHECK_EQ(sum.bytes, sum.by_reference + sum.copied + sum.unknown);
+        if (collector != NULL) {
+            unsigned char *data = collector_finish(collector, &size);
+            check_lent(data, size);
+            CHECK(size >= sent);
+            free(data);
+        } else {
+            static char bytes[65536];
+            while (recv(fds[1], bytes, sizeof bytes, 0) > 0)
+                ;
+            CHECK(errno == ECONNRESET);
+        }
+        close(fds[1]);
+        uring_linger_ms = 5000;
+        CHECK(open_descriptors() <= before + 2);
+    }
+}
+
 TEST("cancelling does not wait for lent memory, which is released when it is back")
 {
     int fds[2];
@@ -1033,6 +1092,74 @@ TEST("a user without privileges has a ring with 8 MiB of lockable memory, and wi
         result = probe_as_nobody(40 << 10, -1); /* as the error says */
     CHECK_EQ(result, 0);
     CHECK_EQ(probe_as_nobody(8 << 20, -1), 0);
+}
+
+static rlim_t lockable;
+
+/* As a user without privileges. Returns 0 if memory was lent as far as the limit allows. */
+static int lend_as_nobody(void)
+{
+    int fds[2];
+    struct rlimit limit = {lockable, lockable};
+    if (setrlimit(RLIMIT_MEMLOCK, &limit) < 0 || setgroups(0, NULL) < 0 || setresgid(54321, 54321, 54321) < 0 ||
+        setresuid(54321, 54321, 54321) < 0)
+        return 1;
+    memlock_forget();
+    if (sluice_loop_new(&on_ring, &loop) < 0)
+        return 2;
+    tcp_pair(fds);
+    struct sluice_end *sink = end_of(fds[0]);
+    struct collector *collector = collector_start(fds[1], false);
+    struct sluice_memory *memory;
+    unsigned back = 0;
+    size_t size;
+    if (sluice_memory_new(LENT, &memory) < 0)
+        return 3;
+    pattern_fill(sluice_memory_data(memory), 0, LENT);
+    struct sluice_segment segment = memory_segment(sluice_memory_data(memory), LENT);
+    segment.memory = memory;
+    segment.release = not_my_memory;
+    segment.release_context = &back;
+    start(&segment, 1, sink, SLUICE_ROUTE_URING_SEND_ZC);
+    finish();
+    for (int i = 0; i < 500 && back == 0; i++)
+        run_for(2);
+    struct sluice_receipt receipt = outcome.receipt;
+    bool lent = receipt.routes[SLUICE_ROUTE_URING_SEND_ZC].bytes == LENT;
+    sluice_loop_forget(loop, sink);
+    sluice_end_close(sink);
+    sluice_memory_release(memory, NULL, 0);
+    sluice_loop_free(loop);
+    unsigned char *data = collector_finish(collector, &size);
+    for (size_t i = 0; i < size; i++)
+        if (data[i] != pattern_byte(i))
+            return 4;
+    free(data);
+    if (outcome.result != 0 || back != 1 || size != LENT)
+        return 5;
+    if (lockable >= 8 << 20)
+        return lent && receipt.registered == LENT ? 0 : 6;
+    if (receipt.registered != 0 || receipt.fallback_count == 0)
+        return 7;
+    return strstr(receipt.fallbacks[0].reason, "512 KiB of locked memory") != NULL ? 0 : 8;
+}
+
+TEST("with little lockable memory a ring copies what it was to lend, and says how much it takes; with enough it lends")
+{
+    static const rlim_t limits[] = {512 << 10, 8 << 20};
+    if (geteuid() != 0)
+        SKIP("needs root, to become another user; run as root");
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        int status;
+        lockable = limits[i];
+        pid_t child = fork();
+        if (child == 0)
+            _exit(lend_as_nobody());
+        CHECK(child > 0);
+        CHECK_EQ(waitpid(child, &status, 0), child);
+        CHECK(WIFEXITED(status));
+        CHECK_EQ(WEXITSTATUS(status), 0);
+    }
 }
 
 TEST("without a descriptor left there is no ring, and the error says so")

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The kernel charges a call that lends its whole pages and two more to the user, together with what the user's other
+ * calls, rings and registered buffers hold (mm_account_pinned_pages, net/core/skbuff.c; io_notif_account_mem,
+ * io_uring/notif.h), unless the process has CAP_IPC_LOCK. So a call that is larger than the limit fails whatever else
+ * there is, and it is known before.
+ */
+#include "memlock.h"
+#include "sys.h"
+#include <inttypes.h>
+#include <linux/capability.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <time.h>
+
+#define PAGE 4096u
+#define ASKED_AGAIN_MS 1000
+
+/* Reasons live as long as the process: one for each limit that was met, which are few. */
+#define REASONS 8
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static _Atomic uint64_t limit_known, asked_until;
+static struct {
+    uint64_t limit;
+    char text[256];
+} reasons[REASONS];
+static unsigned reason_count;
+
+static uint64_t milliseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static bool is_exempt(void)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2] = {{0}};
+    return sys.capget(&header, data) == 0 && data[0].effective & 1u << CAP_IPC_LOCK;
+}
+
+static uint64_t limit_now(void)
+{
+    struct rlimit limit;
+    uint64_t now = milliseconds();
+    if (now < atomic_load_explicit(&asked_until, memory_order_relaxed))
+        return atomic_load_explicit(&limit_known, memory_order_relaxed);
+    uint64_t allowed = UINT64_MAX;
+    if (!is_exempt() && sys.getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+        allowed = limit.rlim_cur;
+    atomic_store_explicit(&limit_known, allowed, memory_order_relaxed);
+    atomic_store_explicit(&asked_until, now + ASKED_AGAIN_MS, memory_order_relaxed);
+    return allowed;
+}
+
+void memlock_forget(void)
+{
+    atomic_store_explicit(&asked_until, 0, memory_order_relaxed);
+}
+
+static const char *reason_for(uint64_t limit)
+{
+    const char *reason = NULL;
+    pthread_mutex_lock(&lock);
+    for (unsigned i = 0; i < reason_count; i++)
+        if (reasons[i].limit == limit)
+            reason = reasons[i].text;
+    if (reason == NULL && reason_count < REASONS) {
+        reasons[reason_count].limit = limit;
+        snprintf(reasons[reason_count].text, sizeof reasons[0].text,
+                 "a call lends 1 MiB, and the user may have %" PRIu64
+                 " KiB of locked memory in all (RLIMIT_MEMLOCK): allow 16 MiB or more, by ulimit -l 16384, or "
+                 "LimitMEMLOCK=16M of a systemd unit",
+                 limit >> 10);
+        reason = reasons[reason_count++].text;
+    }
+    pthread_mutex_unlock(&lock);
+    return reason != NULL ? reason
+                          : "a call lends 1 MiB, and the user may have less locked memory in all (RLIMIT_MEMLOCK): "
+                            "allow 16 MiB or more, by ulimit -l 16384, or LimitMEMLOCK=16M of a systemd unit";
+}
+
+const char *memlock_shortage(size_t bytes)
+{
+    uint64_t limit = limit_now();
+    return (bytes / PAGE + 2) * PAGE > limit ? reason_for(limit) : NULL;
+}
