@@ -37,7 +37,7 @@
 #define LEDGERS 256
 #define SAMPLES_MIN 6 /* on both sides of a class, before it has a say */
 #define RESTORED_SAMPLES 16
-#define OUTLIER 8
+#define OUTLIER 4
 #define MARGIN 0.05f /* a boundary moves for an improvement of this, summed over the classes */
 
 #define CLOSED_AFTER 4 /* copies in a row */
@@ -300,23 +300,24 @@ static _Thread_local struct {
     uint32_t state, until_next, every, taken;
 } dice = {.state = 0x9e3779b9u, .until_next = CROSSOVER_EVERY, .every = CROSSOVER_EVERY};
 
-/* A sample costs about half a microsecond, most of it the clock's: 3 % of a small datagram if one in 16 is one. What is
- * known well by now is looked at less often. */
 static void enter_time(struct ledger *ledger, uint64_t length, uint64_t ns)
 {
     _Atomic uint64_t *word = &ledger->cells[class_of(length)];
     uint64_t before = atomic_load_explicit(word, memory_order_relaxed);
     struct crossover_cell cell = unpack(before);
     float rate = (float)ns / (float)length;
-    if (cell.samples >= SAMPLES_MIN && rate > OUTLIER * cell.ns_per_byte)
+    if (cell.samples < SAMPLES_MIN && 2 * rate < cell.ns_per_byte)
+        cell.samples = 0; /* the first were the long ones: cold, or setting something up */
+    if (cell.samples > 0 && rate > OUTLIER * cell.ns_per_byte)
         rate = OUTLIER * cell.ns_per_byte;
     if (cell.samples < CROSSOVER_WINDOW)
         cell.samples++;
     cell.ns_per_byte += (rate - cell.ns_per_byte) / (float)cell.samples;
-    dice.every = cell.samples < CROSSOVER_WINDOW ? CROSSOVER_EVERY : CROSSOVER_SELDOM;
     atomic_compare_exchange_strong_explicit(word, &before, pack(cell), memory_order_relaxed, memory_order_relaxed);
 }
 
+/* A sample costs about half a microsecond, most of it the clock's: 3 % of a small datagram if one in 16 is one. What is
+ * known well by now is looked at less often. */
 static void enter(const struct crossover_sample *sample, uint64_t ns)
 {
     struct ledger *route = find_ledger(sample->key, true);
@@ -324,6 +325,10 @@ static void enter(const struct crossover_sample *sample, uint64_t ns)
     if (route == NULL || copy == NULL)
         return; /* the table is full: defaults do */
     enter_time(sample->copies ? copy : route, sample->length, ns);
+    uint32_t samples = read_cell(sample->copies ? copy : route, class_of(sample->length)).samples;
+    uint32_t others = read_cell(sample->copies ? route : copy, class_of(sample->length)).samples;
+    bool well_known = samples == CROSSOVER_WINDOW && (others == 0 || others == CROSSOVER_WINDOW);
+    dice.every = well_known ? CROSSOVER_SELDOM : CROSSOVER_EVERY;
     atomic_fetch_add_explicit(&the_table()->entered, 1, memory_order_relaxed);
     uint64_t from = atomic_load_explicit(&route->from, memory_order_relaxed);
     draw_boundary(route, copy, from != 0 ? from : sample->usual);

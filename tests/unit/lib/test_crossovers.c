@@ -196,6 +196,13 @@ TEST("noise below the margin, a few samples, or one that an interrupt made long,
     measure_both(16384, 1000, 1400);
     measure(16384, false, 1000000000);
     CHECK_EQ(from_now(NULL), 16384);
+    begin(16384);
+    measure(16384, false, 100000); /* the first sets something up */
+    for (int i = 0; i < 6; i++) {
+        measure(16384, false, 1000);
+        measure(16384, true, 1400);
+    }
+    CHECK_EQ(from_now(NULL), 16384);
 }
 
 TEST("what one device or pair of ends teaches is not believed of another")
