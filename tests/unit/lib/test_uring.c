@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -364,6 +365,18 @@ static uint32_t draw(void)
     return (uint32_t)(z >> 32);
 }
 
+/* Can a NOP be told how to end (IORING_NOP_INJECT_RESULT, Linux 6.10)? Older kernels take no flags. */
+static bool injects;
+
+static void look_at_kernel(void)
+{
+    struct utsname kernel;
+    unsigned major = 0, minor = 0;
+    CHECK_EQ(uname(&kernel), 0);
+    CHECK_EQ(sscanf(kernel.release, "%u.%u", &major, &minor), 2);
+    injects = major > 6 || (major == 6 && minor >= 10);
+}
+
 /* Short counts, and requests that end as if a signal had interrupted them. What is linked stays as it is: a kernel that
  * reads less breaks the chain, which a shorter length would not. */
 static void lie(struct io_uring_sqe *entry)
@@ -378,7 +391,7 @@ static void lie(struct io_uring_sqe *entry)
     uint32_t dice = draw() % 8;
     if (dice < 4 && entry->len > 1) {
         entry->len = 1 + draw() % entry->len;
-    } else if (dice == 4) {
+    } else if (dice == 4 && injects) {
         uint64_t about = entry->user_data;
         memset(entry, 0, sizeof *entry);
         entry->opcode = IORING_OP_NOP;
@@ -458,6 +471,7 @@ TEST("whatever a ring moves less than it was asked to, the bytes are exact, for 
     const char *given = getenv("SEED");
     seed = given != NULL ? strtoull(given, NULL, 0) : (uint64_t)getpid() << 20 ^ (uint64_t)clock();
     printf("# SEED=%#llx\n", (unsigned long long)seed);
+    look_at_kernel();
     begin(lie);
     for (int i = 0; i < 60; i++)
         one_lie();
@@ -680,7 +694,7 @@ TEST("what a ring had lent when it broke for good comes back when its sockets ho
         struct collector *collector = NULL;
         tcp_pair(fds);
         begin(NULL);
-        uring_linger_ms = 300;
+        uring_linger_ms = slow ? 300 : 20000;
         struct sluice_end *sink = end_of(fds[0]);
         struct sluice_transfer *transfer = lend(sink, SLUICE_ROUTE_URING_SEND_ZC);
         run_for(1);
@@ -865,6 +879,12 @@ TEST("records of a log are written past the page cache from memory that stays re
     unsigned back = 0;
     begin(NULL);
     int log = pattern_file("/var/tmp", 0);
+    if (fcntl(log, F_SETFL, O_DIRECT) < 0) {
+        close(log);
+        end();
+        SKIP("/var/tmp has no O_DIRECT; it is to be had on ext4, XFS, btrfs");
+    }
+    fcntl(log, F_SETFL, 0);
     struct sluice_end *sink;
     CHECK_EQ(sluice_end_open(dup(log), SLUICE_END_OWN_FD | SLUICE_END_DIRECT, &sink), 0);
     CHECK_EQ(sluice_memory_new(2 * RECORD, &memory), 0);
@@ -1086,8 +1106,9 @@ TEST("a user without privileges has a ring with 8 MiB of lockable memory, and wi
 {
     if (geteuid() != 0)
         SKIP("needs root, to become nobody; run as root");
-    CHECK_EQ(probe_as_nobody(0, -1), -ENOMEM);
-    int result = -ENOMEM; /* the kernel gives back what rings of this user's had only after a while */
+    int result = probe_as_nobody(0, -1);
+    CHECK(result == -ENOMEM || result == 0); /* Linux 6.1 does not count rings */
+    result = -ENOMEM; /* the kernel gives back what rings of this user's had only after a while */
     for (int i = 0; i < 100 && result == -ENOMEM; i++, usleep(20000))
         result = probe_as_nobody(40 << 10, -1); /* as the error says */
     CHECK_EQ(result, 0);
