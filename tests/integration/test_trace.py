@@ -279,7 +279,7 @@ def in_a_container():
     done = contained("""
 unshare --pid --fork "$2" -I -S -c "$1" "$3" "$4" <"$6" &
 "$0" trace --json --interval 50ms -F0 --sample 100 -p $! >"$5" &
-until [ -s "$5" ]; do sleep 0.02; done
+until [ -s "$5" ]; do sleep 0.2; done
 echo >"$6"
 wait""", SLUICE, CALLS + "sys.stdin.readline()\n" + COPY, PYTHON[0], data, fresh("contained"), report, go_file)
     equal((done.returncode, done.stderr), (0, ""))
@@ -300,7 +300,7 @@ while not select.select([0], [], [], 0.01)[0]:
     go(process)
     done = contained("""
 "$0" trace --json --interval 50ms -F0 --sample 100 --all --duration 1500ms >"$2" &
-until [ -s "$2" ]; do sleep 0.02; done
+until [ -s "$2" ]; do sleep 0.2; done
 cat "$1" >/dev/null
 wait""", SLUICE, data, fresh("report"))
     process.communicate("\n")
