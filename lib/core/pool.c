@@ -50,6 +50,7 @@ struct slab {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct slab *chains[CHAINS]; /* by address */
+static struct slab *inherited;      /* in a process that was forked */
 static struct list with_room[2];    /* [large] */
 static unsigned idle_slabs[2], large_slabs;
 
@@ -186,8 +187,14 @@ static void make_lists(void)
 
 static void in_child(void)
 {
+    /* The parent's: its rings may be looked at yet, its buffers are never put back. Kept where leak checkers look. */
     for (size_t i = 0; i < CHAINS; i++)
-        chains[i] = NULL;
+        while (chains[i] != NULL) {
+            struct slab *slab = chains[i];
+            chains[i] = slab->next_in_chain;
+            slab->next_in_chain = inherited;
+            inherited = slab;
+        }
     make_lists();
     idle_slabs[0] = idle_slabs[1] = large_slabs = 0;
     pthread_mutex_unlock(&lock);
