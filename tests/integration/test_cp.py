@@ -1023,10 +1023,12 @@ for signal_number in (signal.SIGINT, signal.SIGTERM):
 
 
 def descriptors_beneath(pid, top):
-    """{path: size} of the files beneath top that the process has open, those without a name included."""
-    sizes = {}
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
+    """{path: size} of the files beneath top that the process has open, those without a name included; {} if it is gone."""
+    sizes, descriptors = {}, []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    for fd in descriptors:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if (path := os.readlink(f"/proc/{pid}/fd/{fd}")).startswith(top):
                 sizes[path] = os.stat(f"/proc/{pid}/fd/{fd}").st_size
     return sizes

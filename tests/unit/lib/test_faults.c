@@ -30,6 +30,9 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/lsan_interface.h>
+#endif
 
 #define SINKS_MAX 3
 #define SEGMENTS_MAX 6
@@ -1586,22 +1589,6 @@ static const char *describe(const struct plan *plan, const char *complaint, cons
     return text;
 }
 
-struct job {
-    const struct scenario *scenario;
-    struct outcome *outcome;
-};
-
-static void *play(void *argument)
-{
-    const struct job *job = argument;
-    if (job->scenario->play != NULL)
-        job->scenario->play(job->scenario, job->outcome);
-    else
-        play_transfer(job->scenario, job->outcome);
-    buffers_drain(); /* the pool is the process's */
-    return NULL;
-}
-
 /* A ring that failed for good is asked no more. Where its sockets do not tell either when the kernel has done with what
  * was lent by it, that is never given back, and its end keeps the descriptor. */
 static bool keeps_loans(const struct plan *plan)
@@ -1612,11 +1599,44 @@ static bool keeps_loans(const struct plan *plan)
     return false;
 }
 
+static void allow_leaks(bool allowed)
+{
+#if defined(__SANITIZE_ADDRESS__)
+    if (allowed)
+        __lsan_disable();
+    else
+        __lsan_enable();
+#else
+    (void)allowed;
+#endif
+}
+
+struct job {
+    const struct scenario *scenario;
+    struct outcome *outcome;
+    bool keeps_loans;
+};
+
+static void *play(void *argument)
+{
+    const struct job *job = argument;
+    if (job->keeps_loans)
+        allow_leaks(true);
+    if (job->scenario->play != NULL)
+        job->scenario->play(job->scenario, job->outcome);
+    else
+        play_transfer(job->scenario, job->outcome);
+    if (job->keeps_loans)
+        allow_leaks(false);
+    buffers_drain(); /* the pool is the process's */
+    return NULL;
+}
+
 static void perform(const struct plan *plan)
 {
     static unsigned char expected[BODY_MAX + 4096];
     struct outcome outcome = {.expected = expected};
-    struct job job = {.scenario = &scenarios[plan->scenario], .outcome = &outcome};
+    struct job job = {.scenario = &scenarios[plan->scenario], .outcome = &outcome, .keeps_loans = keeps_loans(plan)};
     pthread_t thread;
     if (plan_count == PLANS_MAX)
         CHECK_FAIL("more than %d runs", PLANS_MAX);
@@ -1637,7 +1657,7 @@ static void perform(const struct plan *plan)
         complaint = "descriptors leaked";
     for (int i = 0; i < SINKS_MAX; i++)
         free(outcome.arrived[i]);
-    if (complaint != NULL && !keeps_loans(plan) && failures++ < 40)
+    if (complaint != NULL && !job.keeps_loans && failures++ < 40)
         printf("# %s\n", describe(plan, complaint, &outcome));
 }
 
