@@ -24,6 +24,7 @@
  * that (sluice_crossovers_share): every cell is one 64-bit word, a lost update is a lost sample.
  */
 #include "crossover.h"
+#include "../base/clock.h"
 #include "file_system.h"
 #include "sys.h"
 #include <errno.h>
@@ -80,13 +81,6 @@ uint32_t crossover_epoch(void)
 static void answers_change(void)
 {
     atomic_fetch_add_explicit(&the_table()->epoch, 1, memory_order_relaxed);
-}
-
-static uint64_t milliseconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
 static uint64_t thread_cpu_ns(void)
@@ -345,7 +339,7 @@ static uint64_t key_of(const struct route *route, const struct pair *pair)
 static bool is_closed(const struct ledger *ledger)
 {
     uint64_t until = atomic_load_explicit(&ledger->closed_until, memory_order_relaxed);
-    return until != 0 && milliseconds() < until;
+    return until != 0 && clock_coarse_ms() < until;
 }
 
 uint64_t crossover_from(const struct route *route, const struct pair *pair, bool *ret_learned)
@@ -390,7 +384,7 @@ void crossover_copied(const struct route *route, const struct pair *pair, bool c
         return;
     uint64_t pause = times < 16 ? (uint64_t)CLOSED_MS << times : CLOSED_MS_MAX;
     atomic_store_explicit(&ledger->closed_times, times + 1, memory_order_relaxed);
-    atomic_store_explicit(&ledger->closed_until, milliseconds() + (pause < CLOSED_MS_MAX ? pause : CLOSED_MS_MAX),
+    atomic_store_explicit(&ledger->closed_until, clock_coarse_ms() + (pause < CLOSED_MS_MAX ? pause : CLOSED_MS_MAX),
                           memory_order_relaxed);
     answers_change();
 }

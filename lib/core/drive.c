@@ -3,20 +3,13 @@
  * Two of the three ways in: the blocking call, and the resumable transfer for other people's loops. The third is in
  * loop/.
  */
+#include "../base/clock.h"
 #include "receipt.h"
 #include "sigpipe.h"
 #include "sys.h"
 #include "transfer.h"
 #include <errno.h>
 #include <stdlib.h>
-#include <time.h>
-
-static uint64_t milliseconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 int sluice_transfer_new(const struct sluice_transfer_options *options, struct sluice_transfer **ret_transfer,
                         struct sluice_error *ret_error)
@@ -74,7 +67,7 @@ int sluice_transfer_step(struct sluice_transfer *transfer, struct sluice_waits *
 {
     struct sigpipe_guard guard = {.active = false};
     if (transfer->flags & SLUICE_TRANSFER_NEVER_BLOCK) {
-        transfer->loop_now = milliseconds();
+        transfer->loop_now = clock_coarse_ms();
         believe_pages(transfer);
     }
     collect_loans(transfer);

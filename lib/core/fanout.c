@@ -25,6 +25,7 @@
  * together.
  */
 #include "fanout.h"
+#include "../base/clock.h"
 #include "receipt.h"
 #include "sys.h"
 #include <errno.h>
@@ -33,7 +34,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 /* Filled anew when this part of the window is free: less would be many calls for few bytes, with one slow sink. */
 #define FILL_PART 4
@@ -154,11 +154,10 @@ bool fanout_is_shared_read(const struct lane *lane)
 
 /* ---- Beginning and end -------------------------------------------------------------------------------------- */
 
+/* Never 0: a sink that is slow since then is not slow. */
 static uint64_t milliseconds(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000 + 1;
+    return clock_coarse_ms() + 1;
 }
 
 int fanout_begin(struct sluice_transfer *transfer, const struct sluice_transfer_options *options)

@@ -1,39 +1,32 @@
 /* SPDX-License-Identifier: MIT */
 #include "file_system.h"
+#include "../base/clock.h"
 #include "sys.h"
 #include <errno.h>
 #include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #define SLOTS 8u
 /* A device number may be another file system's by then. */
-#define KNOWN_S 60
+#define KNOWN_MS 60000
 
 struct known {
     uint64_t device;
-    time_t expires; /* of CLOCK_MONOTONIC; 0: free */
+    uint64_t expires; /* ms; 0: free */
     uint32_t type;
 };
 
 struct refused {
     uint64_t source, sink; /* devices */
-    time_t expires;
+    uint64_t expires;
     uint32_t routes;
 };
 
 static _Thread_local struct known known[SLOTS];
 static _Thread_local struct refused refused[SLOTS];
 static _Thread_local unsigned next_known, next_refused;
-
-static time_t seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return now.tv_sec;
-}
 
 static bool knows_device(struct sluice_end *end, uint64_t *calls)
 {
@@ -55,7 +48,7 @@ uint32_t file_system_of(struct sluice_end *end, uint64_t *calls)
     struct statfs status;
     if (!knows_device(end, calls))
         return 0;
-    time_t now = seconds();
+    uint64_t now = clock_coarse_ms();
     for (unsigned i = 0; i < SLOTS; i++)
         if (known[i].device == end->file.device && known[i].expires > now)
             return known[i].type;
@@ -63,7 +56,7 @@ uint32_t file_system_of(struct sluice_end *end, uint64_t *calls)
     if (sys.fstatfs(end->fd, &status) < 0)
         return 0;
     known[next_known++ % SLOTS] =
-        (struct known){.device = end->file.device, .expires = now + KNOWN_S, .type = (uint32_t)status.f_type};
+        (struct known){.device = end->file.device, .expires = now + KNOWN_MS, .type = (uint32_t)status.f_type};
     return (uint32_t)status.f_type;
 }
 
@@ -105,7 +98,7 @@ bool file_system_only_copies(uint32_t type, bool without_reflink)
 
 static struct refused *find_refused(uint64_t source, uint64_t sink)
 {
-    time_t now = seconds();
+    uint64_t now = clock_coarse_ms();
     for (unsigned i = 0; i < SLOTS; i++)
         if (refused[i].source == source && refused[i].sink == sink && refused[i].expires > now)
             return &refused[i];
@@ -121,8 +114,8 @@ void file_systems_remember_refusal(struct sluice_end *source, struct sluice_end 
     struct refused *slot = find_refused(source->file.device, sink->file.device);
     if (slot == NULL) {
         slot = &refused[next_refused++ % SLOTS];
-        *slot =
-            (struct refused){.source = source->file.device, .sink = sink->file.device, .expires = seconds() + KNOWN_S};
+        *slot = (struct refused){
+            .source = source->file.device, .sink = sink->file.device, .expires = clock_coarse_ms() + KNOWN_MS};
     }
     slot->routes |= 1u << route;
 }

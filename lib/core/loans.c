@@ -23,6 +23,7 @@
  * leaves by one system call, and many come back by one.
  */
 #include "loans.h"
+#include "../base/clock.h"
 #include "crossover.h"
 #include "memlock.h"
 #include "receipt.h"
@@ -34,7 +35,6 @@
 #include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* So much more outstanding than when the queue was read last and it is read before more is lent. The kernel joins
  * notifications while they lie there, so reading seldom is reading little. */
@@ -82,13 +82,6 @@ static _Thread_local struct sluice_end *closed_ends;
 /* A wake-up of the loop and reading the queue, for however many loans. */
 #define LATER_READING_NS 1000
 #define LATER_WINDOW 4096u
-
-static uint64_t milliseconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 static struct lending *lending_of(const struct sluice_end *end)
 {
@@ -269,7 +262,7 @@ static void learn(struct sluice_end *end, const struct loan *loan, bool copied)
     if (sluice_end_egress(end, &egress) == 0)
         pair.egress = &end->socket.egress;
     if (copied) {
-        lending_of(end)->copied_until = milliseconds() + COPIED_PAUSE_MS;
+        lending_of(end)->copied_until = clock_coarse_ms() + COPIED_PAUSE_MS;
         end->memory_plan.until = 0;
     }
     crossover_copied(route_registry[loan->route], &pair, copied);
@@ -296,7 +289,7 @@ enum sluice_verdict end_lending(struct sluice_end *sink, bool waits, const char 
         reason = "the peer is on this machine: lent pages are copied on delivery";
     else if (!egress.scatter_gather || !egress.checksum)
         reason = "the device has no scatter-gather or no checksum offload: the kernel would copy";
-    else if (lending != NULL && lending->copied_until > milliseconds())
+    else if (lending != NULL && lending->copied_until > clock_coarse_ms())
         reason = "the kernel copied what was lent to this socket; it is asked again after 30 s";
     else
         reason = memlock_shortage(LEND_STEP);
@@ -532,7 +525,7 @@ static bool still_pressed(struct lending *lending)
 {
     uint32_t count = lending->of[LOANS_OF_SOCKET].count + lending->of[LOANS_OF_RING].count;
     if (lending->pressed &&
-        (count < lending->pressed_count || (count == 0 && milliseconds() >= lending->pressed_until)))
+        (count < lending->pressed_count || (count == 0 && clock_coarse_ms() >= lending->pressed_until)))
         lending->pressed = false;
     return lending->pressed;
 }
@@ -646,5 +639,5 @@ void lane_lending_failed(struct lane *lane, int error)
     uint32_t left = end_loans(sink);
     lending->pressed = true;
     lending->pressed_count = left;
-    lending->pressed_until = milliseconds() + PRESSED_PAUSE_MS;
+    lending->pressed_until = clock_coarse_ms() + PRESSED_PAUSE_MS;
 }

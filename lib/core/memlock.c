@@ -6,6 +6,7 @@
  * there is, and it is known before.
  */
 #include "memlock.h"
+#include "../base/clock.h"
 #include "sys.h"
 #include <inttypes.h>
 #include <linux/capability.h>
@@ -15,7 +16,6 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <sys/resource.h>
-#include <time.h>
 
 #define PAGE 4096u
 #define ASKED_AGAIN_MS 1000
@@ -31,13 +31,6 @@ static struct {
 } reasons[REASONS];
 static unsigned reason_count;
 
-static uint64_t milliseconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
 static bool is_exempt(void)
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
@@ -48,7 +41,7 @@ static bool is_exempt(void)
 static uint64_t limit_now(void)
 {
     struct rlimit limit;
-    uint64_t now = milliseconds();
+    uint64_t now = clock_coarse_ms();
     if (now < atomic_load_explicit(&asked_until, memory_order_relaxed))
         return atomic_load_explicit(&limit_known, memory_order_relaxed);
     uint64_t allowed = UINT64_MAX;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "loop.h"
+#include "../base/clock.h"
 #include "../core/fanout.h"
 #include "../core/plan.h"
 #include "../core/receipt.h"
@@ -51,16 +52,9 @@ static void clear_graveyard(struct sluice_loop *loop)
     }
 }
 
-static uint64_t read_clock(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
 void loop_begin_turn(struct sluice_loop *loop)
 {
-    loop->now = read_clock();
+    loop->now = clock_coarse_ms();
     loop->turn++;
     loop->heavy_before = loop->heavy;
     loop->heavy = 0;
@@ -520,9 +514,11 @@ int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_
             *ret_transfer = transfer;
         return 0;
     }
+    /* What comes back after this is a difference. */
     if (transfer->account != NULL)
-        transfer_settle(transfer);                 /* what comes back after this copy is a difference */
-    if (transfer->lanes != &transfer->inline_lane) /* the others go with the transfer */
+        transfer_settle(transfer);
+    /* Lanes that were allocated go with the transfer. */
+    if (transfer->lanes != &transfer->inline_lane)
         receipt_copy(&transfer->inline_lane.receipt, &transfer->lanes[0].receipt);
     if (ret_receipt != NULL)
         *ret_receipt = &transfer->inline_lane.receipt;
@@ -690,7 +686,7 @@ void sluice_timer_start(struct sluice_loop *loop, struct sluice_timer *timer, un
     timer->expired = expired;
     timer->context = context;
     if (!loop->running)
-        loop->now = read_clock();
+        loop->now = clock_coarse_ms();
     timers_start(&loop->timers, timer, loop->now, milliseconds);
 }
 
@@ -842,7 +838,7 @@ static int make_loop(const struct loop_kind *kind, const struct sluice_loop_opti
     if (loop == NULL)
         return -ENOMEM;
     loop->kind = kind;
-    loop->now = read_clock();
+    loop->now = clock_coarse_ms();
     loop->turn = 1;
     loop->queued_last = &loop->queued;
     loop->wake = loop->alarm = loop->reserve = -1;
