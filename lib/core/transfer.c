@@ -214,13 +214,6 @@ void lane_prove(struct lane *lane, enum sluice_route route)
 
 /* ---- Choosing a route --------------------------------------------------------------------------------------- */
 
-/* Choosing changes nothing of a lane but this. */
-static uint64_t *system_calls_of(const struct lane *lane)
-{
-    struct sluice_transfer *transfer = lane->transfer;
-    return &transfer->lanes[lane - transfer->lanes].receipt.system_calls;
-}
-
 static struct pair pair_of(const struct lane *lane, uint32_t segment)
 {
     const struct sluice_transfer *transfer = lane->transfer;
@@ -248,7 +241,7 @@ static const struct route *choose_forced(const struct lane *lane, unsigned tried
     return route_registry[lane->transfer->forced];
 }
 
-static const struct route *choose_for_end(const struct lane *lane, uint32_t segment, unsigned tried)
+static const struct route *choose_for_end(struct lane *lane, uint32_t segment, unsigned tried)
 {
     const struct sluice_transfer *transfer = lane->transfer;
     const struct sluice_segment *source = &transfer->segments[segment];
@@ -267,7 +260,7 @@ static const struct route *choose_for_end(const struct lane *lane, uint32_t segm
         return route_registry[source->end->file.planned[sink->kind]];
     struct pair pair = pair_of(lane, segment);
     if (end_is_file(sink))
-        tried |= plan_between_files(&pair, source, lane->sink, system_calls_of(lane));
+        tried |= plan_between_files(&pair, source, lane->sink, &lane->receipt.system_calls);
     const struct route *route = plan_choose(&pair, tried);
     if (usual && route != NULL && !end_is_file(sink))
         source->end->file.planned[sink->kind] = (uint8_t)route->id;
@@ -343,7 +336,7 @@ static inline const struct route *choose_for_memory(const struct lane *lane, uin
     return lane->plans_memory ? choose_carrier_of_memory(lane, segment, tried) : route_registry[SLUICE_ROUTE_COPY];
 }
 
-static inline const struct route *choose(const struct lane *lane, uint32_t segment, unsigned tried)
+static inline const struct route *choose(struct lane *lane, uint32_t segment, unsigned tried)
 {
     if (lane_segment(lane, segment)->kind == SLUICE_SEGMENT_MEMORY)
         return choose_for_memory(lane, segment, tried);
@@ -428,7 +421,7 @@ int lane_leave_rest(struct lane *lane, const char *reason)
     return 0;
 }
 
-enum sluice_route lane_would_choose(const struct lane *lane, uint32_t segment)
+enum sluice_route lane_would_choose(struct lane *lane, uint32_t segment)
 {
     const struct route *route = choose(lane, segment, 0);
     return route != NULL ? route->id : SLUICE_ROUTE_AUTO;

@@ -226,7 +226,7 @@ int transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_wai
 /* For fanout.c: what would carry this segment to the lane's sink; the lane goes on by copy; the lane ends with an error
  * of its own (negative: that was the last one, and the transfer failed); and whether an errno is in a list of refusals.
  */
-enum sluice_route lane_would_choose(const struct lane *lane, uint32_t segment);
+enum sluice_route lane_would_choose(struct lane *lane, uint32_t segment);
 void lane_demote_to_copy(struct lane *lane, int error, const char *reason);
 int lane_drop(struct lane *lane, int code, const char *operation, const char *reason, const char *remedy);
 bool errno_in_list(const int *errnos, int error);
