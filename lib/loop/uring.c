@@ -15,6 +15,7 @@
  * The rings are used without liburing: it is a few dozen lines, every system call goes through the seam (core/sys.h),
  * and there is one library less to have. What is newer than the kernel headers of Debian 12 is written out here.
  */
+#include "../base/list.h"
 #include "../core/sys.h"
 #include "loop.h"
 #include <errno.h>
@@ -45,9 +46,10 @@
 #define PLACES 64
 #define REGISTERED_MAX (UINT64_C(1) << 30) /* of one, says the kernel */
 #define REFUSED_PAUSE_MS 1000              /* after the user's limit on locked memory was met */
-/* A receive that waits takes 1.8 KB of the kernel's memory, a poll a fifth of that: one that has waited for so long is
- * changed into a poll. */
+/* A receive that waits takes 1.8 KB of the kernel's memory more than waiting by epoll, a poll about as much as that
+ * (bench/README.md): one that has waited for so long is changed into a poll. */
 #define REST_AFTER_MS 2000
+#define PROBE_TRIES 100    /* while the kernel has no memory, or a signal comes */
 #define RESTS_PER_SLOT 256 /* of the timers: half a millisecond of work at most */
 
 /* What a report is about: the low bits of its user data. The rest points to a struct source. */
@@ -82,8 +84,8 @@ struct uring_end {
     bool resting;                 /* silent for long: to be polled instead of received from */
     ssize_t how;
     unsigned writing;  /* flights into it */
-    uint32_t heard_at; /* ms of the loop's clock; taken to the end of ring->heard when much time has passed since */
-    struct uring_end *next_heard, **previous_heard;
+    uint32_t heard_at; /* ms of the loop's clock */
+    struct list heard; /* in ring->heard, whose last it becomes when much time has passed since heard_at */
     struct held *held, **held_last;
 };
 
@@ -155,7 +157,7 @@ struct uring_loop {
     struct flight *idle;
     unsigned idle_count;
     struct notice *notices;
-    struct uring_end *heard, **heard_last; /* sockets received from, the longest silent first */
+    struct list heard; /* sockets received from, the longest silent first */
     struct sluice_timer rest_timer;
     char scratch[RECEIVE_MAX]; /* for what is no socket */
 };
@@ -407,56 +409,40 @@ static bool poll_for(struct uring_loop *ring, int fd, uint32_t events, enum abou
     return true;
 }
 
-static void leave_heard(struct uring_end *state)
-{
-    struct uring_loop *ring = ring_of(state->common.loop);
-    if (state->previous_heard == NULL)
-        return;
-    *state->previous_heard = state->next_heard;
-    if (state->next_heard != NULL)
-        state->next_heard->previous_heard = state->previous_heard;
-    else
-        ring->heard_last = state->previous_heard;
-    state->previous_heard = NULL;
-}
-
 static void put_quiet_to_rest(void *context);
 
 static void note_heard(struct uring_end *state)
 {
     struct uring_loop *ring = ring_of(state->common.loop);
     uint32_t now = (uint32_t)ring->common.now;
-    if (state->previous_heard != NULL && now - state->heard_at < REST_AFTER_MS / 2)
+    if (!list_empty(&state->heard) && now - state->heard_at < REST_AFTER_MS / 2)
         return;
-    leave_heard(state);
-    if (ring->heard == NULL)
+    list_remove(&state->heard);
+    if (list_empty(&ring->heard))
         sluice_timer_start(&ring->common, &ring->rest_timer, REST_AFTER_MS, put_quiet_to_rest, ring);
     state->heard_at = now;
-    state->next_heard = NULL;
-    state->previous_heard = ring->heard_last;
-    *ring->heard_last = state;
-    ring->heard_last = &state->next_heard;
+    list_add_last(&ring->heard, &state->heard);
+}
+
+/* Report it when the end can be read. Returns 0 or a negative errno. */
+static int ask_readable(struct uring_end *state)
+{
+    struct uring_loop *ring = ring_of(state->common.loop);
+    if (!state->asked_read &&
+        !poll_for(ring, state->common.end->fd, POLLIN | POLLRDHUP, ABOUT_READABLE, &state->common.source))
+        return ring->error;
+    state->asked_read = true;
+    return 0;
 }
 
 /* A multishot receive goes on while buffers last, whatever the receiver thinks of it: from a client that sends without
  * end the loop would have to keep a MiB for each connection that is paused. So it is told to end after as much as one
  * call of the receiver takes (the field that is file_index for others, Linux 6.17); where that is not known (EINVAL),
  * receives are asked for one at a time. */
-static int start_receiving(struct uring_end *state)
+static void fill_receive(const struct uring_loop *ring, int fd, struct io_uring_sqe *entry)
 {
-    struct uring_loop *ring = ring_of(state->common.loop);
-    struct sluice_end *end = state->common.end;
-    if (!end_is_socket(end)) {
-        if (!state->asked_read && !poll_for(ring, end->fd, POLLIN, ABOUT_READABLE, &state->common.source))
-            return ring->error;
-        state->asked_read = true;
-        return 0;
-    }
-    struct io_uring_sqe *entry = request(ring, ABOUT_RECEIVE, &state->common.source);
-    if (entry == NULL)
-        return ring->error;
     entry->opcode = IORING_OP_RECV;
-    entry->fd = end->fd;
+    entry->fd = fd;
     entry->flags = IOSQE_BUFFER_SELECT;
     if (ring->bounded) {
         entry->ioprio = IORING_RECV_MULTISHOT;
@@ -465,20 +451,21 @@ static int start_receiving(struct uring_end *state)
         entry->len = RECEIVE_MAX;
     }
     entry->buf_group = BUFFER_GROUP;
+}
+
+static int start_receiving(struct uring_end *state)
+{
+    struct uring_loop *ring = ring_of(state->common.loop);
+    struct sluice_end *end = state->common.end;
+    if (!end_is_socket(end))
+        return ask_readable(state);
+    struct io_uring_sqe *entry = request(ring, ABOUT_RECEIVE, &state->common.source);
+    if (entry == NULL)
+        return ring->error;
+    fill_receive(ring, end->fd, entry);
     state->receiving = true;
     state->cancelling = state->resting = false;
     note_heard(state);
-    return 0;
-}
-
-/* Returns 0 or a negative errno. */
-static int start_resting(struct uring_end *state)
-{
-    struct uring_loop *ring = ring_of(state->common.loop);
-    if (!state->asked_read &&
-        !poll_for(ring, state->common.end->fd, POLLIN | POLLRDHUP, ABOUT_READABLE, &state->common.source))
-        return ring->error;
-    state->asked_read = true;
     return 0;
 }
 
@@ -494,18 +481,20 @@ static void put_quiet_to_rest(void *context)
 {
     struct uring_loop *ring = context;
     uint32_t now = (uint32_t)ring->common.now;
-    for (int i = 0; i < RESTS_PER_SLOT && ring->heard != NULL && now - ring->heard->heard_at >= REST_AFTER_MS; i++) {
-        struct uring_end *state = ring->heard;
-        leave_heard(state);
+    for (int i = 0; i < RESTS_PER_SLOT && !list_empty(&ring->heard); i++) {
+        struct uring_end *state = LIST_OBJECT(ring->heard.next, struct uring_end, heard);
+        uint32_t silent = now - state->heard_at;
+        if (silent < REST_AFTER_MS) {
+            sluice_timer_start(&ring->common, &ring->rest_timer, REST_AFTER_MS - silent, put_quiet_to_rest, ring);
+            return;
+        }
+        list_remove(&state->heard);
         state->resting = state->receiving && !state->cancelling;
         if (state->resting)
             stop_receiving(state); /* its last report begins the poll */
     }
-    if (ring->heard == NULL)
-        return;
-    uint32_t silent = now - ring->heard->heard_at;
-    sluice_timer_start(&ring->common, &ring->rest_timer, silent < REST_AFTER_MS ? REST_AFTER_MS - silent : 1,
-                       put_quiet_to_rest, ring);
+    if (!list_empty(&ring->heard))
+        sluice_timer_start(&ring->common, &ring->rest_timer, 1, put_quiet_to_rest, ring);
 }
 
 static void drop_held(struct uring_end *state)
@@ -536,6 +525,7 @@ static void ask_broken(struct uring_end *state)
 static int meet(struct loop_end *common)
 {
     end_state(common)->held_last = &end_state(common)->held;
+    list_init(&end_state(common)->heard);
     return common->end->kind == SLUICE_END_MEMORY || end_is_file(common->end) ? -EPERM : 0;
 }
 
@@ -543,7 +533,7 @@ static void part(struct loop_end *common)
 {
     struct uring_end *state = end_state(common);
     struct uring_loop *ring = ring_of(common->loop);
-    leave_heard(state);
+    list_remove(&state->heard);
     stop_receiving(state);
     if (state->asked_read)
         cancel(ring, ABOUT_READABLE, &common->source);
@@ -725,7 +715,7 @@ static void received(struct uring_end *state, const struct io_uring_cqe *report)
     if (state->receiving || common->source.dead || state->over || common->receive == NULL || common->receive_ended)
         return;
     if (!common->paused) {
-        int result = state->resting ? start_resting(state) : start_receiving(state);
+        int result = state->resting ? ask_readable(state) : start_receiving(state);
         if (result < 0)
             ended(state, result);
     } else {
@@ -864,13 +854,12 @@ static int await(struct loop_end *common, enum sluice_wait_kind kind, bool fresh
 {
     struct uring_end *state = end_state(common);
     struct uring_loop *ring = ring_of(common->loop);
-    bool read = kind == SLUICE_WAIT_READABLE;
-    bool *asked = read ? &state->asked_read : &state->asked_write;
     (void)fresh;
-    if (!*asked && !poll_for(ring, common->end->fd, read ? POLLIN | POLLRDHUP : POLLOUT,
-                             read ? ABOUT_READABLE : ABOUT_WRITABLE, &common->source))
+    if (kind == SLUICE_WAIT_READABLE)
+        return ask_readable(state);
+    if (!state->asked_write && !poll_for(ring, common->end->fd, POLLOUT, ABOUT_WRITABLE, &common->source))
         return ring->error;
-    *asked = true;
+    state->asked_write = true;
     return 0;
 }
 
@@ -1658,21 +1647,18 @@ static int restrict_ring(struct uring_loop *ring)
 }
 
 /* Can a multishot receive be told to end after so many bytes? A kernel that cannot refuses the request (EINVAL) before
- * it looks at the descriptor. */
-static bool bounds_receives(struct uring_loop *ring)
+ * it looks at the descriptor. Returns 1, 0 or a negative errno. */
+static int bounds_receives(struct uring_loop *ring)
 {
-    struct io_uring_cqe report = {0};
+    struct io_uring_cqe report;
     struct io_uring_sqe *entry = &ring->entries[ring->tail++ & ring->sq_mask];
-    memset(entry, 0, sizeof *entry);
-    entry->opcode = IORING_OP_RECV;
-    entry->fd = -1;
-    entry->flags = IOSQE_BUFFER_SELECT;
-    entry->ioprio = IORING_RECV_MULTISHOT;
-    entry->file_index = RECEIVE_MAX;
-    entry->buf_group = BUFFER_GROUP;
-    entry->user_data = ABOUT_NOTHING;
-    while (ring->error == 0 && !take_report(ring, &report))
-        enter(ring, true, -1);
+    memset(entry, 0, sizeof *entry); /* its user data too: ABOUT_NOTHING */
+    fill_receive(ring, -1, entry);
+    for (int tries = 0; !take_report(ring, &report); tries++) {
+        int result = enter(ring, true, -1);
+        if (result < 0 && (ring->error != 0 || tries == PROBE_TRIES))
+            return result;
+    }
     return report.res == -EBADF;
 }
 
@@ -1705,10 +1691,11 @@ static int set_up(struct uring_loop *ring, const struct sluice_loop_options *opt
     }
     if (result < 0)
         return refused(result, options, ret_error);
-    if (options->kind != SLUICE_LOOP_AUTO || bounds_receives(ring))
+    if (options->kind != SLUICE_LOOP_AUTO)
         return 0;
-    if (ring->error != 0)
-        return refused(ring->error, options, ret_error);
+    result = bounds_receives(ring);
+    if (result != 0)
+        return result < 0 ? refused(result, options, ret_error) : 0;
     if (ret_error != NULL)
         *ret_error = (struct sluice_error){.code = -EOPNOTSUPP, .operation = "io_uring_enter", .reason = not_cheaper};
     return -EOPNOTSUPP;
@@ -1752,7 +1739,7 @@ static int open_loop(struct sluice_loop *loop, const struct sluice_loop_options 
     int result = set_up(ring, options, NULL);
     if (result < 0)
         return result;
-    ring->heard_last = &ring->heard;
+    list_init(&ring->heard);
     ring->carrier.carry = carry;
     loop->carrier = &ring->carrier;
     return 0;
