@@ -136,12 +136,7 @@ TEST("a forced route is taken for any size")
     CHECK_EQ(send(from[0], bytes, sizeof bytes, 0), sizeof bytes);
     struct sluice_segment segment = stream_segment(source, sizeof bytes);
     struct sluice_receipt receipt;
-    struct sluice_transfer_options options = {.size = sizeof options,
-                                              .segments = &segment,
-                                              .segment_count = 1,
-                                              .sinks = &sink,
-                                              .sink_count = 1,
-                                              .route = SLUICE_ROUTE_SPLICE};
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_SPLICE);
     CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
     CHECK_EQ(receipt.routes[SLUICE_ROUTE_SPLICE].bytes, sizeof bytes);
     sluice_end_close(source);
@@ -419,8 +414,7 @@ TEST("transfers measure themselves, now and then by the other way, and every byt
         CHECK_EQ(send(from[0], sent, LENGTH, 0), LENGTH);
         struct sluice_segment segment = stream_segment(source, LENGTH);
         struct sluice_receipt receipt;
-        struct sluice_transfer_options options = {
-            .size = sizeof options, .segments = &segment, .segment_count = 1, .sinks = &sink, .sink_count = 1};
+        struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_AUTO);
         CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
         sluice_receipt_add(&sum, &receipt);
         for (size_t at = 0; at < LENGTH;) {

@@ -365,12 +365,7 @@ TEST("of a file with more extents than the kernel is asked for at a time, all co
     CHECK_EQ(ftruncate(from, PIECES * 2 * PIECE), 0);
     struct sluice_end *source = end_of(from), *sink = end_of(to);
     struct sluice_segment segment = file_segment(source, 0, PIECES * 2 * PIECE);
-    struct sluice_transfer_options options = {.size = sizeof options,
-                                              .segments = &segment,
-                                              .segment_count = 1,
-                                              .sinks = &sink,
-                                              .sink_count = 1,
-                                              .route = SLUICE_ROUTE_REFLINK};
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_REFLINK);
     struct sluice_receipt receipt;
     CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
     CHECK_EQ(receipt.by_reference, PIECES * 2 * PIECE);
@@ -394,12 +389,7 @@ TEST("on a file system whose extents tell nothing, what copy_file_range did is u
     int from = pattern_file(directory, SIZE), to = new_file(directory);
     struct sluice_end *source = end_of(from), *sink = end_of(to);
     struct sluice_segment segment = file_segment(source, 0, SIZE);
-    struct sluice_transfer_options options = {.size = sizeof options,
-                                              .segments = &segment,
-                                              .segment_count = 1,
-                                              .sinks = &sink,
-                                              .sink_count = 1,
-                                              .route = SLUICE_ROUTE_COPY_FILE_RANGE};
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_COPY_FILE_RANGE);
     struct sluice_receipt receipt;
     sys.fstatfs = as_overlayfs;
     CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
@@ -430,8 +420,7 @@ TEST("a range that ends in mid-block is shared but for that block, which copy_fi
     int from = pattern_file(directory, SIZE), to = pattern_file(directory, SIZE);
     struct sluice_end *source = end_of(from), *sink = end_of(to);
     struct sluice_segment segment = file_segment(source, 0, 1000000);
-    struct sluice_transfer_options options = {
-        .size = sizeof options, .segments = &segment, .segment_count = 1, .sinks = &sink, .sink_count = 1};
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_AUTO);
     struct sluice_receipt receipt;
     CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
     CHECK_EQ(receipt.by_reference, 1000000 / 4096 * 4096);
@@ -451,12 +440,7 @@ TEST("reflink forced between two file systems fails with the reason and nothing 
     int from = pattern_file(file_system("xfs"), SIZE), to = new_file(file_system("btrfs"));
     struct sluice_end *source = end_of(from), *sink = end_of(to);
     struct sluice_segment segment = file_segment(source, 0, SLUICE_UNTIL_END);
-    struct sluice_transfer_options options = {.size = sizeof options,
-                                              .segments = &segment,
-                                              .segment_count = 1,
-                                              .sinks = &sink,
-                                              .sink_count = 1,
-                                              .route = SLUICE_ROUTE_REFLINK};
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_REFLINK);
     CHECK_EQ(sluice_transfer_run(&options, &receipt, &error), -EOPNOTSUPP);
     CHECK_STR(error.reason, "the files are on different file systems");
     CHECK_STR(error.operation, "ioctl(FICLONERANGE)");
@@ -481,12 +465,8 @@ TEST("copy_file_range appends at the position of a file, moves it on, and proves
     CHECK_EQ(write(to, "before", 6), 6);
     struct sluice_end *source = end_of(dup(from)), *sink = end_of(dup(to));
     struct sluice_segment segment = file_segment(source, 0, SIZE);
-    struct sluice_transfer_options options = {.size = sizeof options,
-                                              .segments = &segment,
-                                              .segment_count = 1,
-                                              .sinks = &sink,
-                                              .sink_count = 1,
-                                              .sink_offset = SLUICE_APPEND};
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_AUTO);
+    options.sink_offset = SLUICE_APPEND;
     struct sluice_receipt receipt;
     CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
     CHECK_EQ(receipt.routes[SLUICE_ROUTE_COPY_FILE_RANGE].bytes, SIZE);
@@ -518,12 +498,7 @@ TEST(
         CHECK_EQ(sluice_end_open_file(from, SIZE, 0, &source), 0);
         CHECK_EQ(sluice_end_open_file(to, 0, SLUICE_END_OWN_FD, &sink), 0);
         struct sluice_segment segment = file_segment(source, 0, SIZE);
-        struct sluice_transfer_options options = {.size = sizeof options,
-                                                  .segments = &segment,
-                                                  .segment_count = 1,
-                                                  .sinks = &sink,
-                                                  .sink_count = 1,
-                                                  .route = routes[i]};
+        struct sluice_transfer_options options = one_to_one(&segment, &sink, routes[i]);
         struct sluice_receipt receipt;
         CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
         CHECK_EQ(receipt.bytes, SIZE);
@@ -670,12 +645,7 @@ TEST("whatever refuses reflink, copy_file_range goes on, and forced, the transfe
         CHECK_EQ(receipt.routes[SLUICE_ROUTE_COPY_FILE_RANGE].bytes, SIZE);
         struct sluice_end *source = end_of(dup(from)), *sink = end_of(to);
         struct sluice_segment segment = file_segment(source, 0, SIZE);
-        struct sluice_transfer_options options = {.size = sizeof options,
-                                                  .segments = &segment,
-                                                  .segment_count = 1,
-                                                  .sinks = &sink,
-                                                  .sink_count = 1,
-                                                  .route = SLUICE_ROUTE_REFLINK};
+        struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_REFLINK);
         struct sluice_error error;
         CHECK_EQ(sluice_transfer_run(&options, NULL, &error), -EOPNOTSUPP);
         CHECK_STR(error.operation, "ioctl(FICLONERANGE)");
@@ -697,12 +667,7 @@ TEST("a file of /proc goes whole into a file, and is not taken for empty by a fo
     for (int i = 0; i < 2; i++) {
         struct sluice_end *source = end_of(dup(from)), *sink = end_of(pattern_file(NULL, 0));
         struct sluice_segment segment = file_segment(source, 0, SLUICE_UNTIL_END);
-        struct sluice_transfer_options options = {.size = sizeof options,
-                                                  .segments = &segment,
-                                                  .segment_count = 1,
-                                                  .sinks = &sink,
-                                                  .sink_count = 1,
-                                                  .route = routes[i]};
+        struct sluice_transfer_options options = one_to_one(&segment, &sink, routes[i]);
         struct sys before = sys;
         if (i == 0) { /* as Linux 5.3 to 5.18 did */
             refused_with = 0;

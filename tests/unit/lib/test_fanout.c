@@ -202,6 +202,49 @@ TEST("of a stream no sink gets further ahead of the slowest than the window; a f
     }
 }
 
+/* A stream into two sinks; all three are Unix sockets, whose other ends the test holds. */
+struct stream_to_two {
+    int source, feeder;
+    int sink_fds[2], readers[2];
+    struct sluice_segment segment;
+    struct sluice_end *sinks[2];
+    struct sluice_transfer *transfer;
+};
+
+static void begin_stream_to_two(struct stream_to_two *all, uint64_t size, enum sluice_route route)
+{
+    int source[2];
+    unix_pair(source);
+    all->source = source[0];
+    all->feeder = source[1];
+    all->segment = stream_segment(end_of(all->source), size);
+    for (int i = 0; i < 2; i++) {
+        int sink[2];
+        unix_pair(sink);
+        all->sink_fds[i] = sink[0];
+        all->readers[i] = sink[1];
+        all->sinks[i] = end_of(sink[0]);
+    }
+    struct sluice_transfer_options options = {.size = sizeof options,
+                                              .segments = &all->segment,
+                                              .segment_count = 1,
+                                              .sinks = all->sinks,
+                                              .sink_count = 2,
+                                              .route = route};
+    CHECK_EQ(sluice_transfer_new(&options, &all->transfer, NULL), 0);
+}
+
+static void end_stream_to_two(struct stream_to_two *all)
+{
+    sluice_transfer_free(all->transfer);
+    sluice_end_close(all->segment.end);
+    close(all->feeder);
+    for (int i = 0; i < 2; i++) {
+        sluice_end_close(all->sinks[i]);
+        close(all->readers[i]);
+    }
+}
+
 static int late_source, late_feeder;
 
 /* The first lane has asked just before the bytes come, all at once. */
@@ -232,34 +275,16 @@ TEST("what one sink's turn found in the source is given to those that had found 
     sys.splice = late_splice;
     for (int i = 0; i < 4; i++) {
         bool by_tee = i % 2 == 1, until_end = i / 2 == 1;
-        int source[2], a[2], b[2];
-        char got[8];
-        unix_pair(source);
-        unix_pair(a);
-        unix_pair(b);
-        struct sluice_end *sinks[] = {end_of(a[0]), end_of(b[0])};
-        struct sluice_segment segment = stream_segment(end_of(source[0]), until_end ? SLUICE_UNTIL_END : 4);
-        struct sluice_transfer_options options = {.size = sizeof options,
-                                                  .segments = &segment,
-                                                  .segment_count = 1,
-                                                  .sinks = sinks,
-                                                  .sink_count = 2,
-                                                  .route = by_tee ? SLUICE_ROUTE_TEE : SLUICE_ROUTE_COPY};
-        struct sluice_transfer *transfer;
+        struct stream_to_two all;
         struct sluice_waits waits;
-        late_source = source[0];
-        late_feeder = source[1];
-        CHECK_EQ(sluice_transfer_new(&options, &transfer, NULL), 0);
-        CHECK_EQ(sluice_transfer_step(transfer, &waits), until_end ? SLUICE_STEP_WAIT : SLUICE_STEP_DONE);
-        CHECK_EQ(recv(a[1], got, sizeof got, MSG_DONTWAIT), 4);
-        CHECK_EQ(recv(b[1], got, sizeof got, MSG_DONTWAIT), 4);
-        sluice_transfer_free(transfer);
-        sluice_end_close(segment.end);
-        sluice_end_close(sinks[0]);
-        sluice_end_close(sinks[1]);
-        close(source[1]);
-        close(a[1]);
-        close(b[1]);
+        char got[8];
+        begin_stream_to_two(&all, until_end ? SLUICE_UNTIL_END : 4, by_tee ? SLUICE_ROUTE_TEE : SLUICE_ROUTE_COPY);
+        late_source = all.source;
+        late_feeder = all.feeder;
+        CHECK_EQ(sluice_transfer_step(all.transfer, &waits), until_end ? SLUICE_STEP_WAIT : SLUICE_STEP_DONE);
+        CHECK_EQ(recv(all.readers[0], got, sizeof got, MSG_DONTWAIT), 4);
+        CHECK_EQ(recv(all.readers[1], got, sizeof got, MSG_DONTWAIT), 4);
+        end_stream_to_two(&all);
     }
     sys = before;
 }
@@ -291,46 +316,28 @@ TEST("when the source breaks, every sink gets what was read of it, the slow one 
     sys.splice = broken_splice;
     for (int by_tee = 0; by_tee < 2; by_tee++) {
         static unsigned char bytes[1000], got[sizeof bytes + 1], filler[4096];
-        int source[2], a[2], b[2];
-        size_t filled = 0;
-        unix_pair(source);
-        unix_pair(a);
-        unix_pair(b);
-        pattern_fill(bytes, 0, sizeof bytes);
-        CHECK_EQ(write(source[1], bytes, sizeof bytes), sizeof bytes);
-        for (ssize_t sent; (sent = send(b[0], filler, sizeof filler, MSG_DONTWAIT)) > 0;)
-            filled += (size_t)sent;
-        struct sluice_end *sinks[] = {end_of(a[0]), end_of(b[0])};
-        struct sluice_segment segment = stream_segment(end_of(source[0]), SLUICE_UNTIL_END);
-        struct sluice_transfer_options options = {.size = sizeof options,
-                                                  .segments = &segment,
-                                                  .segment_count = 1,
-                                                  .sinks = sinks,
-                                                  .sink_count = 2,
-                                                  .route = by_tee ? SLUICE_ROUTE_TEE : SLUICE_ROUTE_COPY};
-        struct sluice_transfer *transfer;
+        struct stream_to_two all;
         struct sluice_waits waits;
-        broken_source = source[0];
+        size_t filled = 0;
+        begin_stream_to_two(&all, SLUICE_UNTIL_END, by_tee ? SLUICE_ROUTE_TEE : SLUICE_ROUTE_COPY);
+        pattern_fill(bytes, 0, sizeof bytes);
+        CHECK_EQ(write(all.feeder, bytes, sizeof bytes), sizeof bytes);
+        for (ssize_t sent; (sent = send(all.sink_fds[1], filler, sizeof filler, MSG_DONTWAIT)) > 0;)
+            filled += (size_t)sent;
+        broken_source = all.source;
         breaks_after = 1;
-        CHECK_EQ(sluice_transfer_new(&options, &transfer, NULL), 0);
         for (int i = 0; i < 3; i++)
-            CHECK_EQ(sluice_transfer_step(transfer, &waits), SLUICE_STEP_WAIT);
-        CHECK_EQ(recv(a[1], got, sizeof got, MSG_DONTWAIT), sizeof bytes);
+            CHECK_EQ(sluice_transfer_step(all.transfer, &waits), SLUICE_STEP_WAIT);
+        CHECK_EQ(recv(all.readers[0], got, sizeof got, MSG_DONTWAIT), sizeof bytes);
         while (filled > 0)
-            filled -= (size_t)recv(b[1], filler, filled < sizeof filler ? filled : sizeof filler, 0);
+            filled -= (size_t)recv(all.readers[1], filler, filled < sizeof filler ? filled : sizeof filler, 0);
         int result = SLUICE_STEP_WAIT;
         for (int i = 0; i < 10 && result >= 0; i++)
-            result = sluice_transfer_step(transfer, &waits);
+            result = sluice_transfer_step(all.transfer, &waits);
         CHECK_EQ(result, -ECONNRESET);
-        CHECK_EQ(recv(b[1], got, sizeof got, MSG_DONTWAIT), sizeof bytes);
+        CHECK_EQ(recv(all.readers[1], got, sizeof got, MSG_DONTWAIT), sizeof bytes);
         CHECK(memcmp(got, bytes, sizeof bytes) == 0);
-        sluice_transfer_free(transfer);
-        sluice_end_close(segment.end);
-        sluice_end_close(sinks[0]);
-        sluice_end_close(sinks[1]);
-        close(source[1]);
-        close(a[1]);
-        close(b[1]);
+        end_stream_to_two(&all);
     }
     sys = before;
 }

@@ -482,12 +482,7 @@ static void transfer_once_more(struct outcome *outcome)
     close(from[1]);
     struct sluice_end *source = end_of(from[0]), *sink = end_of(to[0]);
     struct sluice_segment segment = stream_segment(source, SLUICE_UNTIL_END);
-    struct sluice_transfer_options options = {.size = sizeof options,
-                                              .segments = &segment,
-                                              .segment_count = 1,
-                                              .sinks = &sink,
-                                              .sink_count = 1,
-                                              .route = SLUICE_ROUTE_SPLICE};
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_SPLICE);
     outcome->spoilt |= sluice_transfer_run(&options, NULL, NULL) != 0;
     sluice_end_close(source);
     sluice_end_close(sink);

@@ -59,12 +59,7 @@ TEST("lent memory arrives, is released once, and the blocking call waits for it"
     pattern_fill(body, 0, BODY);
     released = 0;
     struct sluice_segment segment = lendable(body, BODY);
-    struct sluice_transfer_options options = {.size = sizeof options,
-                                              .segments = &segment,
-                                              .segment_count = 1,
-                                              .sinks = &sink,
-                                              .sink_count = 1,
-                                              .route = SLUICE_ROUTE_MSG_ZEROCOPY};
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
     CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
     CHECK_EQ(released, 1);
     CHECK(sluice_receipt_is_final(&receipt));
@@ -79,17 +74,6 @@ TEST("lent memory arrives, is released once, and the blocking call waits for it"
     check_pattern(data, size);
     free(data);
     close(fds[1]);
-}
-
-static struct sluice_transfer_options one(const struct sluice_segment *segment, struct sluice_end *const *sink,
-                                          enum sluice_route route)
-{
-    return (struct sluice_transfer_options){.size = sizeof(struct sluice_transfer_options),
-                                            .segments = segment,
-                                            .segment_count = 1,
-                                            .sinks = sink,
-                                            .sink_count = 1,
-                                            .route = route};
 }
 
 static struct sluice_receipt total;
@@ -113,7 +97,7 @@ static struct sluice_end *stuck_pair(int *ret_peer)
 static void lend_by_steps(struct sluice_end *sink, size_t size)
 {
     struct sluice_segment segment = lendable(body, size);
-    struct sluice_transfer_options options = one(&segment, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
     struct sluice_transfer *transfer;
     struct sluice_waits waits;
     options.settled = on_settled;
@@ -221,7 +205,7 @@ static void turn_for(unsigned milliseconds)
 static void lend_on_loop(struct sluice_end *sink, size_t size)
 {
     struct sluice_segment segment = lendable(body, size);
-    struct sluice_transfer_options options = one(&segment, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
     options.settled = on_settled;
     options.turn = 64 << 20;
     const struct sluice_receipt *receipt;
@@ -342,7 +326,7 @@ TEST("memory is lent only with a release callback, by an end that owns its descr
     CHECK_EQ(verdict(&mine, sink, SLUICE_ROUTE_MSG_ZEROCOPY), SLUICE_NOT_NOW);
     CHECK_EQ(sluice_end_open(fds[1], 0, &borrowed), 0);
     CHECK_EQ(verdict(&mine, borrowed, SLUICE_ROUTE_MSG_ZEROCOPY), SLUICE_NEVER);
-    struct sluice_transfer_options options = one(&plain, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
+    struct sluice_transfer_options options = one_to_one(&plain, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
     struct sluice_error error;
     CHECK_EQ(sluice_transfer_run(&options, NULL, &error), -EOPNOTSUPP);
     CHECK(strstr(error.reason, "release callback") != NULL);
@@ -376,7 +360,7 @@ static int lend_with_little_memlock(void)
     struct sluice_end *sink = end_of(fds[0]);
     struct collector *collector = collector_start(fds[1], false);
     struct sluice_segment segment = lendable(body, BODY);
-    struct sluice_transfer_options options = one(&segment, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
     struct sluice_receipt receipt;
     released = 0;
     pattern_fill(body, 0, BODY);
@@ -472,7 +456,7 @@ static int lend_with_little_optmem(void)
         segments[i] = i % 2 == 0 ? lendable(body + i * 60000, 60000) : memory_segment(body + i * 60000, 60000);
         segments[i].release = i % 2 == 0 ? count_release : NULL;
     }
-    struct sluice_transfer_options options = one(segments, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
+    struct sluice_transfer_options options = one_to_one(segments, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
     options.segment_count = 48;
     struct collector *collector = collector_start(peer, true);
     struct sluice_receipt receipt;
@@ -536,7 +520,7 @@ TEST("a memory segment leaves as datagrams of the asked size, lent or copied, on
         released = 0;
         struct sluice_segment segment = lendable(body, size);
         struct sluice_transfer_options options =
-            one(&segment, &sink, kind == 1 ? SLUICE_ROUTE_MSG_ZEROCOPY : SLUICE_ROUTE_AUTO);
+            one_to_one(&segment, &sink, kind == 1 ? SLUICE_ROUTE_MSG_ZEROCOPY : SLUICE_ROUTE_AUTO);
         options.datagram_size = 1400;
         CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
         CHECK_EQ(read_datagrams(fds[1], 1400, size), (size + 1399) / 1400);
@@ -575,7 +559,7 @@ TEST("on a loop many small loans come back by few readings of the queue, and non
     struct sluice_end *sink = end_of(fds[0]);
     struct sluice_segment segment = memory_segment(body, SIZE);
     segment.release = count_only;
-    struct sluice_transfer_options options = one(&segment, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_MSG_ZEROCOPY);
     released = readings = 0;
     sys.recvmsg = count_readings;
     for (int i = 0; i < COUNT; i++) /* what the full buffer of the receiver drops comes back, too */
@@ -605,7 +589,7 @@ static uint64_t lent_of(struct sluice_end *sink, unsigned count, uint64_t *ret_s
     uint64_t lent = 0;
     struct sluice_segment segment = memory_segment(body, 32768);
     segment.release = count_only;
-    struct sluice_transfer_options options = one(&segment, &sink, SLUICE_ROUTE_AUTO);
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_AUTO);
     for (unsigned i = 0; i < count; i++) {
         const struct sluice_receipt *receipt;
         if (sluice_loop_transfer(loop, &options, on_done, NULL, NULL, &receipt, NULL) != 1)
@@ -663,7 +647,7 @@ TEST("datagrams that the path cannot cut leave one by one, and the receipt says 
     CHECK_EQ(setsockopt(fds[0], SOL_SOCKET, SO_NO_CHECK, &mark, sizeof mark), 0); /* then UDP_SEGMENT is EINVAL */
     pattern_fill(body, 0, 5000);
     struct sluice_segment segment = memory_segment(body, 5000);
-    struct sluice_transfer_options options = one(&segment, &sink, SLUICE_ROUTE_AUTO);
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_AUTO);
     options.datagram_size = 1000;
     CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
     CHECK_EQ(read_datagrams(fds[1], 1000, 5000), 5);
@@ -702,7 +686,7 @@ TEST("memory that is given away arrives by reference, and is unmapped though it 
         segment.release = sluice_memory_release;
         segment.release_context = memory;
         CHECK_EQ(verdict(&segment, sink, SLUICE_ROUTE_VMSPLICE), SLUICE_YES);
-        struct sluice_transfer_options options = one(&segment, &sink, SLUICE_ROUTE_AUTO);
+        struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_AUTO);
         CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
         unsigned char residence;
         CHECK(mincore(data, 4096, &residence) < 0 && errno == ENOMEM); /* unmapped */
@@ -739,7 +723,7 @@ TEST("a kernel whose vmsplice copies is found out, and not chosen; forced, its r
     sys.vmsplice = copying_vmsplice;
     given_forget();
     enum sluice_verdict now = verdict(&segment, sink, SLUICE_ROUTE_VMSPLICE);
-    struct sluice_transfer_options options = one(&segment, &sink, SLUICE_ROUTE_VMSPLICE);
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_VMSPLICE);
     int result = sluice_transfer_run(&options, &receipt, NULL);
     sys = real;
     given_forget();

@@ -250,12 +250,8 @@ TEST("a transfer from a paused receiver's end begins with the first byte that th
         CHECK_EQ(head, 1000);
         struct collector *collector = collector_start(out[1], false);
         struct sluice_segment segment = stream_segment(handed, SLUICE_UNTIL_END);
-        struct sluice_transfer_options options = {.size = sizeof options,
-                                                  .segments = &segment,
-                                                  .segment_count = 1,
-                                                  .sinks = &sink,
-                                                  .sink_count = 1,
-                                                  .route = route == 0 ? SLUICE_ROUTE_AUTO : SLUICE_ROUTE_COPY};
+        struct sluice_transfer_options options =
+            one_to_one(&segment, &sink, route == 0 ? SLUICE_ROUTE_AUTO : SLUICE_ROUTE_COPY);
         carried = false;
         if (sluice_loop_transfer(loop, &options, carried_on, &result, NULL, NULL, NULL) == 0)
             run_until_stopped();

@@ -551,8 +551,7 @@ static struct sluice_receipt send_file(struct sluice_end *source, struct sluice_
 {
     struct sluice_receipt receipt;
     struct sluice_segment segment = file_segment(source, 0, 10000);
-    struct sluice_transfer_options options = {
-        .size = sizeof options, .segments = &segment, .segment_count = 1, .sinks = &sink, .sink_count = 1};
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_AUTO);
     CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
     CHECK_EQ(receipt.bytes, 10000);
     return receipt;
@@ -672,12 +671,7 @@ TEST("a forced route carries at least 99 % of the bytes, by the system calls mad
                 size_t size = from == SMALL_FILE ? 5000 : SIZE, arrived;
                 struct sluice_segment segment = source_of((enum place)from, &a);
                 struct sluice_end *sink = sink_of((enum place)to, &b);
-                struct sluice_transfer_options options = {.size = sizeof options,
-                                                          .segments = &segment,
-                                                          .segment_count = 1,
-                                                          .sinks = &sink,
-                                                          .sink_count = 1,
-                                                          .route = (enum sluice_route)route};
+                struct sluice_transfer_options options = one_to_one(&segment, &sink, (enum sluice_route)route);
                 struct sluice_transfer *transfer;
                 if (sluice_transfer_new(&options, &transfer, NULL) == 0) {
                     sluice_transfer_free(transfer);

@@ -322,12 +322,7 @@ TEST("what a transfer copies through a buffer of the pool, its receipt says on w
         struct collector *collector = collector_start(fds[1], false);
         struct sluice_end *source = end_of(pattern_file("/var/tmp", size)), *sink = end_of(fds[0]);
         struct sluice_segment segment = file_segment(source, 0, size);
-        struct sluice_transfer_options options = {.size = sizeof options,
-                                                  .segments = &segment,
-                                                  .segment_count = 1,
-                                                  .sinks = &sink,
-                                                  .sink_count = 1,
-                                                  .route = SLUICE_ROUTE_COPY};
+        struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_COPY);
         struct sluice_receipt receipt;
         CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
         void *probe = buffer_get(much ? MUCH : 0);

@@ -86,12 +86,7 @@ static int move(enum place from, enum place to, enum sluice_route route, struct 
     int peer;
     struct sluice_segment segment = open_source(from);
     struct sluice_end *sink = open_sink(to, &peer);
-    struct sluice_transfer_options options = {.size = sizeof options,
-                                              .segments = &segment,
-                                              .segment_count = 1,
-                                              .sinks = &sink,
-                                              .sink_count = 1,
-                                              .route = route};
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, route);
     int result = sluice_transfer_run(&options, ret_receipt, NULL);
     sluice_end_close(sink);
     sluice_end_close(segment.end);
@@ -172,12 +167,7 @@ TEST("what O_DIRECT reads is never said to be by reference")
     struct sluice_receipt receipt;
     struct sluice_end *sink = end_of(fds[0]);
     struct sluice_segment segment = file_segment(end_of(direct), 0, 65536);
-    struct sluice_transfer_options options = {.size = sizeof options,
-                                              .segments = &segment,
-                                              .segment_count = 1,
-                                              .sinks = &sink,
-                                              .sink_count = 1,
-                                              .route = SLUICE_ROUTE_SENDFILE};
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_SENDFILE);
     CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
     CHECK_EQ(receipt.by_reference, 0);
     CHECK_EQ(receipt.unknown, 65536);
@@ -279,12 +269,7 @@ static const char *send_over(const char *address, int listener, struct sluice_eg
     if (sluice_end_egress(sink, ret_egress) < 0)
         return "sluice_end_egress";
     struct sluice_segment segment = file_segment(end_of(pattern_file(NULL, SIZE)), 0, SIZE);
-    struct sluice_transfer_options options = {.size = sizeof options,
-                                              .segments = &segment,
-                                              .segment_count = 1,
-                                              .sinks = &sink,
-                                              .sink_count = 1,
-                                              .route = SLUICE_ROUTE_SENDFILE};
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_SENDFILE);
     int result = sluice_transfer_run(&options, ret_receipt, NULL);
     sluice_end_close(sink);
     sluice_end_close(segment.end);
@@ -401,8 +386,7 @@ static struct sluice_receipt move_with_fallbacks(int allowed)
     tcp_pair(fds);
     struct sluice_end *sink = end_of(fds[0]); /* of a file too large for the mapping that small ones go by */
     struct sluice_segment segment = file_segment(end_of(pattern_file(NULL, 1 << 20)), 0, SIZE);
-    struct sluice_transfer_options options = {
-        .size = sizeof options, .segments = &segment, .segment_count = 1, .sinks = &sink, .sink_count = 1};
+    struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_AUTO);
     int result = sluice_transfer_run(&options, &receipt, NULL);
     sys = before;
     sluice_end_close(sink);

@@ -437,12 +437,7 @@ TEST("the route, when forced, delivers every byte to files, pipes, sockets and m
             collector = collector_start(out[0], false);
             sink = end_of(out[1]);
         }
-        struct sluice_transfer_options options = {.size = sizeof options,
-                                                  .segments = &segment,
-                                                  .segment_count = 1,
-                                                  .sinks = &sink,
-                                                  .sink_count = 1,
-                                                  .route = SLUICE_ROUTE_TCP_RECEIVE};
+        struct sluice_transfer_options options = one_to_one(&segment, &sink, SLUICE_ROUTE_TCP_RECEIVE);
         sender_start(&sender);
         CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
         pthread_join(sender.thread, NULL);

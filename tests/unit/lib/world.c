@@ -333,3 +333,14 @@ int transfer_on_loop(enum sluice_loop_kind kind, const struct sluice_transfer_op
     sluice_loop_free(on_loop.loop);
     return on_loop.result;
 }
+
+struct sluice_transfer_options one_to_one(const struct sluice_segment *segment, struct sluice_end *const *sink,
+                                          enum sluice_route route)
+{
+    return (struct sluice_transfer_options){.size = sizeof(struct sluice_transfer_options),
+                                            .segments = segment,
+                                            .segment_count = 1,
+                                            .sinks = sink,
+                                            .sink_count = 1,
+                                            .route = route};
+}

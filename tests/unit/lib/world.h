@@ -39,6 +39,10 @@ void feeder_finish(struct feeder *feeder);
 /* Number of open descriptors of this process. */
 int open_descriptors(void);
 
+/* Options of a transfer of one segment into one sink. */
+struct sluice_transfer_options one_to_one(const struct sluice_segment *segment, struct sluice_end *const *sink,
+                                          enum sluice_route route);
+
 /* Carry a transfer out on a loop of its own, of this kind; where there is no io_uring, on epoll. */
 int transfer_on_loop(enum sluice_loop_kind kind, const struct sluice_transfer_options *options,
                      struct sluice_receipt *ret_receipt, struct sluice_error *ret_error);

@@ -113,6 +113,16 @@ TEST("a receipt of a small file on btrfs, whose clone is copied, agrees with the
     CHECK_EQ(result.agreed, 1);
 }
 
+static void check_clones(const char *directory)
+{
+    struct check_result result = check_in(directory, RULE_NONE, SLUICE_ROUTE_REFLINK);
+    struct check_result lying = check_in(directory, RULE_CLONED, SLUICE_ROUTE_REFLINK);
+    CHECK_EQ(result.disagreed, 0);
+    CHECK(result.agreed > 0);
+    CHECK_EQ(lying.agreed, 0);
+    CHECK(lying.disagreed > 0);
+}
+
 static int ioctl_without_extents(int fd, unsigned long request, void *argument)
 {
     if (request == FS_IOC_FIEMAP) {
@@ -130,13 +140,8 @@ TEST(
         SKIP(reason);
     int (*own)(int, unsigned long, void *) = sys.ioctl;
     sys.ioctl = ioctl_without_extents;
-    struct check_result result = check_in(directory, RULE_NONE, SLUICE_ROUTE_REFLINK);
-    struct check_result lying = check_in(directory, RULE_CLONED, SLUICE_ROUTE_REFLINK);
+    check_clones(directory);
     sys.ioctl = own;
-    CHECK_EQ(result.disagreed, 0);
-    CHECK(result.agreed > 0);
-    CHECK_EQ(lying.agreed, 0);
-    CHECK(lying.disagreed > 0);
 }
 
 static int clone_and_lose(int in, off_t in_offset, int out, off_t out_offset, size_t size)
@@ -155,13 +160,8 @@ TEST("a receipt of a clone whose source is gone before anybody looks at what the
         SKIP(reason);
     int (*clone_range)(int, off_t, int, off_t, size_t) = sys.clone_range;
     sys.clone_range = clone_and_lose;
-    struct check_result result = check_in(directory, RULE_NONE, SLUICE_ROUTE_REFLINK);
-    struct check_result lying = check_in(directory, RULE_CLONED, SLUICE_ROUTE_REFLINK);
+    check_clones(directory);
     sys.clone_range = clone_range;
-    CHECK_EQ(result.disagreed, 0);
-    CHECK(result.agreed > 0);
-    CHECK_EQ(lying.agreed, 0);
-    CHECK(lying.disagreed > 0);
 }
 
 NOTICED_ON("ext4", "a receipt that says copy_file_range copied nothing on ext4 is caught", RULE_EXTENTS_OWN,
