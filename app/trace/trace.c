@@ -471,7 +471,7 @@ static uint64_t least(uint64_t a, uint64_t b)
 
 #define FULL_SHARE 1000
 #define LEAST_SHARE 10
-#define COST_MAX_PERCENT 2 /* samples and turning on and off make it 3 */
+#define COST_MAX_PERCENT 1 /* samples, turning on and off, and calls that cost more than is reckoned make it 3 */
 /* What counting one system call costs the thread that makes it, on this class of machine: 500 to 700 ns when it moves
  * bytes, about 100 when not. sluice serve, 1 KB: two calls a request, 1.2 us more; nginx: five, three of which move
  * bytes, 1.6 us more (bench/trace-overhead). All are taken for the first kind: rather too little is counted than too
