@@ -295,8 +295,12 @@ SLUICE_API const char *sluice_evidence_name(enum sluice_evidence evidence);
 /* ---- Errors ------------------------------------------------------------------------------------------------- */
 
 /* Why a transfer failed. The strings are static. */
+/* Of a transfer. */
+enum sluice_side { SLUICE_SIDE_NONE, SLUICE_SIDE_SOURCE, SLUICE_SIDE_SINK };
+
 struct sluice_error {
     int code;                /* negative errno; 0: no error */
+    enum sluice_side side;   /* whose call failed; none: that of both, of neither, or nobody knows */
     enum sluice_route route; /* that was trying */
     const char *operation;   /* "sendfile", "recv", "plan", ... */
     const char *reason;      /* what is known beyond strerror; may be NULL */

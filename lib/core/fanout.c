@@ -484,7 +484,11 @@ static int fill(struct lane *lane, struct op *ops)
     if (fanout->ended != 0) {
         if (find_room(lane->transfer) < fanout->tolerance) /* somebody has not got it all yet */
             return wait_for_others(lane);
-        return fanout->ended < 0 ? transfer_fail(lane, fanout->ended, fanout->ended_by, NULL, NULL) : FANOUT_SHORT;
+        if (fanout->ended > 0)
+            return FANOUT_SHORT;
+        transfer_fail(lane, fanout->ended, fanout->ended_by, NULL, NULL);
+        lane->transfer->error.side = SLUICE_SIDE_SOURCE;
+        return fanout->ended;
     }
     uint64_t most = least(find_room(lane->transfer), left_of_source(lane));
     if (fanout->busy || most == 0)

@@ -37,6 +37,20 @@ enum op_blocker op_blocker(const struct op *op)
     return OP_BLOCKS_ON_SINK;
 }
 
+enum sluice_side op_side(const struct op *op)
+{
+    switch (op_blocker(op)) {
+    case OP_BLOCKS_ON_SOURCE:
+        return SLUICE_SIDE_SOURCE;
+    case OP_BLOCKS_ON_SINK:
+        return op->kind == OP_SENDFILE || op->kind == OP_PASS ? SLUICE_SIDE_NONE : SLUICE_SIDE_SINK;
+    case OP_BLOCKS_ON_EITHER:
+    case OP_BLOCKS_ON_NEITHER:
+        break;
+    }
+    return SLUICE_SIDE_NONE;
+}
+
 const char *op_name(const struct op *op)
 {
     switch (op->kind) {

@@ -6,12 +6,11 @@
 #ifndef SLUICE_CORE_OP_H
 #define SLUICE_CORE_OP_H
 
+#include <sluice/sluice.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 #include <sys/uio.h>
-
-struct sluice_end;
 
 enum op_kind {
     OP_READ,         /* source -> buffer; at in_offset of a file, or what a stream delivers */
@@ -64,6 +63,9 @@ struct received {
 };
 
 enum op_blocker op_blocker(const struct op *op);
+
+/* The side of the transfer that an op's failure is about. */
+enum sluice_side op_side(const struct op *op);
 
 /* The name of the system call that carries the op out, for error messages. Static. */
 const char *op_name(const struct op *op);

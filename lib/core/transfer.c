@@ -1219,7 +1219,7 @@ static int write_completed(struct lane *lane, const struct op *op, ssize_t resul
     return (size_t)result == op->length;
 }
 
-int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
+static int complete_op(struct lane *lane, const struct op *op, ssize_t result)
 {
     if (result == -EAGAIN && op_blocker(op) != OP_BLOCKS_ON_NEITHER)
         return would_block(lane, op);
@@ -1253,6 +1253,14 @@ int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
     if (outcome < 0)
         return shared ? outcome : refused_or_failed(lane, outcome, op_name(op));
     return result >= 0 && (size_t)result == op->length;
+}
+
+int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
+{
+    int outcome = complete_op(lane, op, result);
+    if (outcome < 0 && result < 0 && result == lane->transfer->error.code)
+        lane->transfer->error.side = op_side(op);
+    return outcome;
 }
 
 /* ---- Beginning and end -------------------------------------------------------------------------------------- */
