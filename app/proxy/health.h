@@ -13,14 +13,19 @@ struct health;
 struct health_options {
     const struct proxy_service *service;
     struct server_state *servers;
+    int freed_fd; /* of balancer_options: written when a server went up or down, for those who wait for one */
     struct sluice_loop *loop;
-    /* A server went up or down: one line for the operator. May be NULL. */
+    /* A server went up or down: one line for the operator. May be NULL. Must not stop the checks. */
     void (*say)(void *context, const char *line);
     void *context;
 };
 
-/* Begin: at once the first time, spread over the interval then. Returns 0 or a negative errno. */
+/* Begin: at once the first time, spread over the interval then. The first check decides at once, later ones as rise and
+ * fall say. What options points to must outlive it. Returns 0, or: -ENOMEM; -EINVAL check_path or check_host cannot
+ * stand in a request. */
 int health_start(const struct health_options *options, struct health **ret_health);
+
+/* Checks under way are broken off, without a verdict. */
 void health_stop(struct health *health);
 
 #endif
