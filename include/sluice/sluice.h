@@ -615,7 +615,7 @@ SLUICE_API int sluice_loop_probe(const struct sluice_loop_options *options, stru
  * Returns 0, -ENOMEM, -EMFILE, -ENFILE, and the errors of sluice_loop_probe. */
 SLUICE_API int sluice_loop_new(const struct sluice_loop_options *options, struct sluice_loop **ret_loop);
 
-/* No transfer, receiver, listener, timer or watch may be left. Waits for helpers to end their work. */
+/* No transfer, receiver, listener, connect, timer or watch may be left. Waits for helpers to end their work. */
 SLUICE_API void sluice_loop_free(struct sluice_loop *loop);
 
 /* Run until sluice_loop_stop, or until a signal handler asked for it. Returns 0 or a negative errno: -EAGAIN no thread
@@ -692,6 +692,26 @@ SLUICE_API int sluice_loop_listen(struct sluice_loop *loop, int fd, sluice_accep
 SLUICE_API void sluice_listener_pause(struct sluice_listener *listener);
 SLUICE_API void sluice_listener_resume(struct sluice_listener *listener);
 SLUICE_API void sluice_listener_free(struct sluice_listener *listener);
+
+/* The connection is made (0), or cannot be: a negative errno of connect(2), such as -ECONNREFUSED or -ETIMEDOUT. */
+typedef void sluice_connect_fn(void *context, int result);
+
+struct sluice_connect;
+
+/* Connect a non-blocking socket (TCP, Unix stream), which stays the caller's. A peer on this machine has often answered
+ * before this returns. Nothing ends the wait for one that is silent but the kernel's own patience (two minutes): start
+ * a timer, and cancel.
+ * Returns 1: it is connected, and connected was NOT called; 0: under way: connected will be called once, from the loop,
+ * and *ret_connect is valid until then; or a negative errno when it failed (connected was NOT called): what connect(2)
+ * says, such as -ECONNREFUSED, -ENETUNREACH, or -EAGAIN (the queue of a Unix listener is full); -ENOMEM; -ENOSPC too
+ * many descriptors are watched (epoll_ctl(2)). After an error, close the socket. Once connected was called, or this
+ * returned 1, the socket may be made an end and given to the loop. */
+SLUICE_API int sluice_loop_connect(struct sluice_loop *loop, int fd, const struct sockaddr *address,
+                                   unsigned address_length, sluice_connect_fn *connected, void *context,
+                                   struct sluice_connect **ret_connect);
+
+/* Give up: connected will not be called. The caller closes the socket, after this. NULL: nothing. */
+SLUICE_API void sluice_connect_cancel(struct sluice_connect *connect);
 
 /* A timer. The struct is the caller's, zeroed before its first use; the members are the loop's. */
 struct sluice_timer {

@@ -145,7 +145,7 @@ static void withdraw(struct sluice_loop *loop, struct sluice_transfer *transfer)
     (void)loop, (void)transfer; /* edges are reported whether anybody waits or not */
 }
 
-/* ---- Listeners and watches ---------------------------------------------------------------------------------- */
+/* ---- Listeners, connecting sockets and watches ------------------------------------------------------------------ */
 
 static void listener_event(struct sluice_listener *listener)
 {
@@ -172,6 +172,17 @@ static void unlisten(struct sluice_listener *listener, bool for_good)
     (void)for_good;
     if (!listener->paused)
         unwatch_fd(listener->loop, listener->fd);
+}
+
+static int await_connect(struct sluice_connect *connect)
+{
+    return watch_fd(connect->loop, connect->fd, EPOLLOUT | EPOLLET, &connect->source);
+}
+
+/* Also when it has ended: the caller registers the socket anew, as an end. */
+static void forget_connect(struct sluice_connect *connect)
+{
+    unwatch_fd(connect->loop, connect->fd);
 }
 
 static int watch(struct sluice_watch *watch)
@@ -219,6 +230,10 @@ static int turn(struct sluice_loop *loop, int timeout)
         case SOURCE_LISTENER:
             listener_event((struct sluice_listener *)source);
             break;
+        case SOURCE_CONNECT:
+            forget_connect((struct sluice_connect *)source);
+            loop_connect_ended((struct sluice_connect *)source, 0);
+            break;
         case SOURCE_WATCH: {
             struct sluice_watch *watch = (struct sluice_watch *)source;
             watch->ready(watch->context);
@@ -244,6 +259,8 @@ const struct loop_kind loop_epoll = {
     .withdraw = withdraw,
     .listen = listen_on,
     .unlisten = unlisten,
+    .await_connect = await_connect,
+    .forget_connect = forget_connect,
     .watch = watch,
     .unwatch = unwatch,
 };

@@ -653,6 +653,64 @@ void sluice_listener_free(struct sluice_listener *listener)
     loop_bury(listener->loop, &listener->source);
 }
 
+/* ---- Connecting --------------------------------------------------------------------------------------------- */
+
+static int ask_connect(int fd, const struct sockaddr *address, unsigned address_length)
+{
+    int result;
+    do
+        result = sys.connect(fd, address, address_length);
+    while (result < 0 && errno == EINTR); /* it goes on all the same, and the next call says how far it is */
+    return result < 0 ? -errno : 0;
+}
+
+int sluice_loop_connect(struct sluice_loop *loop, int fd, const struct sockaddr *address, unsigned address_length,
+                        sluice_connect_fn *connected, void *context, struct sluice_connect **ret_connect)
+{
+    int result = ask_connect(fd, address, address_length);
+    /* A peer on this machine has answered within the call, which the kernel looks at when it lets go of the socket
+     * (release_sock): asked again, it says so, for less than it costs to watch the socket. */
+    if (result == -EINPROGRESS)
+        result = ask_connect(fd, address, address_length);
+    if (result == 0)
+        return 1;
+    if (result != -EALREADY && result != -EINPROGRESS)
+        return result;
+    struct sluice_connect *connect = sys.allocate(1, sizeof *connect);
+    if (connect == NULL)
+        return -ENOMEM;
+    connect->source.kind = SOURCE_CONNECT;
+    connect->loop = loop;
+    connect->fd = fd;
+    connect->connected = connected;
+    connect->context = context;
+    result = loop->kind->await_connect(connect);
+    if (result < 0) {
+        free(connect);
+        return result;
+    }
+    *ret_connect = connect;
+    return 0;
+}
+
+void loop_connect_ended(struct sluice_connect *connect, int error)
+{
+    int told = 0;
+    socklen_t size = sizeof told;
+    if (error == 0 && sys.getsockopt(connect->fd, SOL_SOCKET, SO_ERROR, &told, &size) < 0)
+        error = -errno;
+    loop_bury(connect->loop, &connect->source);
+    connect->connected(connect->context, error != 0 ? error : -told);
+}
+
+void sluice_connect_cancel(struct sluice_connect *connect)
+{
+    if (connect == NULL || connect->source.dead)
+        return;
+    connect->loop->kind->forget_connect(connect);
+    loop_bury(connect->loop, &connect->source);
+}
+
 /* ---- Watches, timers, helpers ------------------------------------------------------------------------------- */
 
 int sluice_loop_watch(struct sluice_loop *loop, int fd, void (*ready)(void *context), void *context,

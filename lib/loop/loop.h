@@ -18,7 +18,7 @@
 
 /* Whatever the kernel can report on begins with this, in memory of its own from sys.allocate. */
 struct source {
-    enum { SOURCE_END, SOURCE_LISTENER, SOURCE_WATCH } kind;
+    enum { SOURCE_END, SOURCE_LISTENER, SOURCE_CONNECT, SOURCE_WATCH } kind;
     struct source *next_dead;
     unsigned holds; /* reports still to come, on a loop that is told when there will be no more */
     bool dead;
@@ -49,6 +49,14 @@ struct sluice_listener {
     bool paused;
     struct sluice_timer retry; /* of a resume that failed */
     sluice_accept_fn *accept;
+    void *context;
+};
+
+struct sluice_connect {
+    struct source source;
+    struct sluice_loop *loop;
+    int fd;
+    sluice_connect_fn *connected;
     void *context;
 };
 
@@ -99,6 +107,10 @@ struct loop_kind {
     int (*listen)(struct sluice_listener *listener);
     void (*unlisten)(struct sluice_listener *listener, bool for_good); /* for good: also when paused already */
 
+    /* Call loop_connect_ended when fd, which is connecting, can be written or is broken; once. */
+    int (*await_connect)(struct sluice_connect *connect);
+    void (*forget_connect)(struct sluice_connect *connect);
+
     /* Report edges of readability of fd. */
     int (*watch)(struct sluice_watch *watch);
     void (*unwatch)(struct sluice_watch *watch);
@@ -147,6 +159,10 @@ void loop_end_receiving(struct loop_end *state, ssize_t how);
 
 /* Step it when this turn's events are handled. */
 void loop_queue_transfer(struct sluice_loop *loop, struct sluice_transfer *transfer);
+
+/* The connecting socket is connected or has failed, and is not watched any more. error: a negative errno when it could
+ * not be watched; else 0. */
+void loop_connect_ended(struct sluice_connect *connect, int error);
 
 /* Accepting failed with this errno. Returns true when the next connection may be asked for at once. */
 bool loop_accept_failed(struct sluice_listener *listener, int error);

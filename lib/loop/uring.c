@@ -61,6 +61,7 @@ enum about {
     ABOUT_BROKEN,
     ABOUT_ACCEPT,
     ABOUT_CALLERS, /* of a listener: somebody waits, or waited while it was paused */
+    ABOUT_CONNECT,
     ABOUT_WATCH,
     ABOUT_OP, /* and three more, for the second to the fourth op of a flight */
     ABOUT_LOAN = ABOUT_OP + OPS_MAX,
@@ -1197,7 +1198,7 @@ static void withdraw(struct sluice_loop *loop, struct sluice_transfer *transfer)
     transfer->error = error;
 }
 
-/* ---- Listeners and watches ---------------------------------------------------------------------------------- */
+/* ---- Listeners, connecting sockets and watches ------------------------------------------------------------------ */
 
 static int listen_on(struct sluice_listener *common)
 {
@@ -1302,6 +1303,20 @@ static void callers(struct uring_listener *listener)
         listen_on(common);
 }
 
+/* Not by IORING_OP_CONNECT, which the ring is told not to take: where a worker may connect to is for seccomp and
+ * Landlock to say. */
+static int await_connect(struct sluice_connect *connect)
+{
+    struct uring_loop *ring = ring_of(connect->loop);
+    return poll_for(ring, connect->fd, POLLOUT, ABOUT_CONNECT, &connect->source) ? 0 : ring->error;
+}
+
+/* The poll keeps the socket open until the kernel has let go of it, in the next turn. */
+static void forget_connect(struct sluice_connect *connect)
+{
+    cancel(ring_of(connect->loop), ABOUT_CONNECT, &connect->source);
+}
+
 static int watch(struct sluice_watch *watch)
 {
     struct io_uring_sqe *entry = request(ring_of(watch->loop), ABOUT_WATCH, &watch->source);
@@ -1358,6 +1373,9 @@ static void handle(struct uring_loop *ring, const struct io_uring_cqe *report)
         break;
     case ABOUT_CALLERS:
         callers((struct uring_listener *)source);
+        break;
+    case ABOUT_CONNECT:
+        loop_connect_ended((struct sluice_connect *)source, report->res < 0 ? report->res : 0);
         break;
     case ABOUT_WATCH:
         watched((struct sluice_watch *)source, report);
@@ -1777,6 +1795,8 @@ const struct loop_kind loop_uring = {
     .withdraw = withdraw,
     .listen = listen_on,
     .unlisten = unlisten,
+    .await_connect = await_connect,
+    .forget_connect = forget_connect,
     .watch = watch,
     .unwatch = unwatch,
 };

@@ -77,7 +77,7 @@ CALL(socket, HARMLESS(EMFILE), HARMLESS(ENFILE), HARMLESS(ENOBUFS), HARMLESS(EAF
 CALL(getsockopt, FAILS(ENOPROTOOPT), FAILS(ENOBUFS));
 CALL(shutdown, HARMLESS(ENOTCONN), HARMLESS(ENOBUFS));
 CALL(setsockopt, HARMLESS(ENOPROTOOPT), HARMLESS(ENOMEM));
-CALL(connect, HARMLESS(EINTR), HARMLESS(EACCES));
+CALL(connect, NOT_YET(EINTR), HARMLESS(EACCES));
 CALL(getpeername, HARMLESS(ENOTCONN), HARMLESS(ENOBUFS));
 CALL(getsockname, HARMLESS(ENOBUFS));
 CALL(accept4, FAILS(EMFILE), FAILS(ENFILE), FAILS(ENOMEM), FAILS(ENOBUFS), FAILS(EPERM), NOT_YET(ECONNABORTED),
@@ -147,6 +147,7 @@ bool (*fault_world)(void);
 int fault_block_device = -1;
 unsigned fault_cold_pages;
 bool fault_huge_pages;
+int fault_slow_peer = -1;
 
 size_t fault_site_count(void)
 {
@@ -641,7 +642,16 @@ static int faulty_setsockopt(int fd, int level, int name, const void *value, soc
 static int faulty_connect(int fd, const struct sockaddr *address, socklen_t size)
 {
     int error = strike(&call_connect, -1, -1, NULL);
-    return error != 0 ? fail(error) : real.connect(fd, address, size);
+    if (error == 0 && fd == fault_slow_peer) {
+        fault_slow_peer = -1;
+        error = EALREADY;
+    }
+    if (error != 0)
+        return fail(error);
+    int result = real.connect(fd, address, size);
+    if (result < 0 && errno == EINPROGRESS)
+        fault_slow_peer = fd;
+    return result;
 }
 
 static int faulty_getpeername(int fd, struct sockaddr *address, socklen_t *size)

@@ -67,6 +67,10 @@ extern unsigned fault_cold_pages;
 /* Pages of 2 MiB that were set aside are to be had (MAP_HUGETLB); plain ones stand for them. */
 extern bool fault_huge_pages;
 
+/* A socket that was told to connect, whose peer has not answered when that is asked again, though it is on this
+ * machine; -1: none. */
+extern int fault_slow_peer;
+
 /* Put the wrappers into the table; for good. */
 void fault_install(void);
 /* A run begins: counts of the run are zero, these faults are armed. description is printed if the run never ends. */

@@ -957,6 +957,63 @@ static void play_door(const struct scenario *scenario, struct outcome *outcome)
     world_end(outcome);
 }
 
+/* ---- Connecting --------------------------------------------------------------------------------------------- */
+
+static struct {
+    struct sluice_loop *loop;
+    int calls, result;
+} connecting;
+
+static void on_connected(void *context, int result)
+{
+    (void)context;
+    connecting.calls++;
+    connecting.result = result;
+    sluice_loop_stop(connecting.loop);
+}
+
+/* A peer that answers late; one that refuses, if the scenario says that it is dead; and one that is given up. */
+static void play_connect(const struct scenario *scenario, struct outcome *outcome)
+{
+    struct sluice_loop_options on = {.size = sizeof on, .kind = scenario->loop};
+    struct sluice_connect *connect = NULL, *given_up = NULL;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof address;
+    world_begin(65536);
+    memset(&connecting, 0, sizeof connecting);
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bind(listener, (struct sockaddr *)&address, size);
+    if (!scenario->dead)
+        listen(listener, 4);
+    getsockname(listener, (struct sockaddr *)&address, &size);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int other = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int result = sluice_loop_new(&on, &connecting.loop);
+    if (result == 0) {
+        int begun = sluice_loop_connect(connecting.loop, other, (struct sockaddr *)&address, size, on_connected, NULL,
+                                        &given_up);
+        if (begun == 0)
+            sluice_connect_cancel(given_up);
+        result =
+            sluice_loop_connect(connecting.loop, fd, (struct sockaddr *)&address, size, on_connected, NULL, &connect);
+        if (result == 0)
+            result = sluice_loop_run(connecting.loop);
+        else if (result > 0)
+            connecting.calls++;
+        outcome->spoilt = result >= 0 && connecting.calls != 1;
+        if (result < 0 && connecting.calls == 0)
+            sluice_connect_cancel(connect);
+        sluice_loop_free(connecting.loop);
+    }
+    failed(outcome, result < 0 ? result : connecting.result);
+    if (scenario->dead && outcome->result == -ECONNREFUSED)
+        outcome->result = 0;
+    close_without_trace(other);
+    close_without_trace(fd);
+    close(listener);
+    world_end(outcome);
+}
+
 static void play_receiver(const struct scenario *scenario, struct outcome *outcome)
 {
     expect(outcome, pattern, scenario->size);
@@ -1396,6 +1453,9 @@ static const struct scenario scenarios[] = {
      .from = A_TCP,
      .play = play_reset},
     {.name = "paused receiver of bytes and a reset, on a ring", .loop = SLUICE_LOOP_IO_URING, .play = play_late_reset},
+    {.name = "a peer that answers late", .loop = SLUICE_LOOP_EPOLL, .play = play_connect},
+    {.name = "a peer that answers late, on a ring", .loop = SLUICE_LOOP_IO_URING, .play = play_connect},
+    {.name = "a peer that refuses", .loop = SLUICE_LOOP_EPOLL, .play = play_connect, .dead = true},
     {.name = "callers of a paused listener", .loop = SLUICE_LOOP_EPOLL, .play = play_door},
     {.name = "callers of a paused listener on whichever loop is cheaper", .play = play_door},
     {.name = "callers of a paused listener on a ring", .loop = SLUICE_LOOP_IO_URING, .play = play_door},
@@ -1453,6 +1513,8 @@ static bool harmless(const struct fault *fault, const struct scenario *scenario)
         return false; /* the forced route is refused */
     if (strcmp(site->function, "replace_file") == 0 || strcmp(site->function, "sluice_crossovers_share") == 0)
         return false; /* closing a file tells of a full disk; sharing is what was asked for */
+    if (strcmp(site->function, "ask_connect") == 0)
+        return kind->error == EINTR;
     if (strcmp(site->function, "ask_machine") == 0)
         return true;
     if (kind->harmless || strcmp(site->function, "end_paces") == 0 || strcmp(site->function, "allow") == 0 ||
