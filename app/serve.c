@@ -11,6 +11,7 @@
 #include "service/confine.h"
 #include "service/crossovers.h"
 #include "service/log.h"
+#include "service/loop.h"
 #include "service/options.h"
 #include "service/routes.h"
 #include "service/shared.h"
@@ -343,40 +344,6 @@ static int start_listening(struct serve *serve, struct failure *failure)
     return r < 0 ? failure_set(failure, r, "getsockname: %s", text_errno_meaning(r)) : 0;
 }
 
-/* Returns an exit code; EXIT_CODE_DONE: go on. */
-static int choose_loop(struct serve *serve)
-{
-    struct sluice_loop_options *loop = &serve->loop;
-    struct sluice_error error;
-    char text[512];
-    int kind = sluice_loop_kind_by_name(serve->options.loop);
-    if (kind < 0) {
-        fprintf(stderr, "sluice serve: --loop takes auto, epoll or io_uring, not \"%s\"\n", serve->options.loop);
-        return EXIT_CODE_USAGE;
-    }
-    if (serve->options.sqpoll && kind != SLUICE_LOOP_IO_URING) {
-        fprintf(stderr, "sluice serve: --sqpoll needs --loop io_uring\n");
-        return EXIT_CODE_USAGE;
-    }
-    *loop = (struct sluice_loop_options){.size = sizeof *loop, .kind = (enum sluice_loop_kind)kind};
-    if (serve->options.sqpoll)
-        loop->flags |= SLUICE_LOOP_SQPOLL;
-    if (kind == SLUICE_LOOP_IO_URING && sluice_loop_probe(loop, &error) < 0) {
-        sluice_error_format(&error, text, sizeof text);
-        fprintf(stderr, "sluice serve: --loop io_uring: %s. %s\n", text, error.remedy != NULL ? error.remedy : "");
-        return EXIT_CODE_FAILED;
-    }
-    if (kind == SLUICE_LOOP_AUTO && serve->options.verbose) {
-        if (sluice_loop_probe(loop, &error) < 0) {
-            sluice_error_format(&error, text, sizeof text);
-            fprintf(stderr, "sluice serve: loop: epoll; io_uring: %s\n", text);
-        } else {
-            fprintf(stderr, "sluice serve: loop: io_uring\n");
-        }
-    }
-    return EXIT_CODE_DONE;
-}
-
 static int run(struct serve *serve, const char *path)
 {
     struct failure failure = {0};
@@ -390,7 +357,7 @@ static int run(struct serve *serve, const char *path)
         fprintf(stderr, "sluice serve: --index takes a file name that is not hidden, not \"%s\"\n", options->index);
         return EXIT_CODE_USAGE;
     }
-    int chosen = choose_loop(serve);
+    int chosen = loop_choose("sluice serve", options->loop, options->sqpoll, options->verbose, &serve->loop);
     if (chosen != EXIT_CODE_DONE)
         return chosen;
     serve->route = (enum sluice_route)route;
