@@ -17,14 +17,16 @@ static const struct option_spec built_in[] = {
 
 struct parser {
     const struct command_spec *command;
+    const char *where;  /* begins messages */
+    const char *dashes; /* before an option's name in messages */
     char *target;
     struct failure *failure;
 };
 
 /* How an option is shown in messages. */
-static const char *shown(const struct option_spec *option, char buffer[64])
+static const char *shown(const struct parser *parser, const struct option_spec *option, char buffer[64])
 {
-    snprintf(buffer, 64, "--%s", option->name);
+    snprintf(buffer, 64, "%s%s", parser->dashes, option->name);
     return buffer;
 }
 
@@ -72,8 +74,8 @@ static int set_number(const struct parser *parser, const struct option_spec *opt
     snprintf(kind, sizeof kind, "%s", kinds[option->type]);
     if (limits[0] == '\0' && kind[strlen(kind) - 1] == ',')
         kind[strlen(kind) - 1] = '\0';
-    return failure_set(parser->failure, -EINVAL, "%s: %s takes %s%s, not \"%.100s\"", parser->command->program,
-                       shown(option, name), kind, limits, value);
+    return failure_set(parser->failure, -EINVAL, "%s: %s takes %s%s, not \"%.100s\"", parser->where,
+                       shown(parser, option, name), kind, limits, value);
 }
 
 static int set_choice(const struct parser *parser, const struct option_spec *option, const char *value)
@@ -91,14 +93,34 @@ static int set_choice(const struct parser *parser, const struct option_spec *opt
         at += (size_t)snprintf(list + at, sizeof list - at, "%s%s", separator, option->choices[i]);
     }
     const char *nearest = options_nearest(value, option->choices);
-    return failure_set(parser->failure, -EINVAL, "%s: %s takes %s, not \"%.100s\"%s%s%s", parser->command->program,
-                       shown(option, name), list, value, nearest != NULL ? "; did you mean " : "",
+    return failure_set(parser->failure, -EINVAL, "%s: %s takes %s, not \"%.100s\"%s%s%s", parser->where,
+                       shown(parser, option, name), list, value, nearest != NULL ? "; did you mean " : "",
                        nearest != NULL ? nearest : "", nearest != NULL ? "?" : "");
 }
 
 static void set_flag(const struct parser *parser, const struct option_spec *option, bool on)
 {
     memcpy(parser->target + option->offset, &on, sizeof on);
+}
+
+static int append(const struct parser *parser, const struct option_spec *option, const char *value)
+{
+    struct option_list list;
+    memcpy(&list, parser->target + option->offset, sizeof list);
+    const char **items = reallocarray(list.items, list.count + 1, sizeof *items);
+    if (items == NULL)
+        return failure_set(parser->failure, -ENOMEM, "%s: out of memory", parser->where);
+    items[list.count] = value;
+    list.items = items;
+    list.count++;
+    memcpy(parser->target + option->offset, &list, sizeof list);
+    return 0;
+}
+
+void option_list_free(struct option_list *list)
+{
+    free(list->items);
+    *list = (struct option_list){0};
 }
 
 static int set_value(const struct parser *parser, const struct option_spec *option, const char *value)
@@ -111,8 +133,8 @@ static int set_value(const struct parser *parser, const struct option_spec *opti
         return 0;
     case OPTION_ADDRESS:
         if (address_check(value, &why) < 0)
-            return failure_set(parser->failure, -EINVAL, "%s: %s: %.500s", parser->command->program,
-                               shown(option, name), why.text);
+            return failure_set(parser->failure, -EINVAL, "%s: %s: %.500s", parser->where, shown(parser, option, name),
+                               why.text);
         memcpy(parser->target + option->offset, &value, sizeof value);
         return 0;
     case OPTION_TEXT:
@@ -124,6 +146,8 @@ static int set_value(const struct parser *parser, const struct option_spec *opti
         return set_number(parser, option, value);
     case OPTION_CHOICE:
         return set_choice(parser, option, value);
+    case OPTION_LIST:
+        return append(parser, option, value);
     case OPTION_END:
     case OPTION_HEADING:
         break;
@@ -207,16 +231,50 @@ static int unknown_option(const struct parser *parser, const char *name, size_t 
     struct nearest nearest = nearest_to(typed);
     options_each(parser->command, consider_option, &nearest);
     if (nearest.name != NULL)
-        return failure_set(parser->failure, -EINVAL, "%s: unknown option --%s; did you mean --%s?",
-                           parser->command->program, typed, nearest.name);
-    return failure_set(parser->failure, -EINVAL, "%s: unknown option --%s", parser->command->program, typed);
+        return failure_set(parser->failure, -EINVAL, "%s: unknown option --%s; did you mean --%s?", parser->where,
+                           typed, nearest.name);
+    return failure_set(parser->failure, -EINVAL, "%s: unknown option --%s", parser->where, typed);
+}
+
+int options_set(const struct command_spec *command, const char *name, const char *value, void *target,
+                const char *where, struct failure *failure)
+{
+    static const char *const words[] = {"no", "yes", "off", "on", "false", "true"};
+    struct parser parser = {.command = command, .where = where, .dashes = "", .target = target, .failure = failure};
+    const struct option_spec *option = find_in(command->options, name, strlen(name));
+    if (option == NULL) {
+        struct nearest nearest = nearest_to(name);
+        for (const struct option_spec *each = command->options; each->type != OPTION_END; each++)
+            if (is_option(each))
+                consider_option(&nearest, each);
+        return failure_set(failure, -ENOENT, "%s: unknown key \"%.100s\"%s%s%s", where, name,
+                           nearest.name != NULL ? "; did you mean " : "", nearest.name != NULL ? nearest.name : "",
+                           nearest.name != NULL ? "?" : "");
+    }
+    if (option->type != OPTION_FLAG)
+        return set_value(&parser, option, value);
+    for (unsigned i = 0; i < sizeof words / sizeof words[0]; i++) {
+        if (strcmp(value, words[i]) == 0) {
+            set_flag(&parser, option, i % 2 != 0);
+            return 0;
+        }
+    }
+    return failure_set(failure, -EINVAL, "%s: %s takes yes or no, not \"%.100s\"", where, name, value);
 }
 
 static int value_missing(const struct parser *parser, const struct option_spec *option)
 {
     char name[64];
     return failure_set(parser->failure, -EINVAL, "%s: %s needs a value: %s=%s", parser->command->program,
-                       shown(option, name), name, option->argument != NULL ? option->argument : "VALUE");
+                       shown(parser, option, name), name, option->argument != NULL ? option->argument : "VALUE");
+}
+
+/* Note what stood on the command line, and set it. */
+static int take(const struct parser *parser, const struct option_spec *option, const char *value)
+{
+    if (parser->command->given != NULL)
+        parser->command->given[option - parser->command->options] = value;
+    return set_value(parser, option, value);
 }
 
 /* Which built-in option was asked for, or OPTIONS_RUN. */
@@ -244,11 +302,9 @@ static int parse_long(const struct parser *parser, const char *argument, const c
         char name[64];
         if (value != NULL)
             return failure_set(parser->failure, -EINVAL, "%s: %s is on or off and takes no value, not even \"%.100s\"",
-                               parser->command->program, shown(option, name), value);
+                               parser->command->program, shown(parser, option, name), value);
         int outcome = built_in_outcome(option);
-        if (outcome == OPTIONS_RUN)
-            set_flag(parser, option, !negated);
-        return outcome;
+        return outcome != OPTIONS_RUN ? outcome : take(parser, option, negated ? "no" : "yes");
     }
     if (value == NULL) {
         if (next == NULL)
@@ -256,7 +312,7 @@ static int parse_long(const struct parser *parser, const char *argument, const c
         value = next;
         *used = true;
     }
-    return set_value(parser, option, value);
+    return take(parser, option, value);
 }
 
 /* letters: what stands behind the dash. */
@@ -274,15 +330,15 @@ static int parse_short(const struct parser *parser, const char *letters, const c
             int outcome = built_in_outcome(option);
             if (outcome != OPTIONS_RUN)
                 return outcome;
-            set_flag(parser, option, true);
+            take(parser, option, "yes");
             continue;
         }
         if (letters[1] != '\0')
-            return set_value(parser, option, letters[1] == '=' ? letters + 2 : letters + 1);
+            return take(parser, option, letters[1] == '=' ? letters + 2 : letters + 1);
         if (next == NULL)
             return value_missing(parser, option);
         *used = true;
-        return set_value(parser, option, next);
+        return take(parser, option, next);
     }
     return OPTIONS_RUN;
 }
@@ -290,8 +346,11 @@ static int parse_short(const struct parser *parser, const char *letters, const c
 int options_parse(const struct command_spec *command, int argc, char **argv, void *target,
                   struct positionals *ret_positionals, struct failure *failure)
 {
-    struct parser parser = {.command = command, .target = target, .failure = failure};
+    struct parser parser = {
+        .command = command, .where = command->program, .dashes = "--", .target = target, .failure = failure};
     for (const struct option_spec *option = command->options; option->type != OPTION_END; option++) {
+        if (command->given != NULL)
+            command->given[option - command->options] = NULL;
         if (!is_option(option))
             continue;
         if (option->default_text != NULL) {
@@ -303,6 +362,8 @@ int options_parse(const struct command_spec *command, int argc, char **argv, voi
         } else if (option->type == OPTION_TEXT || option->type == OPTION_ADDRESS) {
             const char *none = NULL;
             memcpy(parser.target + option->offset, &none, sizeof none);
+        } else if (option->type == OPTION_LIST) {
+            memset(parser.target + option->offset, 0, sizeof(struct option_list));
         }
     }
 

@@ -18,7 +18,7 @@
  * Accepted: --name value, --name=value, -x value, -xvalue, -xyz for flags, --no-name for flags, -- (all that follows is
  * positional), and options after positionals. "-" is positional. An option given twice: the last one counts. Names are
  * not abbreviated: a script must not break when a new option makes a prefix ambiguous. --help, -h and --version are
- * built in.
+ * built in. A configuration file uses the same table, by options_set.
  */
 #ifndef SLUICE_SERVICE_OPTIONS_H
 #define SLUICE_SERVICE_OPTIONS_H
@@ -45,6 +45,13 @@ enum option_type {
     OPTION_SIZE,     /* uint64_t bytes: "64K" */
     OPTION_DURATION, /* uint64_t milliseconds: "30s" */
     OPTION_CHOICE,   /* unsigned: index into choices */
+    OPTION_LIST,     /* struct option_list: may be given several times. It has no default */
+};
+
+/* What was given, in its order. Free it by option_list_free. */
+struct option_list {
+    const char **items; /* each as for OPTION_TEXT */
+    unsigned count;
 };
 
 struct option_spec {
@@ -69,6 +76,8 @@ struct command_spec {
     const struct option_spec *options; /* ends with OPTION_END */
     const char *const *examples;       /* NULL-terminated pairs: command, what it does; or NULL */
     const char *footer;                /* last paragraph, or NULL */
+    const char **given; /* NULL, or one for each entry of options, set by options_parse: the (last) value that stood on
+                           the command line, "yes" or "no" for a flag; NULL: the option was not given */
 };
 
 /* How options_parse ended well. */
@@ -94,6 +103,16 @@ int options_parse(const struct command_spec *command, int argc, char **argv, voi
 /* Parse, and do the usual: print help or version to stdout, errors to stderr. Returns -1 to go on, or the exit code. */
 int options_parse_or_exit_code(const struct command_spec *command, int argc, char **argv, void *target,
                                struct positionals *ret_positionals);
+
+/* Set one option's member of *target from a text, as if it had been given on the command line; a flag takes yes or no
+ * (true, on, false, off). where begins the message: "proxy.conf:12"; options are named in it without dashes, as they
+ * are written in files. value must live as long as *target. Returns 0, -EINVAL with failure->text, -ENOMEM (a list), or
+ * -ENOENT: there is no such option (a similar one is proposed in failure->text). */
+int options_set(const struct command_spec *command, const char *name, const char *value, void *target,
+                const char *where, struct failure *failure);
+
+/* The list is empty then. Harmless on an empty one. */
+void option_list_free(struct option_list *list);
 
 /* The page of --help, wrapped at width columns (0: the terminal's, between 60 and 100; 80 when there is none). */
 void options_print_help(const struct command_spec *command, FILE *stream, unsigned width);

@@ -8,6 +8,7 @@ struct values {
     const char *listen, *log;
     uint64_t workers, buffer, idle;
     unsigned route;
+    struct option_list to;
 };
 
 static const char *const routes[] = {"auto", "copy", "sendfile", NULL};
@@ -73,6 +74,12 @@ static const struct option_spec table[] = {
      .help = "the access log",
      .type = OPTION_TEXT,
      .offset = offsetof(struct values, log)},
+    {.name = "to",
+     .short_name = 't',
+     .argument = "ADDR:PORT",
+     .help = "a server; may be given several times",
+     .type = OPTION_LIST,
+     .offset = offsetof(struct values, to)},
     {.name = "debug-stall",
      .argument = "TIME",
      .help = "for tests",
@@ -84,13 +91,16 @@ static const struct option_spec table[] = {
 
 static const char *const examples[] = {"prog serve /srv", "serves that directory", NULL};
 
+static const char *given[sizeof table / sizeof table[0]];
+
 static const struct command_spec command = {.program = "prog serve",
                                             .positionals = "[DIR]",
                                             .positional_max = 1,
                                             .summary = "Serve files.",
                                             .version = "1.2.3",
                                             .options = table,
-                                            .examples = examples};
+                                            .examples = examples,
+                                            .given = given};
 
 static struct values values;
 static struct positionals positionals;
@@ -207,6 +217,98 @@ TEST("help and version are recognised among other options")
     CHECK_EQ(parse("--version"), OPTIONS_VERSION);
 }
 
+TEST("an option that may be given several times collects what was given, in order")
+{
+    CHECK_EQ(parse("-ta --to=b -q --to c"), OPTIONS_RUN);
+    CHECK_EQ(values.to.count, 3);
+    CHECK_STR(values.to.items[0], "a");
+    CHECK_STR(values.to.items[1], "b");
+    CHECK_STR(values.to.items[2], "c");
+    option_list_free(&values.to);
+    CHECK_EQ(parse(""), OPTIONS_RUN);
+    CHECK_EQ(values.to.count, 0);
+    option_list_free(&values.to);
+    CHECK_REFUSED("--to", "prog serve: --to needs a value: --to=ADDR:PORT");
+}
+
+static const char *given_for(const char *name)
+{
+    for (size_t i = 0; table[i].type != OPTION_END; i++)
+        if (table[i].name != NULL && strcmp(table[i].name, name) == 0)
+            return given[i] != NULL ? given[i] : "(not)";
+    return "(unknown)";
+}
+
+TEST("what stood on the command line is told apart from defaults")
+{
+    CHECK_EQ(parse("-w 2 --route auto -w4 --no-sendfile -qr"), OPTIONS_RUN);
+    CHECK_STR(given_for("workers"), "4");
+    CHECK_STR(given_for("route"), "auto");
+    CHECK_STR(given_for("sendfile"), "no");
+    CHECK_STR(given_for("quiet"), "yes");
+    CHECK_STR(given_for("receipts"), "yes");
+    CHECK_STR(given_for("listen"), "(not)");
+    CHECK_STR(given_for("idle"), "(not)");
+    CHECK_EQ(parse(""), OPTIONS_RUN);
+    CHECK_STR(given_for("workers"), "(not)");
+}
+
+static int set(const char *name, const char *value)
+{
+    failure.text[0] = '\0';
+    return options_set(&command, name, value, &values, "a.conf:7", &failure);
+}
+
+TEST("an option set by its name from a text takes the same values as on the command line")
+{
+    static const char *const on[] = {"yes", "true", "on"}, *const off[] = {"no", "false", "off"};
+    CHECK_EQ(parse(""), OPTIONS_RUN);
+    CHECK_EQ(set("listen", "[::1]:80"), 0);
+    CHECK_STR(values.listen, "[::1]:80");
+    CHECK_EQ(set("workers", "7"), 0);
+    CHECK_EQ(values.workers, 7);
+    CHECK_EQ(set("buffer", "1M"), 0);
+    CHECK_EQ(values.buffer, 1 << 20);
+    CHECK_EQ(set("idle", "500ms"), 0);
+    CHECK_EQ(values.idle, 500);
+    CHECK_EQ(set("route", "sendfile"), 0);
+    CHECK_EQ(values.route, 2);
+    CHECK_EQ(set("to", "a"), 0);
+    CHECK_EQ(set("to", "b"), 0);
+    CHECK_EQ(values.to.count, 2);
+    CHECK_STR(values.to.items[1], "b");
+    option_list_free(&values.to);
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQ(set("quiet", on[i]), 0);
+        CHECK(values.quiet);
+        CHECK_EQ(set("quiet", off[i]), 0);
+        CHECK(!values.quiet);
+    }
+    CHECK_STR(given_for("workers"), "(not)");
+}
+
+#define CHECK_NOT_SET(name, value, code, want)                                                                         \
+    do {                                                                                                               \
+        CHECK_EQ(set(name, value), code);                                                                              \
+        CHECK_STR(failure.text, want);                                                                                 \
+    } while (0)
+
+TEST("what cannot be set by its name is refused with the place, and without dashes")
+{
+    CHECK_EQ(parse(""), OPTIONS_RUN);
+    CHECK_NOT_SET("workers", "65", -EINVAL, "a.conf:7: workers takes a number from 1 to 64, not \"65\"");
+    CHECK_NOT_SET("route", "sendfil", -EINVAL,
+                  "a.conf:7: route takes auto, copy or sendfile, not \"sendfil\"; did you mean sendfile?");
+    CHECK_NOT_SET("listen", "8080", -EINVAL,
+                  "a.conf:7: listen: \"8080\" has no port; write HOST:PORT, such as 127.0.0.1:8080 or *:8080");
+    CHECK_NOT_SET("quiet", "maybe", -EINVAL, "a.conf:7: quiet takes yes or no, not \"maybe\"");
+    CHECK_NOT_SET("lisen", "x", -ENOENT, "a.conf:7: unknown key \"lisen\"; did you mean listen?");
+    CHECK_NOT_SET("zzzzzz", "x", -ENOENT, "a.conf:7: unknown key \"zzzzzz\"");
+    CHECK_NOT_SET("debug-stal", "x", -ENOENT, "a.conf:7: unknown key \"debug-stal\"");
+    CHECK_NOT_SET("help", "yes", -ENOENT, "a.conf:7: unknown key \"help\"");
+    CHECK_EQ(values.workers, 2);
+}
+
 static char *help_text(unsigned width)
 {
     static char text[8192];
@@ -249,7 +351,7 @@ TEST("every option, built-in and hidden ones included, is visited for completion
 {
     int count = 0;
     options_each(&command, count_option, &count);
-    CHECK_EQ(count, 12);
+    CHECK_EQ(count, 13);
 }
 
 TEST("names of subcommands get suggestions, too")
