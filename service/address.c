@@ -7,9 +7,12 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
+#include <stddef.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define HOST_MAX 254
+#define UNIX_PREFIX "unix:"
 
 /* HOST:PORT in its parts; host is "" for every address. bracketed: an IPv6 literal. */
 struct parts {
@@ -55,10 +58,44 @@ static int split(const char *text, struct parts *ret, struct failure *failure)
     return 0;
 }
 
+static bool is_unix(const char *text)
+{
+    return strncmp(text, UNIX_PREFIX, strlen(UNIX_PREFIX)) == 0;
+}
+
 int address_check(const char *text, struct failure *failure)
 {
     struct parts parts;
+    if (is_unix(text))
+        return failure_set(failure, -EINVAL,
+                           "\"%.100s\" is a Unix socket, which cannot be used here; write HOST:PORT, such as "
+                           "127.0.0.1:8080",
+                           text);
     return split(text, &parts, failure);
+}
+
+/* name: behind "unix:". */
+static int parse_unix(const char *name, struct address *ret_address, struct failure *failure)
+{
+    struct address address = {.local = {.sun_family = AF_UNIX}};
+    size_t length = strlen(name);
+    if ((*name != '/' && *name != '@') || length < 2)
+        return failure_set(failure, -EINVAL,
+                           "\"" UNIX_PREFIX "%.100s\" is no Unix socket; write an absolute path, such as "
+                           "unix:/run/name.sock, or unix:@name",
+                           name);
+    /* The final NUL of a path is part of the address; unix(7) says why one should not do without. An abstract name has
+     * none, and its first byte is a NUL instead of our "@". */
+    if (length >= sizeof address.local.sun_path)
+        return failure_set(failure, -EINVAL,
+                           "\"" UNIX_PREFIX "%.100s...\" is too long: a Unix socket's name has at most %zu bytes", name,
+                           sizeof address.local.sun_path - 1);
+    memcpy(address.local.sun_path, name, length);
+    address.length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + (*name == '/'));
+    if (*name == '@')
+        address.local.sun_path[0] = '\0';
+    *ret_address = address;
+    return 0;
 }
 
 static bool host_has_ipv6(void)
@@ -87,6 +124,8 @@ static struct address any_address(uint16_t port)
 int address_parse(const char *text, struct address *ret_address, struct failure *failure)
 {
     struct parts parts;
+    if (is_unix(text))
+        return parse_unix(text + strlen(UNIX_PREFIX), ret_address, failure);
     int result = split(text, &parts, failure);
     if (result < 0)
         return result;
@@ -165,11 +204,41 @@ static int congestion_failure(int code, const char *name, struct failure *failur
                        text_errno_meaning(code), text_errno_name(code));
 }
 
+static int unix_bind_failure(int code, const char *text, struct failure *failure)
+{
+    switch (code) {
+    case EADDRINUSE:
+        return failure_set(failure, -code,
+                           "cannot listen at %s: another process does already (EADDRINUSE); see which by \"ss -lxp\", "
+                           "or choose another name",
+                           text);
+    case ENOTSOCK:
+        return failure_set(failure, -code,
+                           "cannot listen at %s: there is a file of this name that is no socket; choose another name, "
+                           "or move the file",
+                           text);
+    case ENOENT:
+        return failure_set(failure, -code, "cannot listen at %s: its directory does not exist (ENOENT); make it first",
+                           text);
+    case EACCES:
+    case EPERM:
+        return failure_set(failure, -code,
+                           "cannot listen at %s: no permission (%s); this user needs to write in its directory, and to "
+                           "a socket that is there already",
+                           text, text_errno_name(code));
+    default:
+        return failure_set(failure, -code, "cannot listen at %s: %s (%s)", text, text_errno_meaning(code),
+                           text_errno_name(code));
+    }
+}
+
 static int bind_failure(int code, const struct address *address, struct failure *failure)
 {
     char text[ADDRESS_TEXT_MAX], setting[32];
-    unsigned port = port_of(address);
     address_format(&address->any, address->length, text, sizeof text);
+    if (address->any.sa_family == AF_UNIX)
+        return unix_bind_failure(code, text, failure);
+    unsigned port = port_of(address);
     switch (code) {
     case EADDRINUSE:
         return failure_set(failure, -code,
@@ -201,12 +270,65 @@ static int set_flag(int fd, int level, int option, int value)
     return setsockopt(fd, level, option, &value, sizeof value);
 }
 
+int address_congestion_check(const char *name, struct failure *failure)
+{
+    CLEANUP_FD int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, (socklen_t)strlen(name)) < 0)
+        return congestion_failure(errno, name, failure);
+    return 0;
+}
+
+int address_remove_stale(const struct address *address)
+{
+    struct stat status;
+    if (address->any.sa_family != AF_UNIX || address->local.sun_path[0] == '\0')
+        return 0;
+    if (lstat(address->local.sun_path, &status) < 0)
+        return errno == ENOENT ? 0 : -errno;
+    if (!S_ISSOCK(status.st_mode))
+        return -ENOTSOCK;
+    CLEANUP_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    /* EAGAIN: its queue is full; EPROTOTYPE: a datagram socket. Only a refusal says that nobody is there. */
+    if (connect(fd, &address->any, address->length) == 0 || errno == EAGAIN || errno == EPROTOTYPE)
+        return -EADDRINUSE;
+    if (errno != ECONNREFUSED)
+        return errno == ENOENT ? 0 : -errno;
+    return unlink(address->local.sun_path) < 0 && errno != ENOENT ? -errno : 0;
+}
+
+static int listen_unix(const struct address *address, const struct listen_options *options, int *ret_fd,
+                       struct failure *failure)
+{
+    CLEANUP_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return bind_failure(errno, address, failure);
+    /* A path is taken for as long as the file is there, whoever made it. */
+    int result = bind(fd, &address->any, address->length) < 0 ? -errno : 0;
+    if (result == -EADDRINUSE && address->local.sun_path[0] != '\0') {
+        result = address_remove_stale(address);
+        if (result == 0 && bind(fd, &address->any, address->length) < 0)
+            result = -errno;
+    }
+    if (result == 0 && listen(fd, options->backlog > 0 ? options->backlog : INT32_MAX) < 0)
+        result = -errno;
+    if (result < 0)
+        return bind_failure(-result, address, failure);
+    *ret_fd = TAKE_FD(fd);
+    return 0;
+}
+
 int address_listen(const struct address *address, const struct listen_options *options, int *ret_fd,
                    struct failure *failure)
 {
     static const struct listen_options defaults = {0};
     if (options == NULL)
         options = &defaults;
+    if (address->any.sa_family == AF_UNIX)
+        return listen_unix(address, options, ret_fd, failure);
     CLEANUP_FD int fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return bind_failure(errno, address, failure);
@@ -235,7 +357,8 @@ int address_of_socket(int fd, struct address *ret_address)
     socklen_t length = sizeof storage;
     if (getsockname(fd, (struct sockaddr *)&storage, &length) < 0)
         return -errno;
-    if (storage.ss_family != AF_INET && storage.ss_family != AF_INET6)
+    if ((storage.ss_family != AF_INET && storage.ss_family != AF_INET6 && storage.ss_family != AF_UNIX) ||
+        length > sizeof address.local)
         return -EAFNOSUPPORT;
     memcpy(&address.any, &storage, length);
     address.length = length;
@@ -253,6 +376,24 @@ static size_t put(char *buffer, size_t size, size_t at, const char *text)
         buffer[at + fits] = '\0';
     }
     return at + length;
+}
+
+static size_t put_unix(const struct sockaddr_un *address, socklen_t length, char *buffer, size_t size)
+{
+    size_t offset = offsetof(struct sockaddr_un, sun_path), count = length > offset ? length - offset : 0;
+    char name[sizeof address->sun_path + 1];
+    if (count > sizeof address->sun_path)
+        count = sizeof address->sun_path;
+    bool abstract = count > 1 && address->sun_path[0] == '\0' && address->sun_path[1] != '\0';
+    if (!abstract)
+        count = strnlen(address->sun_path, count);
+    for (size_t i = 0; i < count; i++) {
+        char byte = address->sun_path[i];
+        name[i] = byte > ' ' && byte < 127 ? byte : abstract && i == 0 ? '@' : '?';
+    }
+    name[count] = '\0';
+    size_t at = put(buffer, size, 0, count > 0 ? UNIX_PREFIX : "unix");
+    return put(buffer, size, at, name);
 }
 
 /* By hand rather than by getnameinfo and snprintf: access logs call it for every connection. */
@@ -277,7 +418,9 @@ static size_t put_host(const struct sockaddr *address, socklen_t length, bool br
         }
         return brackets ? put(buffer, size, at, "]") : at;
     }
-    return put(buffer, size, at, address->sa_family == AF_UNIX ? "unix" : "?");
+    if (address->sa_family == AF_UNIX)
+        return put_unix((const void *)address, length, buffer, size);
+    return put(buffer, size, at, "?");
 }
 
 size_t address_format_host(const struct sockaddr *address, socklen_t length, char *buffer, size_t size)

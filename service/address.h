@@ -9,26 +9,31 @@
 #include <netinet/in.h>
 #include <stdbool.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 
 struct address {
     union {
         struct sockaddr any;
         struct sockaddr_in v4;
         struct sockaddr_in6 v6;
+        struct sockaddr_un local;
     };
     socklen_t length;
 };
 
-/* "[1111:2222:3333:4444:5555:6666:7777:8888%4294967295]:65535" and its end. */
-#define ADDRESS_TEXT_MAX 64
+/* "unix:", a path of 108 bytes (the kernel takes one without an end), and its end. Others are shorter. */
+#define ADDRESS_TEXT_MAX 114
 
-/* Is this HOST:PORT, as address_parse takes it? Names are not looked up. Returns 0 or -EINVAL. */
+/* Is this HOST:PORT, as address_parse takes it? Names are not looked up, and Unix sockets are refused: a user of them
+ * says so by not asking here. Returns 0 or -EINVAL. */
 int address_check(const char *text, struct failure *failure);
 
 /* "127.0.0.1:8080", "[::1]:8080", "localhost:8080", "*:8080" or ":8080" (every address of the host: IPv6 and IPv4 by
  * one socket, IPv4 alone where there is no IPv6). Port 0: the kernel chooses. A name with several addresses gives its
  * first IPv4 one, so that the same command means the same everywhere; may ask the resolver and so take its time.
- * Returns 0, -EINVAL, or -EADDRNOTAVAIL (no such name). */
+ * "unix:/path": a Unix stream socket; the path is absolute, because a worker's or the next start's working directory
+ * may be another. "unix:@name": one in the abstract name space (unix(7)), that has no file and no permissions. Returns
+ * 0, -EINVAL, or -EADDRNOTAVAIL (no such name). */
 int address_parse(const char *text, struct address *ret_address, struct failure *failure);
 
 struct listen_options {
@@ -38,22 +43,34 @@ struct listen_options {
     bool reuse_port;        /* SO_REUSEPORT: several sockets on one address, each with a queue of its own */
 };
 
-/* A listening, non-blocking, close-on-exec TCP socket in *ret_fd, bound with SO_REUSEADDR. options may be NULL.
- * Returns 0 or a negative errno, e.g. -EADDRINUSE, -EACCES, -EADDRNOTAVAIL; -ENOENT: no such congestion control. */
+/* A listening, non-blocking, close-on-exec socket in *ret_fd, TCP with SO_REUSEADDR or Unix. options may be NULL; for a
+ * Unix socket only the backlog counts. The file of a Unix socket gets the permissions that the umask leaves; one that a
+ * process left behind is replaced, one that somebody listens at is not, nor is a file that is no socket.
+ * Returns 0 or a negative errno, e.g. -EADDRINUSE, -EACCES, -EADDRNOTAVAIL; -ENOENT: no such congestion control, or no
+ * such directory. */
 int address_listen(const struct address *address, const struct listen_options *options, int *ret_fd,
                    struct failure *failure);
+
+/* Remove a Unix socket's file at which nobody listens: before binding there, and after having closed the listener for
+ * good. Nothing to do for other addresses, and where there is no file. Returns 0; -EADDRINUSE: somebody listens;
+ * -ENOTSOCK: the file is no socket; or another negative errno. */
+int address_remove_stale(const struct address *address);
+
+/* May sockets of this host have this congestion control? Returns 0 or a negative errno, -ENOENT or -EPERM usually. */
+int address_congestion_check(const char *name, struct failure *failure);
 
 /* The address that a socket is bound to: with the port that the kernel chose. Returns 0 or a negative errno. */
 int address_of_socket(int fd, struct address *ret_address);
 
-/* "127.0.0.1:8080", "[::1]:8080"; IPv4 within IPv6 as IPv4. "unix" or "?" for other families. Always terminates
- * (ADDRESS_TEXT_MAX is enough); returns the length. */
+/* "127.0.0.1:8080", "[::1]:8080"; IPv4 within IPv6 as IPv4. "unix:/path", "unix:@name", "unix" for a Unix socket
+ * without a name, as most clients are; bytes that are not printable are shown as "?". "?" for other families. Always
+ * terminates (ADDRESS_TEXT_MAX is enough); returns the length. */
 size_t address_format(const struct sockaddr *address, socklen_t length, char *buffer, size_t size);
 
 /* The same without the port and the brackets, as access logs have it. */
 size_t address_format_host(const struct sockaddr *address, socklen_t length, char *buffer, size_t size);
 
-/* A URL that a browser on this host can open: the wildcard becomes the loopback address. */
+/* A URL that a browser on this host can open: the wildcard becomes the loopback address. Of a TCP address. */
 size_t address_format_url(const struct address *address, char *buffer, size_t size);
 
 #endif

@@ -6,6 +6,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#include <stddef.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 
@@ -176,6 +178,13 @@ TEST("an unknown congestion control is refused with those the kernel has")
     CHECK(strstr(failure.text, "reno") != NULL);
 }
 
+TEST("whether there is a congestion control can be asked before listening")
+{
+    CHECK_EQ(address_congestion_check("reno", &failure), 0);
+    CHECK_EQ(address_congestion_check("warp", &failure), -ENOENT);
+    CHECK(strstr(failure.text, "no congestion control \"warp\"; it has: ") != NULL);
+}
+
 static const char *formatted(const void *address, size_t length, bool host_only)
 {
     static char text[ADDRESS_TEXT_MAX];
@@ -186,7 +195,7 @@ static const char *formatted(const void *address, size_t length, bool host_only)
     return text;
 }
 
-TEST("IPv4 within IPv6 is shown as IPv4, and other families by their name")
+TEST("IPv4 within IPv6 is shown as IPv4, and other families as unknown")
 {
     struct sockaddr_in6 mapped = {.sin6_family = AF_INET6, .sin6_port = htons(80)};
     inet_pton(AF_INET6, "::ffff:10.1.2.3", &mapped.sin6_addr);
@@ -194,8 +203,174 @@ TEST("IPv4 within IPv6 is shown as IPv4, and other families by their name")
     CHECK_STR(formatted(&mapped, sizeof mapped, true), "10.1.2.3");
     inet_pton(AF_INET6, "2001:db8::1", &mapped.sin6_addr);
     CHECK_STR(formatted(&mapped, sizeof mapped, true), "2001:db8::1");
+    struct sockaddr packet = {.sa_family = AF_PACKET};
+    CHECK_STR(formatted(&packet, sizeof packet, false), "?");
+}
+
+TEST("Unix sockets are parsed, and formatted as they are written")
+{
+    CHECK_STR(parsed("unix:/run/a.sock"), "unix:/run/a.sock");
+    CHECK_STR(parsed("unix:@name"), "unix:@name");
+    char longest[5 + 107 + 1] = "unix:/";
+    memset(longest + 6, 'x', 106);
+    longest[112] = '\0';
+    CHECK_STR(parsed(longest), longest);
+    longest[5] = '@';
+    CHECK_STR(parsed(longest), longest);
+}
+
+TEST("the address of a Unix socket has the length that unix(7) asks for")
+{
+    struct address address;
+    CHECK_EQ(address_parse("unix:/run/a", &address, NULL), 0);
+    CHECK_EQ(address.length, offsetof(struct sockaddr_un, sun_path) + 7);
+    CHECK_EQ(address_parse("unix:@ab", &address, NULL), 0);
+    CHECK_EQ(address.length, offsetof(struct sockaddr_un, sun_path) + 3);
+    CHECK_EQ(memcmp(address.local.sun_path, "\0ab", 3), 0);
+}
+
+TEST("what is no Unix socket is refused with what to write, and HOST:PORT alone refuses all of them")
+{
+    char longest[200] = "unix:/";
+    memset(longest + 6, 'x', 107);
+    const char *const wrong[][2] = {{"unix:", "write an absolute path"},
+                                    {"unix:/", "write an absolute path"},
+                                    {"unix:@", "write an absolute path"},
+                                    {"unix:run/a", "write an absolute path"},
+                                    {longest, "at most 107 bytes"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        struct address address = {.length = 7};
+        CHECK_EQ(address_parse(wrong[i][0], &address, &failure), -EINVAL);
+        CHECK(strstr(failure.text, wrong[i][1]) != NULL);
+        CHECK_EQ(address.length, 7);
+    }
+    CHECK_EQ(address_check("unix:/run/a", &failure), -EINVAL);
+    CHECK(strstr(failure.text, "is a Unix socket, which cannot be used here") != NULL);
+}
+
+TEST("Unix sockets without a name, and bytes that are not printable, are shown")
+{
     struct sockaddr_un local = {.sun_family = AF_UNIX};
+    size_t offset = offsetof(struct sockaddr_un, sun_path);
     CHECK_STR(formatted(&local, sizeof local, false), "unix");
+    CHECK_STR(formatted(&local, offset, false), "unix");
+    memcpy(local.sun_path, "\0a\n\xff", 4);
+    CHECK_STR(formatted(&local, offset + 4, true), "unix:@a??");
+    memset(local.sun_path, 'x', sizeof local.sun_path); /* without an end, as the kernel may give it */
+    CHECK_EQ(strlen(formatted(&local, sizeof local, false)), 5 + sizeof local.sun_path);
+}
+
+/* A path of this test in a directory of its own, as an address. */
+static const char *local_path(void)
+{
+    static char text[64];
+    char directory[] = "/tmp/sluice-address-XXXXXX";
+    CHECK(mkdtemp(directory) != NULL);
+    snprintf(text, sizeof text, "unix:%s/s", directory);
+    return text;
+}
+
+static void remove_local(const char *text)
+{
+    char directory[64];
+    snprintf(directory, sizeof directory, "%s", text + 5);
+    unlink(directory);
+    *strrchr(directory, '/') = '\0';
+    CHECK_EQ(rmdir(directory), 0);
+}
+
+static int connect_to(const char *text)
+{
+    struct address address;
+    CHECK_EQ(address_parse(text, &address, NULL), 0);
+    CLEANUP_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    return connect(fd, &address.any, address.length) < 0 ? -errno : 0;
+}
+
+TEST("clients reach Unix sockets, whose files have the permissions that the umask leaves")
+{
+    const char *text = local_path();
+    mode_t before = umask(0027);
+    CLEANUP_FD int fd = listen_at(text, NULL);
+    umask(before);
+    CHECK(fd >= 0);
+    CHECK_EQ(connect_to(text), 0);
+    struct stat status;
+    CHECK_EQ(stat(text + 5, &status), 0);
+    CHECK_EQ(status.st_mode & 0777, 0750);
+    struct address bound;
+    CHECK_EQ(address_of_socket(fd, &bound), 0);
+    CHECK_STR(formatted(&bound.any, bound.length, false), text);
+    CHECK((fcntl(fd, F_GETFL) & O_NONBLOCK) != 0);
+    CHECK((fcntl(fd, F_GETFD) & FD_CLOEXEC) != 0);
+    CLEANUP_FD int abstract = listen_at("unix:@sluice-test-address", &(struct listen_options){.backlog = 3});
+    CHECK(abstract >= 0);
+    CHECK_EQ(connect_to("unix:@sluice-test-address"), 0);
+    CHECK_EQ(listen_at("unix:@sluice-test-address", NULL), -EADDRINUSE);
+    remove_local(text);
+}
+
+TEST("a Unix socket that a process left behind is replaced, and one in use is not")
+{
+    const char *text = local_path();
+    int left = listen_at(text, NULL);
+    CHECK_EQ(listen_at(text, NULL), -EADDRINUSE);
+    CHECK(strstr(failure.text, "another process does already (EADDRINUSE)") != NULL);
+    CHECK_EQ(connect_to(text), 0);
+    close(left);
+    CHECK_EQ(connect_to(text), -ECONNREFUSED);
+    CLEANUP_FD int fd = listen_at(text, NULL);
+    CHECK(fd >= 0);
+    CHECK_EQ(connect_to(text), 0);
+    remove_local(text);
+}
+
+TEST("a Unix socket whose queue is full is in use")
+{
+    const char *text = local_path();
+    CLEANUP_FD int fd = listen_at(text, &(struct listen_options){.backlog = 1});
+    int clients[4], full = 0;
+    struct address address;
+    CHECK_EQ(address_parse(text, &address, NULL), 0);
+    for (int i = 0; i < 4; i++) {
+        clients[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        full += connect(clients[i], &address.any, address.length) < 0 && errno == EAGAIN;
+    }
+    CHECK(full > 0);
+    CHECK_EQ(listen_at(text, NULL), -EADDRINUSE);
+    for (int i = 0; i < 4; i++)
+        close(clients[i]);
+    remove_local(text);
+}
+
+TEST("a file that is no socket, and a directory that is not there, are refused with what to do")
+{
+    const char *text = local_path();
+    int file = open(text + 5, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+    close(file);
+    CHECK_EQ(listen_at(text, NULL), -ENOTSOCK);
+    CHECK(strstr(failure.text, "is no socket; choose another name") != NULL);
+    CHECK_EQ(access(text + 5, F_OK), 0);
+    remove_local(text);
+    CHECK_EQ(listen_at(text, NULL), -ENOENT);
+    CHECK(strstr(failure.text, "its directory does not exist (ENOENT); make it first") != NULL);
+}
+
+TEST("a Unix socket's file is removed once nobody listens there")
+{
+    const char *text = local_path();
+    struct address address;
+    CHECK_EQ(address_parse(text, &address, NULL), 0);
+    CHECK_EQ(address_remove_stale(&address), 0); /* there is none */
+    int fd = listen_at(text, NULL);
+    CHECK_EQ(address_remove_stale(&address), -EADDRINUSE);
+    CHECK_EQ(access(text + 5, F_OK), 0);
+    close(fd);
+    CHECK_EQ(address_remove_stale(&address), 0);
+    CHECK(access(text + 5, F_OK) < 0);
+    remove_local(text);
+    CHECK_EQ(address_parse("127.0.0.1:80", &address, NULL), 0);
+    CHECK_EQ(address_remove_stale(&address), 0);
 }
 
 TEST("an address is cut to the buffer, and its whole length returned")
