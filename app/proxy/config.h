@@ -85,19 +85,21 @@ struct proxy_config {
     unsigned service_count;
     /* What belongs to the process. */
     unsigned workers;
-    uint64_t max_connections;
-    unsigned drain_timeout; /* ms */
+    uint64_t max_connections; /* of all services together; 0: what the limit of open files permits */
+    unsigned drain_timeout;   /* ms, when sluice is told to end */
+    unsigned retire_timeout;  /* ms, of old workers after a reload; 0: as long as their connections last */
     const char *loop, *metrics, *log;
-    bool receipts, confine, verbose, sqpoll, check_only;
-    const char *path; /* of the file; NULL: command line alone */
-    void *storage;    /* what the strings lie in: config.c's */
+    bool receipts, confine, verbose, sqpoll;
+    const char *path;        /* of the file; NULL: command line alone */
+    struct storage *storage; /* what the strings lie in: config.c's */
 };
 
-/* argv without the program's name. Returns -1 to go on, or the exit code (help, version, wrong usage, all printed). */
+/* argv without the program's name. Returns -1 to go on, or the exit code: help, version, wrong usage, --check-config,
+ * all printed. */
 int proxy_config_from_arguments(int argc, char **argv, struct proxy_config *ret_config);
 
-/* The same again from the same arguments, for a reload: the file is read anew. Returns 0 or a negative errno, with
- * file, line and reason in failure. */
+/* The same again from the same arguments, for a reload: the file is read and names are resolved anew. Returns 0 or a
+ * negative errno, with file, line and reason in failure. */
 int proxy_config_again(int argc, char **argv, struct proxy_config *ret_config, struct failure *failure);
 
 void proxy_config_free(struct proxy_config *config);
