@@ -634,7 +634,7 @@ static void resume_again(void *context)
 
 void sluice_listener_resume(struct sluice_listener *listener)
 {
-    if (!listener->paused)
+    if (!listener->paused || listener->ended)
         return;
     /* It fails for want of memory or of what the user may watch, which pass; a listener must not stay deaf after it.
      */
@@ -648,7 +648,8 @@ void sluice_listener_free(struct sluice_listener *listener)
 {
     if (listener == NULL)
         return;
-    timers_stop(&listener->retry);
+    sluice_listener_pause(listener);
+    listener->ended = true; /* accept, which may be called for the last ones now, cannot resume it */
     listener->loop->kind->unlisten(listener, true);
     loop_bury(listener->loop, &listener->source);
 }

@@ -46,7 +46,7 @@ struct sluice_listener {
     struct source source;
     struct sluice_loop *loop;
     int fd;
-    bool paused;
+    bool paused, ended;
     struct sluice_timer retry; /* of a resume that failed */
     sluice_accept_fn *accept;
     void *context;

@@ -353,6 +353,9 @@ static void lent(struct notice *notice, const struct io_uring_cqe *report)
 }
 
 /* A report on something that is given up: nobody is told. */
+static void keep_waiting(struct uring_listener *listener, int fd);
+
+/* What it brought is kept all the same: connections. */
 static void discard(struct uring_loop *ring, const struct io_uring_cqe *report)
 {
     struct source *source = source_of(report);
@@ -362,7 +365,7 @@ static void discard(struct uring_loop *ring, const struct io_uring_cqe *report)
         give_buffer(ring, report->flags >> IORING_CQE_BUFFER_SHIFT);
     unsigned about = report->user_data & ABOUT_MASK;
     if (about == ABOUT_ACCEPT && report->res >= 0)
-        sys.close(report->res);
+        keep_waiting((struct uring_listener *)source, report->res);
     if (about == ABOUT_LOAN)
         lent((struct notice *)source, report);
     else if (about >= ABOUT_OP)
@@ -1228,6 +1231,15 @@ static int listen_on(struct sluice_listener *common)
     return 0;
 }
 
+static void show_in(struct sluice_listener *common, int fd)
+{
+    struct sockaddr_storage address = {.ss_family = AF_UNSPEC};
+    socklen_t size = sizeof address;
+    if (sys.getpeername(fd, (struct sockaddr *)&address, &size) < 0)
+        size = sizeof address.ss_family; /* it was reset; receiving will say so */
+    common->accept(common->context, fd, (struct sockaddr *)&address, size);
+}
+
 static void unlisten(struct sluice_listener *common, bool for_good)
 {
     struct uring_listener *listener = (struct uring_listener *)common;
@@ -1239,8 +1251,9 @@ static void unlisten(struct sluice_listener *common, bool for_good)
     if (!for_good)
         return;
     settle(ring, &common->source, NULL);
+    /* Their clients believe themselves connected; to close them would be to reset them. */
     while (listener->held_count > 0)
-        sys.close(listener->held[--listener->held_count]);
+        show_in(common, listener->held[--listener->held_count]);
     free(listener->held);
     listener->held = NULL;
     listener->held_size = 0;
@@ -1262,15 +1275,6 @@ static void keep_waiting(struct uring_listener *listener, int fd)
         listener->held_size = size;
     }
     listener->held[listener->held_count++] = fd;
-}
-
-static void show_in(struct sluice_listener *common, int fd)
-{
-    struct sockaddr_storage address = {.ss_family = AF_UNSPEC};
-    socklen_t size = sizeof address;
-    if (sys.getpeername(fd, (struct sockaddr *)&address, &size) < 0)
-        size = sizeof address.ss_family; /* it was reset; receiving will say so */
-    common->accept(common->context, fd, (struct sockaddr *)&address, size);
 }
 
 static void accepted(struct uring_listener *listener, const struct io_uring_cqe *report)

@@ -1092,6 +1092,26 @@ TEST("a listener accepts all who come, and none while it is paused")
     end();
 }
 
+TEST("no connection is lost when a listener is freed: accepted ahead, it is shown; else it waits for the next listener")
+{
+    struct door door = {.pause_each = true};
+    int clients[10], waiting = 0, fd;
+    begin();
+    open_door(&door);
+    for (int i = 0; i < 10; i++)
+        clients[i] = knock(&door);
+    run_for(1);
+    CHECK_EQ(door.accepted, 1);
+    sluice_listener_free(door.listener);
+    for (; (fd = accept(door.listening, NULL, NULL)) >= 0; waiting++)
+        close(fd);
+    CHECK_EQ(door.accepted + waiting, 10);
+    close(door.listening);
+    for (int i = 0; i < 10; i++)
+        close(clients[i]);
+    end();
+}
+
 TEST("without descriptors left a connection is turned away, said so, and accepting goes on afterwards")
 {
     struct door door = {.close_each = true};
