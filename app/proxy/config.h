@@ -7,6 +7,7 @@
 #define SLUICE_PROXY_CONFIG_H
 
 #include "base/failure.h"
+#include "proxy/proxy_header.h"
 #include "service/address.h"
 #include <sluice/sluice.h>
 #include <stdbool.h>
@@ -27,8 +28,6 @@ enum proxy_check {
     PROXY_CHECK_TCP,  /* a connection is accepted */
     PROXY_CHECK_HTTP, /* GET check_path answers 2xx or 3xx */
 };
-
-enum proxy_header_version { PROXY_HEADER_NONE, PROXY_HEADER_V1, PROXY_HEADER_V2 };
 
 enum proxy_mirror {
     PROXY_MIRROR_REQUESTS = 1 << 0,  /* what clients send */

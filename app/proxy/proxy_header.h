@@ -6,27 +6,42 @@
 #ifndef SLUICE_PROXY_PROXY_HEADER_H
 #define SLUICE_PROXY_PROXY_HEADER_H
 
-#include "proxy/config.h"
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/socket.h>
+#include <sys/types.h>
+
+enum proxy_header_version { PROXY_HEADER_NONE, PROXY_HEADER_V1, PROXY_HEADER_V2 };
 
 struct proxy_header {
     enum proxy_header_version version;
-    bool local;                                  /* v2 LOCAL, v1 UNKNOWN: no addresses; those of the connection count */
-    struct sockaddr_storage source, destination; /* AF_INET, AF_INET6, AF_UNIX (v2); AF_UNSPEC when local or unknown */
+    /* v1 UNKNOWN, v2 LOCAL or AF_UNSPEC: the header tells no addresses, those of the connection count. */
+    bool local;
+    /* AF_INET, AF_INET6, AF_UNIX (v2; all 108 bytes of sun_path as they came, perhaps without a NUL); AF_UNSPEC when
+     * local. Zero where the header says nothing. */
+    struct sockaddr_storage source, destination;
 };
 
-#define PROXY_HEADER_V1_MAX 107 /* with CRLF */
-#define PROXY_HEADER_WRITE_MAX 232
+#define PROXY_HEADER_V1_MAX 107    /* with CRLF */
+#define PROXY_HEADER_WRITE_MAX 232 /* of v2: 16 bytes and two Unix addresses */
 
-/* The header at the beginning of data. Strict: only what the specification allows. Returns its length in bytes
- * (extensions of v2 included); -EAGAIN: so far right, more is needed; -EPROTO: no header, or a wrong one, and why is in
- * *ret_why (static text); -EMSGSIZE: longer than max. */
+/* The header at the beginning of data. Strict: only what the specification allows, and where it leaves the choice:
+ *   - v1: addresses of TCP6 may end in dotted decimal, as inet_ntop(3) writes IPv4 within IPv6 and so do senders. In
+ * the rest of an UNKNOWN line, which counts for nothing, a CR or LF that is not part of CRLF is refused.
+ *   - v2: UDP is refused; so is a transport without a family, or the reverse. LOCAL and AF_UNSPEC: nothing behind the
+ *     first 16 bytes counts, and nothing is looked at. Else extensions (TLVs) must fill the rest exactly, a CRC32C must
+ *     be right, SSL must hold whole extensions of its own, a unique ID has at most 128 bytes; their content counts for
+ *     nothing.
+ * Returns its length in bytes (extensions of v2 included); -EAGAIN: so far right, more is needed; -EPROTO: no header,
+ * or a wrong one, which is found at the first byte that cannot be right (of a number in v2: when it is whole), and why
+ * is in *ret_why (static text); -EMSGSIZE: longer than max. */
 ssize_t proxy_header_parse(const char *data, size_t length, size_t max, struct proxy_header *ret_header,
                            const char **ret_why);
 
-/* Write a header of this version for a connection from source to destination (of unequal or other families: v1 UNKNOWN,
- * v2 LOCAL). Returns its length. */
+/* Write a header of this version for a connection from source to destination. IPv4 within IPv6 (::ffff:1.2.3.4) counts
+ * as IPv4 when both are IPv4; if only one is, both are written as IPv6. Unix addresses need v2, and a struct
+ * sockaddr_un of zeros behind their end. What has no header then (NULL, other families, Unix in v1, Unix with TCP) is
+ * v1 UNKNOWN, v2 LOCAL. Returns its length; 0 for PROXY_HEADER_NONE. */
 size_t proxy_header_write(enum proxy_header_version version, const struct sockaddr *source,
                           const struct sockaddr *destination, char buffer[PROXY_HEADER_WRITE_MAX]);
 
