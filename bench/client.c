@@ -7,17 +7,15 @@
  * It also takes the measurements of the server (--cpu-of): only the client knows when the measured window begins
  * and ends, and a window framed from another process would be off by that process's wake-up.
  */
+#include "account.h"
 #include <arpa/inet.h>
 #include <ctype.h>
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -25,15 +23,11 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
     PATHS_MAX = 64,
-    PIDS_MAX = 64,
-    CORES_MAX = 256,
     EVENTS_MAX = 512,
     HEAD_MAX = 16384,
     HEAD_READ = 4096,      /* first read of a response: the head, and a small body with it */
@@ -43,7 +37,6 @@ enum {
     PACE_TURNS = 4,    /* reads per second of a rate-limited connection */
 };
 
-#define SECOND UINT64_C(1000000000)
 #define SILENCE 8 /* s */
 #define STALL (20 * SECOND)
 
@@ -75,24 +68,9 @@ struct conn {
     uint64_t credit; /* bytes a rate-limited connection may read now */
 };
 
-/* Counts by value with a relative error below 1/64: 64 linear steps per power of two. */
-enum { STEP_BITS = 6, BUCKETS = 64 << STEP_BITS };
-struct histogram {
-    uint64_t count, max;
-    uint64_t bucket[BUCKETS];
-};
-
 struct hash_seen {
     unsigned path;
     uint64_t hash, count;
-};
-
-/* What is sampled at both ends of the measured window. */
-struct sample {
-    uint64_t at, server_ns, client_ns;
-    unsigned cores;
-    /* Clock ticks. irq is part of busy; steal is what the host gave to other guests. */
-    uint64_t busy[CORES_MAX], irq[CORES_MAX], steal[CORES_MAX];
 };
 
 static struct {
@@ -104,8 +82,6 @@ static struct {
     uint64_t requests, rate;
     bool read_body, block, verify, until_background;
     const char *congestion;
-    pid_t pids[PIDS_MAX];
-    unsigned pid_count;
 } o = {.connections = 1, .seconds = 1, .warmup = 0.2};
 
 static struct {
@@ -125,24 +101,6 @@ static struct {
     char buffer[BODY_READ];
 } g = {.random = 88172645463325252u};
 
-static _Noreturn void die(const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    fputs("bench-client: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
-    va_end(args);
-    exit(1);
-}
-
-static uint64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
-}
-
 /* Errors are counted and the first is kept: one failed connection in ten thousand must not lose the run. */
 static void note_error(const char *what, const char *why)
 {
@@ -150,45 +108,7 @@ static void note_error(const char *what, const char *why)
         snprintf(g.first_error, sizeof(g.first_error), "%s: %.200s", what, why);
 }
 
-/* --- histogram and hash ------------------------------------------------------------------------------------- */
-
-static unsigned bucket_of(uint64_t v)
-{
-    if (v < (1u << STEP_BITS))
-        return (unsigned)v;
-    const unsigned shift = 63u - (unsigned)__builtin_clzll(v) - STEP_BITS;
-    const unsigned b = ((shift + 1) << STEP_BITS) + (unsigned)(v >> shift) - (1u << STEP_BITS);
-    return b < BUCKETS ? b : BUCKETS - 1;
-}
-
-static uint64_t bucket_middle(unsigned b)
-{
-    if (b < (1u << STEP_BITS))
-        return b;
-    const unsigned shift = (b >> STEP_BITS) - 1;
-    const uint64_t low = ((uint64_t)(b & ((1u << STEP_BITS) - 1)) + (1u << STEP_BITS)) << shift;
-    return low + ((uint64_t)1 << shift) / 2;
-}
-
-static void histogram_add(struct histogram *h, uint64_t v)
-{
-    h->count++;
-    h->bucket[bucket_of(v)]++;
-    if (v > h->max)
-        h->max = v;
-}
-
-static uint64_t histogram_at(const struct histogram *h, double quantile)
-{
-    const uint64_t rank = (uint64_t)((double)h->count * quantile);
-    uint64_t seen = 0;
-    for (unsigned b = 0; b < BUCKETS; b++) {
-        seen += h->bucket[b];
-        if (seen > rank)
-            return bucket_middle(b) < h->max ? bucket_middle(b) : h->max;
-    }
-    return h->max;
-}
+/* --- hash ------------------------------------------------------------------------------------- */
 
 /* FNV-1a, 64 bits: detects lost, repeated and exchanged bytes, which is what moving bytes can get wrong. */
 static uint64_t hash_add(uint64_t hash, const void *data, size_t n)
@@ -226,107 +146,6 @@ static int hash_file(const char *path)
     fclose(f);
     printf("%016llx\n", (unsigned long long)hash);
     return 0;
-}
-
-/* --- what the kernel says about the server and the machine ---------------------------------------------------- */
-
-/* CPU of all threads of the server's processes, in ns, as the scheduler accounts it: user and system together, with
- * the loopback's soft interrupts that run on the server's back (this needs no CONFIG_SCHEDSTATS). */
-static uint64_t server_cpu(void)
-{
-    uint64_t total = 0;
-    for (unsigned i = 0; i < o.pid_count; i++) {
-        char path[320];
-        snprintf(path, sizeof(path), "/proc/%d/task", (int)o.pids[i]);
-        DIR *dir = opendir(path);
-        if (!dir)
-            die("the server's process %d is gone", (int)o.pids[i]);
-        const struct dirent *entry;
-        while ((entry = readdir(dir))) {
-            if (entry->d_name[0] == '.')
-                continue;
-            snprintf(path, sizeof(path), "/proc/%d/task/%s/schedstat", (int)o.pids[i], entry->d_name);
-            FILE *f = fopen(path, "r");
-            unsigned long long ns;
-            if (f && fscanf(f, "%llu", &ns) == 1)
-                total += ns;
-            if (f)
-                fclose(f);
-        }
-        closedir(dir);
-    }
-    return total;
-}
-
-/* One "Name: value kB" line of a /proc file, in bytes. */
-static uint64_t proc_kb(const char *path, const char *name)
-{
-    char line[256];
-    unsigned long long kb = 0;
-    FILE *f = fopen(path, "r");
-    if (!f)
-        return 0;
-    while (fgets(line, sizeof(line), f)) {
-        if (strncmp(line, name, strlen(name)) == 0) {
-            kb = strtoull(line + strlen(name), NULL, 10);
-            break;
-        }
-    }
-    fclose(f);
-    return kb * 1024;
-}
-
-struct memory {
-    uint64_t pss, slab, tcp_pages;
-};
-
-static struct memory server_memory(void)
-{
-    struct memory m = {0};
-    for (unsigned i = 0; i < o.pid_count; i++) {
-        char path[64];
-        snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", (int)o.pids[i]);
-        m.pss += proc_kb(path, "Pss:");
-    }
-    m.slab = proc_kb("/proc/meminfo", "Slab:");
-    FILE *f = fopen("/proc/net/sockstat", "r");
-    char line[256];
-    while (f && fgets(line, sizeof(line), f)) {
-        const char *mem = strncmp(line, "TCP:", 4) == 0 ? strstr(line, " mem ") : NULL;
-        if (mem)
-            m.tcp_pages = strtoull(mem + 5, NULL, 10);
-    }
-    if (f)
-        fclose(f);
-    return m;
-}
-
-static void sample_take(struct sample *s)
-{
-    *s = (struct sample){.at = now(), .server_ns = server_cpu()};
-
-    struct rusage u;
-    getrusage(RUSAGE_SELF, &u);
-    s->client_ns = (uint64_t)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * SECOND +
-                   (uint64_t)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1000;
-
-    FILE *f = fopen("/proc/stat", "r");
-    char line[512];
-    while (f && fgets(line, sizeof(line), f)) {
-        unsigned core;
-        unsigned long long user, nice, system, idle, iowait, irq, softirq, steal;
-        if (sscanf(line, "cpu%u %llu %llu %llu %llu %llu %llu %llu %llu", &core, &user, &nice, &system, &idle, &iowait,
-                   &irq, &softirq, &steal) == 9 &&
-            line[3] != ' ' && core < CORES_MAX) {
-            s->busy[core] = user + nice + system + irq + softirq;
-            s->irq[core] = irq + softirq;
-            s->steal[core] = steal;
-            if (core >= s->cores)
-                s->cores = core + 1;
-        }
-    }
-    if (f)
-        fclose(f);
 }
 
 /* --- connections -------------------------------------------------------------------------------------------- */
@@ -675,67 +494,31 @@ static void run(struct sample *first, struct sample *last)
     sample_take(last);
 }
 
-static void json_string(const char *s)
-{
-    putchar('"');
-    for (; s && *s; s++) {
-        if (*s == '"' || *s == '\\')
-            printf("\\%c", *s);
-        else if ((unsigned char)*s < 32 || (unsigned char)*s > 126)
-            printf("\\u%04x", (unsigned char)*s);
-        else
-            putchar(*s);
-    }
-    putchar('"');
-}
-
-static void print_cores(const char *name, unsigned cores, const uint64_t *first, const uint64_t *last)
-{
-    const double tick = 1e9 / (double)sysconf(_SC_CLK_TCK);
-    printf(" \"%s\": [", name);
-    for (unsigned i = 0; i < cores; i++)
-        printf("%s%.0f", i ? ", " : "", (double)(last[i] - first[i]) * tick);
-    printf("],\n");
-}
-
-static void print_memory(const char *name, const struct memory *m)
-{
-    printf(" \"%s\": {\"pss\": %llu, \"slab\": %llu, \"tcp_pages\": %llu},\n", name, (unsigned long long)m->pss,
-           (unsigned long long)m->slab, (unsigned long long)m->tcp_pages);
-}
-
 static void print_results(const struct sample *first, const struct sample *last, const struct memory *before,
                           const struct memory *idle, const struct memory *after)
 {
-    const struct histogram *h = &g.latency;
-    printf("{\n \"seconds\": %.6f,\n \"requests\": %llu,\n \"bytes\": %llu,\n \"background_bytes\": %llu,\n",
-           (double)(last->at - first->at) / 1e9, (unsigned long long)g.responses[GROUP_MAIN],
-           (unsigned long long)g.bytes[GROUP_MAIN], (unsigned long long)g.bytes[GROUP_BACKGROUND]);
-    printf(" \"background_requests\": %llu,\n \"server_cpu_ns\": %llu,\n \"client_cpu_ns\": %llu,\n",
-           (unsigned long long)g.responses[GROUP_BACKGROUND], (unsigned long long)(last->server_ns - first->server_ns),
-           (unsigned long long)(last->client_ns - first->client_ns));
-    printf(" \"latency_ns\": {\"count\": %llu, \"p50\": %llu, \"p99\": %llu, \"p999\": %llu, \"max\": %llu},\n",
-           (unsigned long long)h->count, (unsigned long long)histogram_at(h, .5),
-           (unsigned long long)histogram_at(h, .99), (unsigned long long)histogram_at(h, .999),
-           (unsigned long long)h->max);
-    print_cores("core_busy_ns", last->cores, first->busy, last->busy);
-    print_cores("core_irq_ns", last->cores, first->irq, last->irq);
-    print_cores("core_steal_ns", last->cores, first->steal, last->steal);
+    printf("{\n");
+    print_window(first, last);
+    print_latency(&g.latency);
+    printf(" \"requests\": %llu,\n \"bytes\": %llu,\n", (unsigned long long)g.responses[GROUP_MAIN],
+           (unsigned long long)g.bytes[GROUP_MAIN]);
+    printf(" \"background_requests\": %llu,\n \"background_bytes\": %llu,\n",
+           (unsigned long long)g.responses[GROUP_BACKGROUND], (unsigned long long)g.bytes[GROUP_BACKGROUND]);
     print_memory("memory_before", before);
     print_memory("memory_idle", idle);
     print_memory("memory_after", after);
     printf(" \"hashes\": [");
     for (unsigned i = 0; i < g.hash_count; i++) {
         printf("%s{\"path\": ", i ? ", " : "");
-        json_string(o.paths[GROUP_MAIN].path[g.hashes[i].path].text);
+        print_string(o.paths[GROUP_MAIN].path[g.hashes[i].path].text);
         printf(", \"hash\": \"%016llx\", \"count\": %llu}", (unsigned long long)g.hashes[i].hash,
                (unsigned long long)g.hashes[i].count);
     }
     printf("],\n \"errors\": %llu,\n \"reconnects\": %llu,\n \"first_error\": ", (unsigned long long)g.errors,
            (unsigned long long)g.reconnects);
-    json_string(g.first_error);
+    print_string(g.first_error);
     printf(",\n \"head\": ");
-    json_string(g.head);
+    print_string(g.head);
     printf("\n}\n");
 }
 
@@ -797,15 +580,6 @@ static void parse_target(const char *text)
     o.target.sin_port = htons((uint16_t)atoi(colon + 1));
     if (inet_pton(AF_INET, o.host, &o.target.sin_addr) != 1)
         die("not an IPv4 address: %s", o.host);
-}
-
-static unsigned parse_count(const char *text)
-{
-    char *end;
-    const unsigned long n = strtoul(text, &end, 10);
-    if (*end || end == text || n > 1000000)
-        die("not a number from 0 to 1000000: %s", text);
-    return (unsigned)n;
 }
 
 int main(int argc, char **argv)
@@ -906,18 +680,11 @@ int main(int argc, char **argv)
         case CONGESTION:
             o.congestion = optarg;
             break;
-        case CORE: {
-            cpu_set_t set;
-            CPU_ZERO(&set);
-            CPU_SET(parse_count(optarg), &set);
-            if (sched_setaffinity(0, sizeof(set), &set) < 0)
-                die("core %s: %s", optarg, strerror(errno));
+        case CORE:
+            pin_to_core(parse_count(optarg));
             break;
-        }
         case CPU_OF:
-            if (o.pid_count == PIDS_MAX)
-                die("at most %d processes", PIDS_MAX);
-            o.pids[o.pid_count++] = atoi(optarg);
+            account_watch(atoi(optarg));
             break;
         case HASH:
             return hash_file(optarg);
@@ -931,14 +698,7 @@ int main(int argc, char **argv)
         fputs(usage, stderr);
         return 2;
     }
-    struct rlimit files;
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
-        files.rlim_cur = files.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &files);
-        if (files.rlim_cur < o.connections + o.background + o.idle + 16)
-            die("%u connections need more descriptors than the hard limit of %llu allows (ulimit -Hn)",
-                o.connections + o.background + o.idle, (unsigned long long)files.rlim_cur);
-    }
+    allow_descriptors(o.connections + o.background + o.idle + 16);
     signal(SIGPIPE, SIG_IGN);
     prepare_requests();
     g.epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -946,11 +706,11 @@ int main(int argc, char **argv)
         die("epoll_create1: %s", strerror(errno));
 
     static struct sample first, last;
-    const struct memory before = server_memory();
+    const struct memory before = memory_take();
     open_all();
-    const struct memory idle = server_memory();
+    const struct memory idle = memory_take();
     run(&first, &last);
-    const struct memory after = server_memory();
+    const struct memory after = memory_take();
     print_results(&first, &last, &before, &idle, &after);
     return 0;
 }
