@@ -7,6 +7,8 @@ import os
 import platform
 import random
 import re
+import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -89,11 +91,29 @@ hosts:
         file.dir: {root}
         file.send-gzip: OFF
 """
+# As a TCP proxy. A connection here is two of nginx's.
+NGINX_STREAM = """\
+daemon off;
+user root;
+worker_processes 1;
+worker_rlimit_nofile {descriptors};
+pid {dir}/pid;
+error_log {dir}/error.log crit;
+load_module {modules}/ngx_stream_module.so;
+events {{ worker_connections {descriptors}; use epoll; }}
+stream {{
+{settings}
+    server {{ listen 127.0.0.1:{port} backlog=4096; proxy_pass {upstream}; }}
+}}
+"""
+NGINX_STREAM_SETTINGS = {
+    "nginx-stream": "",  # proxy_buffer_size 16k, tcp_nodelay on, no log
+    "nginx-stream-large": "    proxy_buffer_size 256k;\n",
+}
 HAPROXY = """\
 global
-    maxconn 1000
+    maxconn {connections}
     nbthread 1
-    tune.pipesize 1048576
 {pipes}
 defaults
     mode tcp
@@ -107,10 +127,11 @@ frontend in
 backend out
     server one {upstream}
 """
+HAPROXY_PIPES = 900
 HAPROXY_SPLICING = {
     "haproxy": {"pipes": "", "splicing": ""},
     "haproxy-auto": {"pipes": "", "splicing": "    option splice-auto\n"},
-    "haproxy-splice": {"pipes": "    maxpipes 900\n",
+    "haproxy-splice": {"pipes": f"    tune.pipesize 1048576\n    maxpipes {HAPROXY_PIPES}\n",
                        "splicing": "    option splice-request\n    option splice-response\n"},
 }
 
@@ -221,7 +242,8 @@ class Server:
 def has_peer(peers, name):
     """Has bench/peers put it under this directory? name: as of peer_server."""
     versions = peers / "versions"
-    return versions.exists() and name.partition("-")[0] in versions.read_text().split()[::2]
+    needed = {name.partition("-")[0]} | ({"nginx-stream"} if name in NGINX_STREAM_SETTINGS else set())
+    return versions.exists() and needed <= set(versions.read_text().split()[::2])
 
 
 def peer_environment(peers):
@@ -233,15 +255,31 @@ def peer_environment(peers):
     }
 
 
+def descriptors():
+    """How many a proxy may open here, or as many as any measurement needs: some allocate by this number."""
+    return min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 32768)
+
+
+def proxied_connections(name):
+    """How many connections this proxy can have: two descriptors each, and its pipes. HAProxy that is not told how many
+    pipes reckons with one for every four connections."""
+    pipes = {"haproxy-splice": HAPROXY_PIPES, "haproxy-auto": descriptors() // 10}.get(name, 0)
+    return (descriptors() - 2 * pipes - 128) // 2
+
+
 def peer_server(peers, name, directory, core=None, files=None, upstream=None, environment=None):
     """Start nginx, nginx-default, nginx-aio, nginx-copy, lighttpd, lighttpd-writev, h2o (they serve files), haproxy,
-    haproxy-auto or haproxy-splice (they forward to upstream, "address:port")."""
+    haproxy-auto, haproxy-splice, nginx-stream or nginx-stream-large (they forward to upstream, "address:port")."""
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
     root = peers / "root"
     values = {"dir": directory, "port": port, "root": files, "upstream": upstream}
     config = directory / "config"
-    if name.startswith("nginx"):
+    if name in NGINX_STREAM_SETTINGS:
+        config.write_text(NGINX_STREAM.format(settings=NGINX_STREAM_SETTINGS[name], modules=root / "usr/lib/nginx/modules",
+                                              descriptors=descriptors(), **values))
+        command = [root / "usr/sbin/nginx", "-p", directory, "-c", config]
+    elif name.startswith("nginx"):
         settings = {"nginx": NGINX_BEST, "nginx-aio": NGINX_BEST + "    aio threads;\n", "nginx-copy": NGINX_COPY,
                     "nginx-default": NGINX_DEFAULT.format(**values)}[name]
         config.write_text(NGINX.format(settings=settings, **values))
@@ -251,7 +289,7 @@ def peer_server(peers, name, directory, core=None, files=None, upstream=None, en
         config.write_text(LIGHTTPD.format(backend=backend, stat="inotify", **values))
         command = [root / "usr/sbin/lighttpd", "-D", "-f", config, "-m", root / "usr/lib/lighttpd"]
     elif name.startswith("haproxy"):
-        config.write_text(HAPROXY.format(**HAPROXY_SPLICING[name], **values))
+        config.write_text(HAPROXY.format(connections=proxied_connections(name), **HAPROXY_SPLICING[name], **values))
         command = [root / "usr/sbin/haproxy", "-db", "-f", config]
     else:
         config.write_text(H2O.format(**values))
@@ -307,4 +345,55 @@ class Launcher:
                 command += ["--route", name[len("sluice-"):]]
             return Server(name, command + self.sluice_arguments, directory, self.core)
         return peer_server(self.peers, name, directory, self.core, files=self.files, environment={
+            "LD_PRELOAD": str(self.tools / "bench-congestion.so"), "BENCH_CONGESTION": congestion})
+
+
+class ProxyLauncher(Launcher):
+    """Starts proxies by name: sluice, sluice-WAY, a program with its arguments (anything with a slash), bare-WAY, or a
+    proxy of peer_server."""
+
+    SLUICE = {
+        "sluice": [],
+        "sluice-epoll": ["--loop", "epoll"],
+        "sluice-copy": ["--route", "copy"],
+        "sluice-splice": ["--route", "splice"],
+    }
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.has_proxy = {}
+
+    def can_proxy(self, program):
+        """Does this build have `sluice proxy`?"""
+        if program not in self.has_proxy:
+            self.has_proxy[program] = Path(program).exists() and \
+                subprocess.run([program, "proxy", "--help"], capture_output=True).returncode == 0
+        return self.has_proxy[program]
+
+    def sluice_command(self, name):
+        """The program and what is added to its command line."""
+        if "/" in name:
+            program, *arguments = shlex.split(name)
+            return Path(program), arguments
+        return self.sluice, self.SLUICE[name] + self.sluice_arguments
+
+    def can(self, name):
+        if "/" in name or name in self.SLUICE:
+            return self.can_proxy(self.sluice_command(name)[0])
+        return name.startswith("bare-") or has_peer(self.peers, name)
+
+    def start(self, name, congestion, upstream):
+        """upstream: "address:port"."""
+        self.count += 1
+        directory = self.work / f"{self.count}-{name.replace('/', '_')}-{congestion}"
+        if name.startswith("bare-"):
+            return Server(name, [self.tools / "bench-relay", "--mode", name[5:], "--to", upstream, "--congestion",
+                                 congestion], directory, self.core)
+        if "/" in name or name in self.SLUICE:
+            program, arguments = self.sluice_command(name)
+            port = free_port()
+            command = [program, "proxy", "--listen", f"127.0.0.1:{port}", "--to", upstream, "--workers", "1",
+                       "--congestion", congestion, *arguments]
+            return Server(name, command, directory, self.core, announces=False, port=port)
+        return peer_server(self.peers, name, directory, self.core, upstream=upstream, environment={
             "LD_PRELOAD": str(self.tools / "bench-congestion.so"), "BENCH_CONGESTION": congestion})
