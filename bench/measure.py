@@ -48,7 +48,7 @@ class Progress:
 class Measurement:
     """options: tools, sluice, sluice_argument, seed."""
 
-    def __init__(self, options):
+    def __init__(self, options, launcher=Launcher):
         self.o = options
         self.files = TOP / "build/bench-files"
         self.tools = options.tools
@@ -58,7 +58,7 @@ class Measurement:
         self.heads = {}
         self.expected = {}
         self.checked = set()
-        self.launcher = Launcher(self.tools, TOP / "build/peers", self.files, self.work, options.sluice,
+        self.launcher = launcher(self.tools, TOP / "build/peers", self.files, self.work, options.sluice,
                                  options.sluice_argument, SERVER_CORE)
         self.random = random.Random(options.seed)
 
@@ -102,9 +102,14 @@ class Measurement:
     # --- one measurement ---
 
     def client(self, server, *arguments, timeout=180):
-        command = [self.tools / "bench-client", "--target", server.target, "--core", CLIENT_CORE,
+        return self.load("bench-client", server, arguments, timeout)
+
+    def load(self, program, server, arguments, timeout=180, descriptors=()):
+        """Runs a load program that says what it measured, or None when it failed."""
+        command = [self.tools / program, "--target", server.target, "--core", CLIENT_CORE,
                    *[a for pid in server.pids() for a in ("--cpu-of", pid)], *arguments]
-        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=timeout,
+                              pass_fds=descriptors)
         if done.returncode != 0:
             self.problem(f"{server.name}: {' '.join(str(a) for a in arguments)}: {done.stderr.strip()[-300:]}")
             return None
@@ -183,7 +188,7 @@ def revision():
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (" with local changes" if changed else "")
 
 
-def missing_tools(tools):
+def missing_tools(tools, programs=("bench-client", "bench-floor")):
     """The last one is preloaded into the peers, and ld.so only warns when it is missing: they would then run with the
     host's congestion control, and look worse than they are."""
-    return [t for t in ("bench-client", "bench-floor", "bench-congestion.so") if not (tools / t).exists()]
+    return [t for t in (*programs, "bench-congestion.so") if not (tools / t).exists()]

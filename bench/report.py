@@ -172,9 +172,9 @@ def matrix_table(results, congestion):
                   "GB/s", "p50", "p99"], rows)
 
 
-def noise(results):
+def noise(results, parts):
     """How much of the run was disturbed from outside."""
-    lists = [by for cell in results.get("cells", []) for by in cell["rounds"].values()]
+    lists = [by for part in parts for cell in results.get(part, []) for by in cell["rounds"].values()]
     rounds = [r for by in lists for rs in (by.values() if isinstance(by, dict) else [by]) for r in rs
               if r and "foreign" in r]
     if not rounds:
@@ -195,12 +195,12 @@ def heading(title, results):
             + ", ".join(f"{k} {v}" for k, v in sorted(results["versions"].items())) + ".\n")
 
 
-def remarks(results):
-    """What makes the figures doubtful."""
+def remarks(results, parts=("cells",)):
+    """What makes the figures doubtful. parts: lists of cells whose windows count."""
     lines = [f"- warning: {w}" for w in results["machine"]["warnings"]]
     lines += [f"- **problem: {p}**" for p in results["problems"]]
-    if noise(results):
-        lines.append(f"- {noise(results)}")
+    if noise(results, parts):
+        lines.append(f"- {noise(results, parts)}")
     return "\n".join([*lines, ""])
 
 
