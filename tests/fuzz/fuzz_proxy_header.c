@@ -40,7 +40,7 @@ static void require_one_answer(const uint8_t *data, size_t size, size_t max)
     struct proxy_header header;
     ssize_t whole = parse_exactly(data, size, max, &header);
     bool decided = false;
-    for (size_t length = 0; length <= size; length += 1 + size / 256) {
+    for (size_t length = 0; length <= size; length += 1 + size / 128) {
         ssize_t status = parse_exactly(data, length, max, &header);
         if (whole > 0)
             REQUIRE(status == ((ssize_t)length < whole ? -EAGAIN : whole));

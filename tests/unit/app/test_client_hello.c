@@ -295,7 +295,7 @@ TEST("what is not TLS is refused at its first byte, and by its name where that c
         {"\x80\x2e\x01\x03\x01\x00\x15", 7, "SSL 2"},
         {"\x17\x03\x03\x00\x20", 5, "ClientHello"},
         {"\x15\x03\x01\x00\x02\x02\x28", 7, "ClientHello"},
-        {"\x16\x03\x03\x00\x04\x02\x00\x00\x00", 9, "ClientHello"}, /* a ServerHello */
+        {"\x16\x03\x03\x00\x04\x02\x00\x00\x00", 9, "does not begin"}, /* a ServerHello */
         {"\0\0\0\x08\x04\xd2\x16\x30", 8, "not TLS"},
         {"*1\r\n$4\r\nPING\r\n", 14, "not TLS"},
         {"\x16\x02\x00\x00\x04", 5, "version"},
@@ -359,6 +359,22 @@ TEST("a length that does not fit what it is in is refused")
     message.data[3] += 2;
     finish_in(16384);
     CHECK_EQ(parse_bytes(records.data, records.length), -EPROTO);
+}
+
+TEST("a message that ends anywhere but before or behind its extensions is refused")
+{
+    begin();
+    extension_name("example.org", 11);
+    extension(16, "\0\3\2h2", 5);
+    finish_message();
+    size_t whole = message.length;
+    for (message.length = 4; message.length <= whole; message.length++) {
+        message.data[3] = (uint8_t)(message.length - 4);
+        finish_in(16384);
+        append(&records, "\x16\3\1\0\1", 5); /* a record that would go on */
+        CHECK_EQ(parse_bytes(records.data, records.length),
+                 message.length == 4 + 47 || message.length == whole ? 1 : -EPROTO);
+    }
 }
 
 TEST("legacy fields out of range are refused")
@@ -540,11 +556,18 @@ TEST("a list of protocols that is too long is cut after the last name that fits"
     memcpy(list + 2 + 3 + 253, "\2ab\2cd", 6);
     CHECK_EQ(parse_alpn(list, 2 + 3 + 253 + 6), 1);
     CHECK_EQ(hello.alpn_length, 256); /* "h2" and 252 bytes fill it exactly */
-    list[5] = 251;                    /* one less: then no name of two bytes fits, and none behind it is taken either */
-    memcpy(list + 2 + 3 + 252, "\3abc\1d", 6);
-    list[1] = (uint8_t)(3 + 252 + 6);
-    CHECK_EQ(parse_alpn(list, 2 + 3 + 252 + 6), 1);
+    /* One byte is left over, and the shortest name takes two. */
+    list[5] = 251;
+    memcpy(list + 2 + 3 + 252, "\1d", 2);
+    list[1] = 3 + 252 + 2 - 256;
+    CHECK_EQ(parse_alpn(list, 2 + 3 + 252 + 2), 1);
     CHECK_EQ(hello.alpn_length, 255);
+    /* The next name does not fit; the one behind it would, and is not taken out of turn. */
+    list[5] = 250;
+    memcpy(list + 2 + 3 + 251, "\3abc\1d", 6);
+    list[1] = 3 + 251 + 6 - 256;
+    CHECK_EQ(parse_alpn(list, 2 + 3 + 251 + 6), 1);
+    CHECK_EQ(hello.alpn_length, 254);
     uint8_t one[2 + 256] = {1, 0, 255};
     CHECK_EQ(parse_alpn(one, sizeof one), 1);
     CHECK_EQ(hello.alpn_length, 256);

@@ -378,8 +378,11 @@ TEST("a wrong version, command, family or transport of v2 is refused at its byte
     }
 }
 
-TEST("UDP is refused by name")
+TEST("another version and UDP are refused by name")
 {
+    v2_begin(0x31, 0x11);
+    CHECK_EQ(v2_parse(), -EPROTO);
+    CHECK(strstr(why, "version") != NULL);
     static const uint8_t protocols[] = {0x12, 0x22};
     for (size_t i = 0; i < 2; i++) {
         v2_begin(0x21, protocols[i]);
