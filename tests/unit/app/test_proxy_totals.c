@@ -172,7 +172,7 @@ TEST("every figure has its line, with its labels")
     totals.fallbacks_other = 28;
     proxy_totals_connected(&totals, 400);
     proxy_totals_connected(&totals, 2000);
-    proxy_totals_connected(&totals, 61000005);
+    proxy_totals_connected(&totals, 61900005);
     states[0].waiting = 9;
     server_states[0].connections = 30;
     server_states[0].total = 31;
@@ -212,7 +212,7 @@ TEST("every figure has its line, with its labels")
     CHECK_LINE("sluice_proxy_connect_duration_seconds_bucket{service=\"db\",le=\"0.0025\"} 2");
     CHECK_LINE("sluice_proxy_connect_duration_seconds_bucket{service=\"db\",le=\"10\"} 2");
     CHECK_LINE("sluice_proxy_connect_duration_seconds_bucket{service=\"db\",le=\"+Inf\"} 3");
-    CHECK_LINE("sluice_proxy_connect_duration_seconds_sum{service=\"db\"} 61.002405");
+    CHECK_LINE("sluice_proxy_connect_duration_seconds_sum{service=\"db\"} 61.902405");
     CHECK_LINE("sluice_proxy_connect_duration_seconds_count{service=\"db\"} 3");
     CHECK_LINE("sluice_proxy_retries_total{service=\"db\"} 4");
     CHECK_LINE("sluice_proxy_server_up{service=\"db\",server=\"10.0.0.1:5432\"} 1");
