@@ -218,7 +218,7 @@ static int worker_main(void *context, struct worker *worker)
         .access_log = serve->access_log,
         .receipt_log = given->receipts ? serve->error_log : NULL,
         .error_log = serve->error_log,
-        .totals = shared_slot(&serve->shared, worker->index),
+        .totals = shared_slot(&serve->shared, worker->slot),
         .drained = on_drained,
         .context = &serving,
     };
@@ -253,11 +253,11 @@ static void on_ready(void *context)
     fflush(stdout);
 }
 
-static void on_worker_ended(void *context, unsigned index, bool crashed)
+static void on_worker_ended(void *context, unsigned slot, bool crashed)
 {
     struct serve *serve = context;
     (void)crashed;
-    struct http_totals *totals = shared_slot(&serve->shared, index);
+    struct http_totals *totals = shared_slot(&serve->shared, slot);
     totals->open = 0; /* the kernel has closed them */
     http_totals_add(&serve->ended, totals);
     memset(totals, 0, sizeof *totals);

@@ -20,30 +20,43 @@
 
 #define RESTART_MS_DEFAULT 100
 #define RESTART_MS_MAX 5000
+#define START_MS_DEFAULT 60000
 #define SETTLED_MS 10000 /* a worker that lived this long was not killed by starting */
 
-/* One place for a worker and its successors. */
+enum role {
+    FREE,    /* no worker, and none to come */
+    CURRENT, /* one of those that serve; while a reload is under way, it is not replaced when it dies */
+    NEXT,    /* of a reload that is under way */
+    RETIRED, /* of before a reload: it drains */
+};
+
+/* A slot: one place for a worker and its successors. */
 struct place {
+    enum role role;
     pid_t pid; /* 0: nobody there */
-    unsigned generation;
+    unsigned index, generation;
     bool ready;             /* this worker has said so */
     bool killed;            /* by us, at the end of draining */
     unsigned failed_starts; /* in a row */
     uint64_t started_ms;
     uint64_t next_restart_ms; /* the pause before the next restart */
     uint64_t restart_at_ms;   /* when nobody is there */
+    uint64_t drain_until_ms;  /* 0: no limit */
 };
 
 struct supervisor {
     const struct supervisor_options *options;
     struct place *places;
+    unsigned slots, workers; /* workers: of the current generation */
+    unsigned reloads;        /* that were done */
     sigset_t previous_mask;
     int signal_fd;
-    int ready_read, ready_write; /* workers write their index when they serve */
-    unsigned ready_count;        /* places whose worker is ready */
+    int ready_read, ready_write; /* workers write their slot when they serve */
     bool announced;              /* options->ready has run */
     bool stopping, gave_up, killed_some, crashed_draining;
-    uint64_t drain_until_ms; /* 0: no limit */
+    bool reload_asked;      /* and not yet begun */
+    unsigned next_workers;  /* of the reload that is under way; 0: none is */
+    uint64_t next_until_ms; /* it has to be done by then */
 };
 
 static uint64_t now_ms(void)
@@ -82,12 +95,12 @@ void worker_ready(struct worker *worker)
      */
     ssize_t written;
     do
-        written = write(worker->ready_fd, &worker->index, sizeof worker->index);
+        written = write(worker->ready_fd, &worker->slot, sizeof worker->slot);
     while (written < 0 && errno == EINTR);
     worker->ready_fd = close_fd(worker->ready_fd);
 }
 
-_Noreturn static void be_worker(struct supervisor *supervisor, unsigned index, pid_t supervisor_pid)
+_Noreturn static void be_worker(struct supervisor *supervisor, unsigned slot, pid_t supervisor_pid)
 {
     const struct supervisor_options *options = supervisor->options;
     /* SIGKILL: a worker that hangs could not be reached by less. */
@@ -108,8 +121,10 @@ _Noreturn static void be_worker(struct supervisor *supervisor, unsigned index, p
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     struct worker worker = {
-        .index = index,
-        .generation = supervisor->places[index].generation,
+        .index = supervisor->places[slot].index,
+        .slot = slot,
+        .generation = supervisor->places[slot].generation,
+        .reloads = supervisor->reloads + (supervisor->places[slot].role == NEXT),
         .stop_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC),
         .ready_fd = supervisor->ready_write,
     };
@@ -121,20 +136,20 @@ _Noreturn static void be_worker(struct supervisor *supervisor, unsigned index, p
     exit(code);
 }
 
-static int start_worker(struct supervisor *supervisor, unsigned index)
+static int start_worker(struct supervisor *supervisor, unsigned slot)
 {
-    struct place *place = &supervisor->places[index];
+    struct place *place = &supervisor->places[slot];
     pid_t self = getpid();
     fflush(NULL);
     pid_t pid = fork();
     if (pid < 0) {
         int code = errno;
-        say(supervisor, "worker %u cannot be started: fork: %s (%s)", index, text_errno_meaning(code),
+        say(supervisor, "worker %u cannot be started: fork: %s (%s)", place->index, text_errno_meaning(code),
             text_errno_name(code));
         return -code;
     }
     if (pid == 0)
-        be_worker(supervisor, index, self);
+        be_worker(supervisor, slot, self);
     place->pid = pid;
     place->ready = false;
     place->killed = false;
@@ -145,23 +160,47 @@ static int start_worker(struct supervisor *supervisor, unsigned index)
 static unsigned living(const struct supervisor *supervisor)
 {
     unsigned count = 0;
-    for (unsigned i = 0; i < supervisor->options->workers; i++)
+    for (unsigned i = 0; i < supervisor->slots; i++)
         count += supervisor->places[i].pid != 0;
     return count;
 }
 
-static void signal_all(struct supervisor *supervisor, int number)
+static unsigned count_role(const struct supervisor *supervisor, enum role role)
 {
-    for (unsigned i = 0; i < supervisor->options->workers; i++) {
-        struct place *place = &supervisor->places[i];
-        /* The process has not been waited for, so the pid cannot belong to anybody else. */
-        if (place->pid != 0)
-            kill(place->pid, number);
-        if (place->pid != 0 && number == SIGKILL) {
-            place->killed = true;
-            supervisor->killed_some = true;
-        }
-    }
+    unsigned count = 0;
+    for (unsigned i = 0; i < supervisor->slots; i++)
+        count += supervisor->places[i].role == role;
+    return count;
+}
+
+/* Workers of this role that are alive and have said they are ready. */
+static unsigned count_ready(const struct supervisor *supervisor, enum role role)
+{
+    unsigned count = 0;
+    for (unsigned i = 0; i < supervisor->slots; i++)
+        count += supervisor->places[i].role == role && supervisor->places[i].pid != 0 && supervisor->places[i].ready;
+    return count;
+}
+
+static const char *plural(unsigned count)
+{
+    return count == 1 ? "" : "s";
+}
+
+static void kill_worker(struct supervisor *supervisor, struct place *place)
+{
+    /* The process has not been waited for, so the pid cannot belong to anybody else. */
+    kill(place->pid, SIGKILL);
+    place->killed = true;
+    if (supervisor->stopping)
+        supervisor->killed_some = true;
+}
+
+static void kill_all(struct supervisor *supervisor)
+{
+    for (unsigned i = 0; i < supervisor->slots; i++)
+        if (supervisor->places[i].pid != 0)
+            kill_worker(supervisor, &supervisor->places[i]);
 }
 
 static void stop(struct supervisor *supervisor)
@@ -169,9 +208,18 @@ static void stop(struct supervisor *supervisor)
     if (supervisor->stopping)
         return;
     supervisor->stopping = true;
-    if (supervisor->options->drain_ms != 0)
-        supervisor->drain_until_ms = now_ms() + supervisor->options->drain_ms;
-    signal_all(supervisor, SIGTERM);
+    if (supervisor->options->stopping != NULL)
+        supervisor->options->stopping(supervisor->options->context);
+    uint64_t limit = supervisor->options->drain_ms != 0 ? now_ms() + supervisor->options->drain_ms : 0;
+    for (unsigned i = 0; i < supervisor->slots; i++) {
+        struct place *place = &supervisor->places[i];
+        if (place->pid == 0)
+            continue;
+        if (place->drain_until_ms == 0 || (limit != 0 && limit < place->drain_until_ms))
+            place->drain_until_ms = limit;
+        if (place->role != RETIRED) /* those have been told */
+            kill(place->pid, SIGTERM);
+    }
 }
 
 static void give_up(struct supervisor *supervisor)
@@ -179,6 +227,89 @@ static void give_up(struct supervisor *supervisor)
     supervisor->gave_up = true;
     stop(supervisor);
 }
+
+/* ---- Reloading ------------------------------------------------------------------------------------------------- */
+
+/* Nobody is to come to this place any more. */
+static void retire(struct supervisor *supervisor, struct place *place)
+{
+    if (place->pid == 0) {
+        place->role = FREE;
+        return;
+    }
+    place->role = RETIRED;
+    place->drain_until_ms = supervisor->options->retire_ms != 0 ? now_ms() + supervisor->options->retire_ms : 0;
+    if (place->ready)
+        kill(place->pid, SIGTERM);
+    else
+        kill_worker(supervisor, place); /* it has served nobody, and may not even look at its stop_fd yet */
+}
+
+static void end_reload(struct supervisor *supervisor, bool done)
+{
+    uint64_t now = now_ms();
+    unsigned workers = supervisor->next_workers;
+    supervisor->next_workers = 0;
+    for (unsigned i = 0; i < supervisor->slots; i++) {
+        struct place *place = &supervisor->places[i];
+        if (place->role == (done ? CURRENT : NEXT)) {
+            retire(supervisor, place);
+        } else if (place->role == NEXT) {
+            place->role = CURRENT;
+        } else if (place->role == CURRENT && place->pid == 0) {
+            place->failed_starts = 0;
+            place->restart_at_ms = now;
+        }
+    }
+    if (done) {
+        unsigned old = count_role(supervisor, RETIRED);
+        supervisor->workers = workers;
+        supervisor->reloads++;
+        say(supervisor, "reloaded: %u new worker%s; %u old one%s", workers, plural(workers), old,
+            old == 1 ? " ends with its connections" : "s end with their connections");
+    } else {
+        say(supervisor, "reload taken back: the workers of before go on");
+    }
+    if (supervisor->options->reloaded != NULL)
+        supervisor->options->reloaded(supervisor->options->context, done);
+}
+
+static void begin_reload(struct supervisor *supervisor)
+{
+    const struct supervisor_options *options = supervisor->options;
+    unsigned workers = supervisor->workers;
+    supervisor->reload_asked = false;
+    if (options->reload(options->context, &workers) < 0)
+        return;
+    supervisor->next_workers = workers;
+    supervisor->next_until_ms = now_ms() + (options->start_ms != 0 ? options->start_ms : START_MS_DEFAULT);
+    unsigned free = count_role(supervisor, FREE), old = count_role(supervisor, RETIRED);
+    if (free < workers) {
+        if (old > 0)
+            say(supervisor,
+                "reload refused: %u old worker%s still draining, and there is room for %u new one%s of %u; try again "
+                "when they have ended, or limit their time",
+                old, old == 1 ? " is" : "s are", free, plural(free), workers);
+        else
+            say(supervisor,
+                "reload refused: there is room for %u new worker%s beside the %u that serve, not for %u; "
+                "restart for so many",
+                free, plural(free), supervisor->workers, workers);
+        end_reload(supervisor, false);
+        return;
+    }
+    for (unsigned slot = 0, index = 0; index < workers; slot++) {
+        if (supervisor->places[slot].role != FREE)
+            continue;
+        supervisor->places[slot] = (struct place){.role = NEXT, .index = index++};
+        if (start_worker(supervisor, slot) < 0) {
+            end_reload(supervisor, false);
+            return;
+        }
+    }
+}
+
+/* ---- What happens ---------------------------------------------------------------------------------------------- */
 
 /* "died of signal 11 (Segmentation fault)", "ended with exit code 1". */
 static void describe_end(int status, char *buffer, size_t size)
@@ -191,29 +322,42 @@ static void describe_end(int status, char *buffer, size_t size)
     }
 }
 
-/* The worker at this place died though nobody had asked it to end. */
-static void plan_restart(struct supervisor *supervisor, unsigned index, pid_t pid, int status)
+/* It cannot start, here and now. */
+static void cannot_start(struct supervisor *supervisor, const struct place *place)
 {
-    struct place *place = &supervisor->places[index];
+    if (place->role == NEXT)
+        end_reload(supervisor, false);
+    else
+        give_up(supervisor);
+}
+
+/* The worker at this place died though nobody had asked it to end. */
+static void plan_restart(struct supervisor *supervisor, struct place *place, pid_t pid, int status)
+{
     char how[100], pause[TEXT_SIZE_MAX];
     uint64_t now = now_ms();
     describe_end(status, how, sizeof how);
+    if (place->role == CURRENT && supervisor->next_workers != 0) {
+        say(supervisor, "worker %u (pid %d) %s; a reload is under way", place->index, (int)pid, how);
+        return;
+    }
     if (WIFEXITED(status) && WEXITSTATUS(status) == WORKER_EXIT_GIVE_UP) {
-        say(supervisor, "worker %u (pid %d) cannot work here; ending", index, (int)pid);
-        give_up(supervisor);
+        say(supervisor, "worker %u (pid %d) cannot work here; %s", place->index, (int)pid,
+            place->role == NEXT ? "not reloading" : "ending");
+        cannot_start(supervisor, place);
         return;
     }
     place->failed_starts = place->ready ? 0 : place->failed_starts + 1;
     if (place->failed_starts >= SUPERVISOR_START_ATTEMPTS) {
-        say(supervisor, "worker %u (pid %d) %s before it was ready, the %uth time in a row; giving up", index, (int)pid,
-            how, place->failed_starts);
-        give_up(supervisor);
+        say(supervisor, "worker %u (pid %d) %s before it was ready, the %uth time in a row; giving up", place->index,
+            (int)pid, how, place->failed_starts);
+        cannot_start(supervisor, place);
         return;
     }
     uint64_t first = supervisor->options->restart_ms != 0 ? supervisor->options->restart_ms : RESTART_MS_DEFAULT;
     if (place->next_restart_ms == 0 || now - place->started_ms >= SETTLED_MS)
         place->next_restart_ms = first;
-    say(supervisor, "worker %u (pid %d) %s; starting another in %s", index, (int)pid, how,
+    say(supervisor, "worker %u (pid %d) %s; starting another in %s", place->index, (int)pid, how,
         text_format_duration(place->next_restart_ms, pause, sizeof pause));
     place->restart_at_ms = now + place->next_restart_ms;
     place->next_restart_ms *= 2;
@@ -221,51 +365,62 @@ static void plan_restart(struct supervisor *supervisor, unsigned index, pid_t pi
         place->next_restart_ms = first > RESTART_MS_MAX ? first : RESTART_MS_MAX;
 }
 
-static void take_ready_reports(struct supervisor *supervisor)
+static void read_reports(struct supervisor *supervisor)
 {
-    unsigned index;
-    while (read(supervisor->ready_read, &index, sizeof index) == (ssize_t)sizeof index) {
-        struct place *place = &supervisor->places[index];
-        if (place->pid != 0 && !place->ready) {
-            place->ready = true;
-            supervisor->ready_count++;
-        }
-    }
-    if (!supervisor->announced && !supervisor->stopping && supervisor->ready_count == supervisor->options->workers) {
-        supervisor->announced = true;
-        if (supervisor->options->ready != NULL)
-            supervisor->options->ready(supervisor->options->context);
-    }
+    unsigned slot;
+    while (read(supervisor->ready_read, &slot, sizeof slot) == (ssize_t)sizeof slot)
+        if (supervisor->places[slot].pid != 0)
+            supervisor->places[slot].ready = true;
 }
 
 static void reap(struct supervisor *supervisor)
 {
     const struct supervisor_options *options = supervisor->options;
-    for (unsigned i = 0; i < options->workers; i++) {
+    for (unsigned i = 0; i < supervisor->slots; i++) {
         struct place *place = &supervisor->places[i];
         int status;
         /* By pid, not -1: children of others in this process (a helper, a test) are theirs to wait for. */
         if (place->pid == 0 || waitpid(place->pid, &status, WNOHANG) != place->pid)
             continue;
         /* Its report may still be in the pipe: read it now, or the successor would be taken for ready. */
-        take_ready_reports(supervisor);
+        read_reports(supervisor);
         pid_t pid = place->pid;
         bool crashed = !WIFEXITED(status) || WEXITSTATUS(status) != 0;
         place->pid = 0;
         place->generation++;
-        if (place->ready)
-            supervisor->ready_count--;
+        place->drain_until_ms = 0;
         if (options->worker_ended != NULL)
             options->worker_ended(options->context, i, crashed);
-        if (!supervisor->stopping) {
-            plan_restart(supervisor, i, pid, status);
+        if (!supervisor->stopping && place->role != RETIRED) {
+            plan_restart(supervisor, place, pid, status);
         } else if (crashed && !place->killed) {
             char how[100];
             describe_end(status, how, sizeof how);
-            say(supervisor, "worker %u (pid %d) %s while draining", i, (int)pid, how);
-            supervisor->crashed_draining = true; /* its responses were broken off */
+            say(supervisor, "%sworker %u (pid %d) %s while draining", place->role == RETIRED ? "old " : "",
+                place->index, (int)pid, how);
+            supervisor->crashed_draining |= supervisor->stopping; /* its responses were broken off */
         }
+        if (place->role == RETIRED)
+            place->role = FREE;
     }
+}
+
+/* All that are alive and ready: is a stage reached? After reap, because signals are sent to who is not known to be
+ * dead.
+ */
+static void advance(struct supervisor *supervisor)
+{
+    if (supervisor->stopping)
+        return;
+    if (!supervisor->announced && count_ready(supervisor, CURRENT) == supervisor->workers) {
+        supervisor->announced = true;
+        if (supervisor->options->ready != NULL)
+            supervisor->options->ready(supervisor->options->context);
+    }
+    if (supervisor->next_workers != 0 && count_ready(supervisor, NEXT) == supervisor->next_workers)
+        end_reload(supervisor, true);
+    if (supervisor->reload_asked && supervisor->announced && supervisor->next_workers == 0)
+        begin_reload(supervisor);
 }
 
 static void take_signals(struct supervisor *supervisor)
@@ -277,8 +432,8 @@ static void take_signals(struct supervisor *supervisor)
         case SIGINT:
             if (supervisor->stopping) {
                 say(supervisor, "asked a second time to end: not waiting for %u worker%s", living(supervisor),
-                    living(supervisor) == 1 ? "" : "s");
-                signal_all(supervisor, SIGKILL);
+                    plural(living(supervisor)));
+                kill_all(supervisor);
             }
             stop(supervisor);
             break;
@@ -286,33 +441,59 @@ static void take_signals(struct supervisor *supervisor)
             if (supervisor->options->report != NULL)
                 supervisor->options->report(supervisor->options->context);
             break;
+        case SIGHUP:
+            supervisor->reload_asked = supervisor->options->reload != NULL;
+            break;
         default:
-            /* SIGCHLD only wakes us up: several deaths may make one signal, so reap looks at every worker.
-             * SIGHUP is reserved. */
+            /* SIGCHLD only wakes us up: several deaths may make one signal, so reap looks at every worker. */
             break;
         }
     }
 }
 
+/* End those that have drained for too long. Returns when the next one will have. */
+static uint64_t end_late_workers(struct supervisor *supervisor, uint64_t now)
+{
+    uint64_t next = UINT64_MAX;
+    unsigned late = 0;
+    for (unsigned i = 0; i < supervisor->slots; i++) {
+        struct place *place = &supervisor->places[i];
+        if (place->pid == 0 || place->drain_until_ms == 0)
+            continue;
+        if (now >= place->drain_until_ms) {
+            place->drain_until_ms = 0;
+            kill_worker(supervisor, place);
+            late++;
+        } else if (place->drain_until_ms < next) {
+            next = place->drain_until_ms;
+        }
+    }
+    if (late > 0) {
+        char limit[TEXT_SIZE_MAX];
+        uint64_t given = supervisor->stopping ? supervisor->options->drain_ms : supervisor->options->retire_ms;
+        say(supervisor, "%u %sworker%s did not finish within %s: ended", late, supervisor->stopping ? "" : "old ",
+            plural(late), text_format_duration(given, limit, sizeof limit));
+    }
+    return next;
+}
+
 /* Do what is due, and return the milliseconds until something else will be: -1 for never. */
 static int take_time(struct supervisor *supervisor)
 {
-    uint64_t now = now_ms(), next = UINT64_MAX;
-    if (supervisor->stopping && supervisor->drain_until_ms != 0) {
-        if (now >= supervisor->drain_until_ms) {
-            char limit[TEXT_SIZE_MAX];
-            say(supervisor, "%u worker%s did not finish within %s: ended", living(supervisor),
-                living(supervisor) == 1 ? "" : "s",
-                text_format_duration(supervisor->options->drain_ms, limit, sizeof limit));
-            signal_all(supervisor, SIGKILL);
-            supervisor->drain_until_ms = 0;
-        } else {
-            next = supervisor->drain_until_ms;
+    uint64_t now = now_ms(), next = end_late_workers(supervisor, now);
+    if (supervisor->next_workers != 0 && !supervisor->stopping) {
+        if (now >= supervisor->next_until_ms) {
+            unsigned ready = count_ready(supervisor, NEXT);
+            say(supervisor, "%u of %u new workers %s ready in time", ready, supervisor->next_workers,
+                ready == 1 ? "was" : "were");
+            end_reload(supervisor, false);
+        } else if (supervisor->next_until_ms < next) {
+            next = supervisor->next_until_ms;
         }
     }
-    for (unsigned i = 0; i < supervisor->options->workers && !supervisor->stopping; i++) {
+    for (unsigned i = 0; i < supervisor->slots && !supervisor->stopping; i++) {
         struct place *place = &supervisor->places[i];
-        if (place->pid != 0)
+        if (place->pid != 0 || place->role != (supervisor->next_workers != 0 ? NEXT : CURRENT))
             continue;
         if (now >= place->restart_at_ms && start_worker(supervisor, i) < 0)
             place->restart_at_ms =
@@ -322,12 +503,13 @@ static int take_time(struct supervisor *supervisor)
     }
     if (next == UINT64_MAX)
         return -1;
-    return next - now > INT32_MAX ? INT32_MAX : (int)(next - now);
+    return next <= now ? 0 : next - now > INT32_MAX ? INT32_MAX : (int)(next - now);
 }
 
 static int supervise(struct supervisor *supervisor)
 {
-    for (unsigned i = 0; i < supervisor->options->workers; i++) {
+    for (unsigned i = 0; i < supervisor->workers; i++) {
+        supervisor->places[i] = (struct place){.role = CURRENT, .index = i};
         if (start_worker(supervisor, i) < 0) {
             give_up(supervisor);
             break;
@@ -343,15 +525,17 @@ static int supervise(struct supervisor *supervisor)
         /* EINTR (a debugger, SIGCONT) is a turn like any other. */
         poll(polled, 2, timeout);
         take_signals(supervisor);
-        take_ready_reports(supervisor);
+        read_reports(supervisor);
         reap(supervisor);
+        advance(supervisor);
     }
 }
 
 int supervisor_run(const struct supervisor_options *options)
 {
-    CLEANUP_FREE struct place *places = calloc(options->workers, sizeof *places);
-    struct supervisor supervisor = {.options = options, .places = places};
+    unsigned slots = options->slots > options->workers ? options->slots : options->workers;
+    CLEANUP_FREE struct place *places = calloc(slots, sizeof *places);
+    struct supervisor supervisor = {.options = options, .places = places, .slots = slots, .workers = options->workers};
     sigset_t set;
     int pipe_fds[2];
     if (places == NULL || pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK) < 0) {

@@ -7,13 +7,15 @@
  *
  *   SIGTERM, SIGINT   drain: workers are told to stop and have drain_ms to finish; a second one kills them at once
  *   SIGUSR1           options.report() runs, in the supervisor
- *   SIGHUP            reserved for reloading; ignored for now
+ *   SIGHUP            reload: options.reload() runs, then a new generation of workers is forked. When all of them
+ *                     have said that they are ready, the old ones are told to stop, as above, and have retire_ms. As
+ *                     long as that is not so the old ones serve, too; when the new ones cannot start, they go on
  *
  * A worker that dies is replaced after a pause of restart_ms, doubled with every further death up to 5 s, and back at
  * restart_ms once a worker has lived for 10 s. A worker that died before it said it was ready could not start: after
- * SUPERVISOR_START_ATTEMPTS such deaths in a row the supervisor gives up. One that ends with WORKER_EXIT_GIVE_UP says
- * that trying again is useless. Workers cannot outlive their supervisor (PR_SET_PDEATHSIG), even when that is killed by
- * SIGKILL.
+ * SUPERVISOR_START_ATTEMPTS such deaths in a row the supervisor gives up, or takes the reload back. One that ends with
+ * WORKER_EXIT_GIVE_UP says that trying again is useless. An old worker that dies while it drains is not replaced.
+ * Workers cannot outlive their supervisor (PR_SET_PDEATHSIG), even when that is killed by SIGKILL.
  */
 #ifndef SLUICE_SERVICE_SUPERVISOR_H
 #define SLUICE_SERVICE_SUPERVISOR_H
@@ -26,9 +28,13 @@
 
 /* What a worker gets. */
 struct worker {
-    unsigned index;      /* 0 .. workers-1; a replacement has its predecessor's */
-    unsigned generation; /* how many workers of this index were there before */
-    int stop_fd;  /* non-blocking signalfd; becomes readable when the worker shall drain and return. The worker's */
+    unsigned index;      /* 0 .. workers-1 within its generation of workers; a replacement has its predecessor's */
+    unsigned slot;       /* 0 .. slots-1: no other living worker has it; for memory that outlives the worker. A
+                            replacement has its predecessor's; without reloads it is the index */
+    unsigned generation; /* how many workers of this index were there before, since the last reload */
+    unsigned reloads;    /* how many there were before its configuration was in place */
+    int stop_fd;  /* non-blocking signalfd; becomes readable once, when the worker shall drain and return. The worker's
+                   */
     int ready_fd; /* worker_ready's */
 };
 
@@ -39,8 +45,11 @@ void worker_ready(struct worker *worker);
 struct supervisor_options {
     const char *name;    /* begins messages: "sluice serve" */
     unsigned workers;    /* at least 1 */
-    uint64_t drain_ms;   /* 0: no limit */
+    unsigned slots;      /* at least workers; 0: as many. A reload needs as many free ones as there are to be workers */
+    uint64_t drain_ms;   /* for workers when all shall end; 0: no limit */
+    uint64_t retire_ms;  /* for old workers after a reload; 0: no limit */
     uint64_t restart_ms; /* 0: 100 */
+    uint64_t start_ms;   /* in which the workers of a reload must be ready; 0: a minute */
     void *context;       /* passed to all of these: */
 
     /* The worker's life, in a process of its own; its result is its exit code (0: drained as asked). SIGTERM, SIGINT,
@@ -53,9 +62,23 @@ struct supervisor_options {
     /* SIGUSR1 came. May be NULL. */
     void (*report)(void *context);
 
+    /* SIGHUP came: read the configuration. Returns 0 when the new one is in place, so that workers forked from now on
+     * have it; *workers may be changed. Negative: all stays as it was, and why has been said. Not called while another
+     * reload is under way (it waits for its turn), nor before ready. NULL: SIGHUP is ignored. */
+    int (*reload)(void *context, unsigned *workers);
+
+    /* How the reload ended: the new workers serve and the old ones have been told to stop; or the new ones could not
+     * start, which has been said, and the configuration before it must be put back in place: old workers that died
+     * since are forked with it. May be NULL. */
+    void (*reloaded)(void *context, bool done);
+
+    /* All workers are about to be told to stop. Here, rather than in a worker, listening sockets are shut down that
+     * workers share: a worker that stops does not know whether others go on. May be NULL. */
+    void (*stopping)(void *context);
+
     /* A worker has ended, for whatever reason (crashed or at the end of draining): fold its slot's counters into the
      * totals before a successor begins to write there. May be NULL. */
-    void (*worker_ended)(void *context, unsigned index, bool crashed);
+    void (*worker_ended)(void *context, unsigned slot, bool crashed);
 
     /* One line for the operator, without newline. NULL: to stderr. */
     void (*say)(void *context, const char *line);
