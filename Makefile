@@ -41,6 +41,7 @@ check:
 bench: all
 	@ninja -C $(RELEASE) --quiet
 	@bench/run
+	@bench/proxy
 	@exec bench/mechanisms
 
 fuzz:
@@ -64,7 +65,7 @@ help:
 	@echo 'make              build $(BUILD)/sluice'
 	@echo 'make serve        install what building needs, build, serve [DIR=.] at [LISTEN=127.0.0.1:8080]'
 	@echo 'make check        install what testing needs, build, run all tests'
-	@echo 'make bench        measure against the bare loop, other servers and cp'
+	@echo 'make bench        measure against bare loops, other servers and proxies, and cp'
 	@echo 'make fuzz         run the fuzzers, [SECONDS=60] each'
 	@echo 'make format       clang-format every source file'
 	@echo 'make install      program, library, header, man pages under [PREFIX=/usr/local], staged in [DESTDIR=]'

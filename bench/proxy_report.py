@@ -48,6 +48,8 @@ def targets(results):
                 # The highest rate and the lowest p99 may be of two settings.
                 fastest = haproxy and max((n for n in HAPROXY if congestion in cell["rounds"].get(n, {})),
                                           key=lambda n: median(rounds_of(n), "rps") or 0)
+                if haproxy:
+                    add(f"{where}: CPU of a connection not above HAProxy's ({haproxy})", own, rounds_of(haproxy), key, 1.0)
                 steadiest = best(cell, congestion, HAPROXY, "p99")
                 if fastest:
                     add(f"{where}: not fewer connections/s than HAProxy ({fastest})", own, rounds_of(fastest), "rps", 1.0,
