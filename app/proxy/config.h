@@ -61,7 +61,8 @@ struct proxy_service {
     enum sluice_route route;             /* auto, copy or splice */
     const char *congestion;              /* NULL: the host's */
     uint64_t max_connections, max_queue; /* 0: no limit; of all workers together */
-    unsigned connect_timeout, queue_timeout, idle_timeout, half_close_timeout, hello_timeout; /* ms; idle 0: none */
+    unsigned connect_timeout, queue_timeout, idle_timeout, half_close_timeout,
+        hello_timeout;  /* ms; idle 0: none; half-close 0: as idle */
     unsigned retries;   /* further servers tried */
     unsigned keepalive; /* seconds of silence before the kernel probes either peer; 0: off */
     uint64_t hello_max; /* bytes of a ClientHello, or of a PROXY header with its extensions */
