@@ -1314,6 +1314,7 @@ TEST("workers that race for a queue: every waiter is called, by a server that is
         uint64_t took = milliseconds() - began;
         printf("# %s: %llu served in %llu ms, the slowest after %llu ms\n", sluice_loop_kind_name(kind),
                (unsigned long long)shared->served, (unsigned long long)took, (unsigned long long)shared->slowest_ms);
+        fflush(stdout); /* the next processes must not print it again */
         CHECK_EQ(shared->exceeded, 0);
         CHECK_EQ(shared->most[0], 1);
         CHECK_EQ(shared->most[1], 2);

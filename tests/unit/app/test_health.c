@@ -31,8 +31,10 @@ struct peer {
     _Atomic int heard_end; /* 0: an orderly one; a negative errno; 1: none yet */
     _Atomic unsigned accepted;
     _Atomic uint64_t accepted_at[8];
-    char request[512];
+    char request[512]; /* under request_lock */
 };
+
+static pthread_mutex_t request_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static struct peer peers[PEERS];
 static unsigned peer_count;
@@ -93,7 +95,9 @@ static void serve(struct peer *peer, int fd)
            (n = read(fd, text + length, sizeof text - 1 - length)) > 0)
         length += (size_t)n;
     text[length] = '\0';
-    memcpy(peer->request, text, sizeof text);
+    pthread_mutex_lock(&request_lock);
+    memcpy(peer->request, text, length + 1);
+    pthread_mutex_unlock(&request_lock);
     int result = n > 0 && peer->answer != NULL ? answer(peer, fd) : 0;
     if (peer->manner == WAITS_FOR_END && n > 0) {
         if (peer->answer != NULL)
@@ -101,6 +105,15 @@ static void serve(struct peer *peer, int fd)
         n = read(fd, text, sizeof text);
     }
     peer->heard_end = result < 0 ? result : n < 0 ? -errno : n == 0 ? 0 : 1;
+}
+
+static const char *request_of(const struct peer *peer)
+{
+    static char text[sizeof peer->request];
+    pthread_mutex_lock(&request_lock);
+    memcpy(text, peer->request, sizeof text);
+    pthread_mutex_unlock(&request_lock);
+    return text;
 }
 
 static void *run_peer(void *context)
@@ -381,7 +394,7 @@ TEST("a check by TCP sends nothing, and closes without a reset, also when the se
         CHECK(run_until(first_heard_the_end, 2000));
         for (unsigned i = 0; i < 2; i++) {
             CHECK_EQ(peers[i].heard_end, 0);
-            CHECK_STR(peers[i].request, "");
+            CHECK_STR(request_of(&peers[i]), "");
         }
         end();
     }
@@ -427,7 +440,7 @@ TEST("a Unix socket is checked like any other server")
         CHECK_EQ(states[0].down, 0);
         char request[256];
         snprintf(request, sizeof request, REQUEST, "localhost");
-        CHECK_STR(peer->request, request);
+        CHECK_STR(request_of(peer), request);
         stop_peer(peer);
         CHECK(run_until(first_is_down, 3000));
         CHECK(strstr(said[0], "(ECONNREFUSED), 3 checks in a row") != NULL);
@@ -523,7 +536,7 @@ TEST("a check asks with Host, by HTTP/1.0, and reads a page to its end, so that 
         CHECK(run_until(first_heard_the_end, 2000));
         for (unsigned i = 0; i < 2; i++) {
             snprintf(request, sizeof request, REQUEST, names[i]);
-            CHECK_STR(peers[i].request, request);
+            CHECK_STR(request_of(&peers[i]), request);
             CHECK_EQ(peers[i].heard_end, 0);
         }
         end();
@@ -533,7 +546,7 @@ TEST("a check asks with Host, by HTTP/1.0, and reads a page to its end, so that 
         CHECK_EQ(start(), 0);
         CHECK(run_until(all_checked, 2000));
         snprintf(request, sizeof request, REQUEST, "db.example.org");
-        CHECK_STR(peers[0].request, request);
+        CHECK_STR(request_of(&peers[0]), request);
         end();
     }
 }
@@ -583,7 +596,7 @@ TEST("with --send-proxy a check begins with a header that says it is the proxy's
     CHECK_EQ(start(), 0);
     CHECK(run_until(all_checked, 2000));
     snprintf(request, sizeof request, "PROXY UNKNOWN\r\n" REQUEST, names[0]);
-    CHECK_STR(peers[0].request, request);
+    CHECK_STR(request_of(&peers[0]), request);
     end();
 
     begin(PROXY_CHECK_TCP);
@@ -592,7 +605,7 @@ TEST("with --send-proxy a check begins with a header that says it is the proxy's
     add_peer(&(struct peer){0});
     CHECK_EQ(start(), 0);
     CHECK(run_until(first_heard_the_end, 2000));
-    CHECK(memcmp(peers[0].request, "\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", 16) == 0);
+    CHECK(memcmp(request_of(&peers[0]), "\r\n\r\n\0\r\nQUIT\n\x20\0\0\0", 16) == 0);
     CHECK_EQ(peers[0].heard_end, 0);
     end();
 }
