@@ -177,6 +177,11 @@ enum sluice_segment_flags {
     SLUICE_SEGMENT_SIZE_KNOWN =
         1 << 0, /* file: its size was seen just now (inotify has told nothing, or fstat was asked),
                    so it is not asked again for a body that leaves at once: 0.3 us less */
+    SLUICE_SEGMENT_BORROWED =
+        1 << 1, /* memory: the bytes are there only until sluice_loop_transfer, the first sluice_transfer_step or
+                   sluice_transfer_run returns, as those that a receiver is given. What has not left by then is copied
+                   (copy_bytes counts it, of the first sink), and that copy freed when it was sent or cannot be. No
+                   release callback */
 };
 
 struct sluice_segment {
@@ -437,6 +442,11 @@ struct sluice_transfer_options {
     unsigned flags;
     const struct sluice_transform *transform; /* NULL: none. One sink only. Borrowed */
     uint64_t turn; /* bytes to move before giving way to others (step returns SLUICE_STEP_YIELD); 0: the default */
+    uint64_t quiet_below; /* the last segment is a stream of SLUICE_UNTIL_END, there is one sink and no transform: end,
+                             with result 0, when the stream has nothing for now and since it last had nothing, or since
+                             the beginning, it brought fewer bytes than this. All that it brought was delivered then,
+                             and nothing else was taken from it: another transfer or a receiver goes on with the next
+                             byte, or finds the stream's end. 0: not before its end */
     unsigned datagram_size; /* datagram sinks: memory segments leave as datagrams of so many bytes (a segment's last may
                                be shorter), many in one call where the kernel can (UDP_SEGMENT, Linux 4.18). 0: each
                                segment is one datagram. At most 65507 */
@@ -663,12 +673,15 @@ typedef void sluice_receive_fn(void *context, const char *data, ssize_t length);
 /* Call back for whatever arrives at end, at most max bytes a call (0: 16 KiB, which is also the most), until paused.
  * Holds no memory while idle. Called again for an end it replaces the callback and resumes. While the receiver is
  * paused the end may be the source of a transfer, which begins with the first byte that the receiver has not seen; it
- * must not be resumed before that is done. Returns 0, -EPERM (not pollable), -ENOMEM, -ENOSPC. */
+ * must not be resumed before that is done. It is told of the stream's end also after a transfer has found it. Returns
+ * 0, -EPERM (not pollable), -ENOMEM, -ENOSPC. */
 SLUICE_API int sluice_loop_receive(struct sluice_loop *loop, struct sluice_end *end, size_t max,
                                    sluice_receive_fn *receive, void *context);
 
 /* Stop and continue calling back; cheap, no system call. What arrives meanwhile stays in the kernel. A paused
- * receiver still learns of a reset connection: it gets its error as soon as that happens.  */
+ * receiver still learns of a reset connection: it gets its error as soon as that happens. But of an error that a
+ * transfer meets it is not told: one that waits to read from the end fails with it at once. One that waits for its sink
+ * fails with the same error as the receiver was told, when it has delivered what it had taken. */
 SLUICE_API void sluice_loop_receive_pause(struct sluice_loop *loop, struct sluice_end *end);
 SLUICE_API void sluice_loop_receive_resume(struct sluice_loop *loop, struct sluice_end *end);
 

@@ -53,7 +53,8 @@ struct socket_facts {
     bool corked;
     bool segments, segments_asked; /* it is UDP, and its kernel cuts datagrams (UDP_SEGMENT) */
     bool paces, paces_asked;       /* its congestion control spaces packets by a timer */
-    struct lending *lending;       /* core/loans.h; NULL: nothing was ever lent to it */
+    int16_t broke; /* what a loop's receiver was told, a negative errno: the socket says it once, and then its end */
+    struct lending *lending; /* core/loans.h; NULL: nothing was ever lent to it */
 };
 
 struct sluice_end {
@@ -88,6 +89,12 @@ void end_free(struct sluice_end *end);
 static inline bool end_is_socket(const struct sluice_end *end)
 {
     return end->kind == SLUICE_END_TCP || end->kind == SLUICE_END_UNIX_STREAM || end->kind == SLUICE_END_DATAGRAM;
+}
+
+/* The error with which the end's connection broke, if somebody has been told; else 0. */
+static inline int end_broke(const struct sluice_end *end)
+{
+    return end_is_socket(end) ? end->socket.broke : 0;
 }
 
 /* Was memory ever lent to this end? */

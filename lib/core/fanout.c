@@ -563,6 +563,8 @@ bool fanout_owns(const struct lane *lane, const struct op *op)
 static int source_said(struct lane *lane, int code, const char *operation)
 {
     struct fanout *fanout = fanout_of(lane);
+    if (code == 0)
+        code = end_broke(lane_segment(lane, lane->segment)->end);
     if (code == 0 && lane_segment(lane, lane->segment)->length == SLUICE_UNTIL_END)
         return ROUTE_SOURCE_ENDED;
     fanout->ended = code < 0 ? code : 1;

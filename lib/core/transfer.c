@@ -120,6 +120,81 @@ static inline void release_segment(struct sluice_transfer *transfer, uint32_t in
         account_release(transfer->account, transfer->segments, index);
 }
 
+/* ---- Borrowed memory ---------------------------------------------------------------------------------------- */
+
+static bool is_borrowed(const struct sluice_segment *segment)
+{
+    return segment->kind == SLUICE_SEGMENT_MEMORY && segment->flags & SLUICE_SEGMENT_BORROWED;
+}
+
+bool transfer_borrows(const struct sluice_transfer *transfer)
+{
+    for (uint32_t i = 0; i < transfer->segment_count && !transfer->kept; i++)
+        if (is_borrowed(&transfer->segments[i]))
+            return true;
+    return false;
+}
+
+static void free_copy(void *copy, const void *data, size_t length)
+{
+    (void)data, (void)length;
+    free(copy);
+}
+
+/* Up to where every lane that is not done has passed the segment. */
+static uint64_t passed_by_all(const struct sluice_transfer *transfer, uint32_t index)
+{
+    uint64_t passed = transfer->segments[index].length;
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        const struct lane *lane = &transfer->lanes[i];
+        uint64_t at = lane->segment < index ? 0 : lane->segment == index ? lane->at : passed;
+        if (lane->wait != LANE_DONE && at < passed)
+            passed = at;
+    }
+    return passed;
+}
+
+/* What is left of the segment becomes the whole of it. */
+static int keep_rest(struct sluice_transfer *transfer, uint32_t index)
+{
+    struct sluice_segment *segment = &transfer->segments[index];
+    uint64_t passed = passed_by_all(transfer, index);
+    size_t left = (size_t)(segment->length - passed);
+    if (left == 0)
+        return 0;
+    char *copy = sys.allocate(1, left);
+    if (copy == NULL)
+        return transfer_fail(&transfer->lanes[0], -ENOMEM, "copy", "no memory to keep what was borrowed", NULL);
+    memcpy(copy, (const char *)segment->data + passed, left);
+    transfer->lanes[0].receipt.copy_bytes += left;
+    segment->data = copy;
+    segment->length = left;
+    segment->release = free_copy;
+    segment->release_context = copy;
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        struct lane *lane = &transfer->lanes[i];
+        if (lane->segment == index && lane->wait != LANE_DONE) {
+            lane->at -= passed;
+            lane->ends_at = left;
+        }
+    }
+    return 0;
+}
+
+int transfer_keep_borrowed(struct sluice_transfer *transfer)
+{
+    int result = 0;
+    if (transfer->kept)
+        return 0;
+    for (uint32_t i = 0; i < transfer->segment_count && result == 0; i++)
+        if (is_borrowed(&transfer->segments[i]))
+            result = keep_rest(transfer, i);
+    transfer->kept = true;
+    return result;
+}
+
+/* ---- From segment to segment -------------------------------------------------------------------------------- */
+
 static void leave_route(struct lane *lane)
 {
     if (lane->route != NULL && lane->route->leave != NULL)
@@ -551,6 +626,31 @@ static void stream_ended(struct lane *lane)
     for (uint32_t i = 0; i < transfer->lane_count; i++)
         if (transfer->lanes[i].segment == lane->segment)
             transfer->lanes[i].ends_at = end;
+}
+
+/* The stream's end is one of which a receiver has been told that it is none. */
+static int source_broke(struct lane *lane, const char *operation)
+{
+    int code = end_broke(lane_segment(lane, lane->segment)->end);
+    transfer_fail(lane, code, operation, NULL, NULL);
+    lane->transfer->error.side = SLUICE_SIDE_SOURCE;
+    return code;
+}
+
+bool lane_is_quiet(const struct lane *lane)
+{
+    const struct sluice_transfer *transfer = lane->transfer;
+    const struct stage *stage = &lane->stage;
+    if (transfer->quiet_below == 0 || lane->segment + 1 != transfer->segment_count)
+        return false;
+    bool staged = stage->segment == lane->segment && stage->end > lane->at;
+    return !staged && lane->in_pipe == 0 && lane->at - transfer->silent_at < transfer->quiet_below;
+}
+
+void lane_note_silence(struct lane *lane)
+{
+    if (lane->segment + 1 == lane->transfer->segment_count)
+        lane->transfer->silent_at = lane->at;
 }
 
 /* The file has this size now, and the lane is there. */
@@ -1124,7 +1224,6 @@ static int would_block(struct lane *lane, const struct op *op)
     struct sluice_transfer *transfer = lane->transfer;
     if (transfer->fanout != NULL)
         fanout_would_block(lane, op);
-    lane->receipt.waits++;
     /* splice does not say which side was not ready (KERNEL-FACTS 17.27). When both are by now, an edge to wait for has
      * passed: come again, after others had their turn. */
     if (blocker == OP_BLOCKS_ON_EITHER) {
@@ -1135,14 +1234,22 @@ static int would_block(struct lane *lane, const struct op *op)
             return transfer_fail(lane, source < 0 ? source : sink, "poll", NULL, NULL);
         blocker = source > 0 ? OP_BLOCKS_ON_SINK : OP_BLOCKS_ON_SOURCE;
         if (sink > 0) {
+            lane->receipt.waits++;
             lane->moved_in_turn = transfer->turn_size;
             return 0;
         }
     }
-    if (blocker == OP_BLOCKS_ON_SOURCE)
+    if (blocker == OP_BLOCKS_ON_SOURCE && lane_is_quiet(lane)) {
+        stream_ended(lane);
+        return 0;
+    }
+    lane->receipt.waits++;
+    if (blocker == OP_BLOCKS_ON_SOURCE) {
+        lane_note_silence(lane);
         lane->wait = LANE_WAITS_SOURCE;
-    else
+    } else {
         lane->wait = transfer->fanout != NULL ? LANE_TAKES : LANE_WAITS_SINK;
+    }
     return 0;
 }
 
@@ -1243,8 +1350,11 @@ static int complete_op(struct lane *lane, const struct op *op, ssize_t result)
     if (result > 0)
         receipt_count(&lane->receipt, route)->calls++;
     if (outcome == ROUTE_SOURCE_ENDED) {
-        if (lane_segment(lane, lane->segment)->kind == SLUICE_SEGMENT_FILE)
+        const struct sluice_segment *segment = lane_segment(lane, lane->segment);
+        if (segment->kind == SLUICE_SEGMENT_FILE)
             return file_gave_nothing(lane, op_name(op));
+        if (end_broke(segment->end) < 0)
+            return source_broke(lane, op_name(op));
         stream_ended(lane);
         return 0;
     }
@@ -1280,6 +1390,8 @@ static const char *fault_in_segment(const struct sluice_segment *segment)
     case SLUICE_SEGMENT_MEMORY:
         if (segment->length == SLUICE_UNTIL_END || (segment->data == NULL && segment->length > 0))
             return "a memory segment needs data and its exact length";
+        if (segment->release != NULL && segment->flags & SLUICE_SEGMENT_BORROWED)
+            return "borrowed memory has no release callback";
         return NULL;
     case SLUICE_SEGMENT_FILE:
         if (segment->end == NULL || !end_is_file(segment->end))
@@ -1294,6 +1406,17 @@ static const char *fault_in_segment(const struct sluice_segment *segment)
         return NULL;
     }
     return "a segment of no known kind";
+}
+
+static const char *fault_in_quiet(const struct sluice_transfer_options *options)
+{
+    const struct sluice_segment *last =
+        options->segment_count > 0 ? &options->segments[options->segment_count - 1] : NULL;
+    if (options->sink_count > 1 || options->transform != NULL)
+        return "options.quiet_below is for one sink, and no transform";
+    if (last == NULL || last->kind != SLUICE_SEGMENT_STREAM || last->length != SLUICE_UNTIL_END)
+        return "options.quiet_below is about a last segment that is a stream of SLUICE_UNTIL_END";
+    return NULL;
 }
 
 static const char *fault_in_options(const struct sluice_transfer_options *options)
@@ -1322,7 +1445,7 @@ static const char *fault_in_options(const struct sluice_transfer_options *option
         if (fault != NULL)
             return fault;
     }
-    return NULL;
+    return options->quiet_below != 0 ? fault_in_quiet(options) : NULL;
 }
 
 /* A forced route must be able to carry every segment that is not memory; and without one, some route must. */
@@ -1463,6 +1586,7 @@ int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfe
     transfer->settled = options->settled;
     transfer->settled_context = options->settled_context;
     transfer->turn_size = options->turn != 0 ? options->turn : DEFAULT_TURN;
+    transfer->quiet_below = options->quiet_below;
     int result = allocate_arrays(transfer);
     if (result == 0 && transfer->lane_count > 1)
         result = fanout_begin(transfer, options);

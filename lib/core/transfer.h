@@ -98,8 +98,9 @@ struct sluice_transfer {
     const struct sluice_transform *transform;
     struct transform_state *transform_state;
     uint64_t turn_size;
-    uint64_t loop_now, loop_turn; /* 0 outside a loop */
-    struct fanout *fanout;        /* NULL with one lane */
+    uint64_t quiet_below, silent_at; /* silent_at: position in the last segment, whose stream had nothing more then */
+    uint64_t loop_now, loop_turn;    /* 0 outside a loop */
+    struct fanout *fanout;           /* NULL with one lane */
     struct sluice_error error;
     uint16_t datagram_size; /* 0: a segment is one */
     sluice_settled_fn *settled;
@@ -116,6 +117,7 @@ struct sluice_transfer {
     void *done_context;
     struct sluice_transfer *next, **previous; /* in the loop's list of transfers to be stepped */
     bool queued, waits_pages, waited;
+    bool kept;         /* of memory that was borrowed, what was left has been copied */
     uint64_t round;    /* of the loop's queue in which it was queued */
     uint64_t ahead_to; /* how far a file that was not in memory has been asked for; 0: it was */
     struct sluice_segment inline_segments[INLINE_SEGMENTS];
@@ -216,6 +218,15 @@ void transfer_refuse(const struct sluice_transfer_options *options, struct sluic
 void transfer_settle(struct sluice_transfer *transfer);
 /* Settle, and free everything but the struct itself. */
 void transfer_end(struct sluice_transfer *transfer);
+
+/* Is memory among its segments that the caller takes back when it is called back? Then nothing may go on using it. */
+bool transfer_borrows(const struct sluice_transfer *transfer);
+/* Before that: copy what is left of it. Returns 0, or -ENOMEM after the transfer failed. */
+int transfer_keep_borrowed(struct sluice_transfer *transfer);
+
+/* The lane's stream has nothing now: is that a reason to end (quiet_below)? If it is not, note that it has nothing. */
+bool lane_is_quiet(const struct lane *lane);
+void lane_note_silence(struct lane *lane);
 
 /* How much a helper reads at once of a file that is not in memory. */
 #define PAGES_WINDOW (2u << 20)

@@ -111,7 +111,7 @@ static void end_event(struct loop_end *state, uint32_t events)
         return;
     if (!state->paused)
         receive_some(state);
-    else if (state->broken && events & EPOLLERR && state->writer == NULL)
+    else if (state->broken && events & EPOLLERR && state->writer == NULL && !loop_waits_to_read(state))
         loop_end_receiving(state, socket_error(state->end));
 }
 
@@ -127,8 +127,10 @@ static void part(struct loop_end *state)
 
 static int receive(struct loop_end *state)
 {
-    if (state->readable)
+    if (state->readable || state->hangup) { /* no edge follows that of the end */
+        state->readable = true;
         loop_mark_ready(state);
+    }
     return 0;
 }
 

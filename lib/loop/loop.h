@@ -38,7 +38,7 @@ struct loop_end {
     bool paused, receive_ended;
     bool ready; /* in loop->ready */
     struct loop_end *next_ready, **previous_ready;
-    struct sluice_transfer *reader, *writer;               /* waiting for this end */
+    struct sluice_transfer *reader, *writer;               /* have waited for this end */
     struct loop_end *next_lingering, **previous_lingering; /* forgotten, but memory is still lent to it; NULL: not so */
 };
 
@@ -156,6 +156,9 @@ void loop_mark_ready(struct loop_end *state);
 void loop_unmark_ready(struct loop_end *state);
 /* The receiver's last call: 0 or a negative errno. */
 void loop_end_receiving(struct loop_end *state, ssize_t how);
+
+/* Does a transfer wait for something to read from the end? It may have done so before, and wait for its sink now. */
+bool loop_waits_to_read(const struct loop_end *state);
 
 /* Step it when this turn's events are handled. */
 void loop_queue_transfer(struct sluice_loop *loop, struct sluice_transfer *transfer);

@@ -83,6 +83,7 @@ struct uring_end {
     bool asked_broken;            /* while paused and not receiving, or while memory is lent to it */
     bool over;                    /* nothing more will come, and the receiver must still be told how it ended */
     bool resting;                 /* silent for long: to be polled instead of received from */
+    bool reading;                 /* a flight out of it, of a stream */
     ssize_t how;
     unsigned writing;  /* flights into it */
     uint32_t heard_at; /* ms of the loop's clock */
@@ -103,6 +104,7 @@ struct flight {
     struct uring_loop *ring;
     struct lane *lane;
     struct flight *next_idle;
+    struct uring_end *from; /* of a stream; NULL: of none, or unknown to the loop */
     struct uring_end *sink; /* NULL: unknown to the loop */
     struct notice *notice;  /* of a send that lends, until its first report */
     int count;
@@ -159,6 +161,11 @@ struct uring_loop {
     unsigned idle_count;
     struct notice *notices;
     struct list heard; /* sockets received from, the longest silent first */
+    struct {           /* what a receiver is about to be given, as it is given a part of it */
+        const struct uring_end *to;
+        const char *data;
+        size_t length;
+    } rest;
     struct sluice_timer rest_timer;
     char scratch[RECEIVE_MAX]; /* for what is no socket */
 };
@@ -496,6 +503,8 @@ static void put_quiet_to_rest(void *context)
         state->resting = state->receiving && !state->cancelling;
         if (state->resting)
             stop_receiving(state); /* its last report begins the poll */
+        if (state->asked_broken && !state->common.paused && !end_has_lent(state->common.end))
+            cancel(ring, ABOUT_BROKEN, &state->common.source);
     }
     if (!list_empty(&ring->heard))
         sluice_timer_start(&ring->common, &ring->rest_timer, 1, put_quiet_to_rest, ring);
@@ -578,16 +587,23 @@ static int hold(struct uring_end *state, const char *data, size_t length)
     return 0;
 }
 
-/* Call the receiver with as much as it takes. Returns how much that is. */
+/* Call the receiver with as much as it takes; it may make a transfer go on with the rest (hand_back). Returns how much
+ * was taken. */
 static size_t deliver(struct loop_end *common, const char *data, size_t length)
 {
-    size_t at = 0;
-    while (at < length && listens(common)) {
-        size_t piece = length - at < common->receive_max ? length - at : common->receive_max;
-        common->receive(common->receive_context, data + at, (ssize_t)piece);
-        at += piece;
+    struct uring_loop *ring = ring_of(common->loop);
+    ring->rest.to = end_state(common);
+    ring->rest.data = data;
+    ring->rest.length = length;
+    while (ring->rest.length > 0 && listens(common)) {
+        const char *first = ring->rest.data;
+        size_t piece = ring->rest.length < common->receive_max ? ring->rest.length : common->receive_max;
+        ring->rest.data += piece;
+        ring->rest.length -= piece;
+        common->receive(common->receive_context, first, (ssize_t)piece);
     }
-    return at;
+    ring->rest.to = NULL;
+    return length - ring->rest.length;
 }
 
 static int socket_error(const struct sluice_end *end)
@@ -744,8 +760,12 @@ static void broke(struct uring_end *state, const struct io_uring_cqe *report)
         if (end_loans(common->end) > 0)
             ask_broken(state);
     }
-    if (events & POLLERR && common->paused && common->receive != NULL)
+    /* A transfer that reads or writes is told by its own call. */
+    bool others = written_to(state) || loop_waits_to_read(common) || state->reading;
+    if (events & POLLERR && common->paused && common->receive != NULL && !others)
         ended(state, socket_error(common->end));
+    if (report->res == -ECANCELED && common->paused && common->receive != NULL && !common->receive_ended)
+        ask_broken(state); /* it was given up while the receiver was not paused */
 }
 
 /* A report on a receive that is being stopped: what it brought is kept. */
@@ -779,6 +799,10 @@ static ssize_t hand_back(struct loop_end *common, char *data, size_t size)
     struct uring_loop *ring = ring_of(common->loop);
     struct io_uring_cqe report;
     int result = 0;
+    if (ring->rest.to == state && ring->rest.length > 0) { /* this is the receiver's callback */
+        result = hold(state, ring->rest.data, ring->rest.length);
+        ring->rest.length = 0;
+    }
     for (size_t i = ring->stash_at; i < ring->stash_count; i++) {
         if (!is_receive(state, &ring->stash[i]))
             continue;
@@ -798,6 +822,8 @@ static ssize_t hand_back(struct loop_end *common, char *data, size_t size)
             }
         }
     }
+    if (common->receive != NULL && !common->receive_ended)
+        ask_broken(state); /* while the transfer waits for its sink, nobody else looks at this end */
     if (state->over && state->how < 0)
         result = (int)state->how;
     if (result == 0 && size == 0 && state->held != NULL)
@@ -1120,6 +1146,10 @@ static bool launch(struct uring_loop *ring, struct lane *lane, const struct op *
     flight->sink = end_state(lane->sink->loop);
     if (flight->sink != NULL)
         flight->sink->writing++;
+    flight->from =
+        can_wait(&ops[0]) && ops[0].kind == OP_READ ? end_state(lane_segment(lane, lane->segment)->end->loop) : NULL;
+    if (flight->from != NULL)
+        flight->from->reading = true;
     if (lends) {
         struct io_uring_sqe *entry = request(ring, ABOUT_LOAN, &notice->source);
         fill_entry(flight, 0, entry);
@@ -1132,6 +1162,13 @@ static bool launch(struct uring_loop *ring, struct lane *lane, const struct op *
     return true;
 }
 
+/* Is the op to be carried out at once or not at all? What is borrowed would be gone when the ring looks at it; and a
+ * stream may be quiet enough for the transfer to end. */
+static bool must_not_wait(const struct lane *lane, const struct op *op)
+{
+    return op->kind == OP_WRITE ? transfer_borrows(lane->transfer) : lane_is_quiet(lane);
+}
+
 static bool carry(struct op_carrier *carrier, struct lane *lane, const struct op *ops, int count, ssize_t *ret_result)
 {
     struct uring_loop *ring = (struct uring_loop *)((char *)carrier - offsetof(struct uring_loop, carrier));
@@ -1139,13 +1176,16 @@ static bool carry(struct op_carrier *carrier, struct lane *lane, const struct op
         *ret_result = -ENOBUFS; /* no memory to keep account of it */
         return !launch(ring, lane, ops, 1);
     }
-    if (may_block(lane, &ops[0]) && launch(ring, lane, ops, count))
+    if (may_block(lane, &ops[0]) && !(ops[0].kind == OP_WRITE && transfer_borrows(lane->transfer)) &&
+        launch(ring, lane, ops, count))
         return false;
     *ret_result = op_execute(&ops[0], &lane->receipt.system_calls);
     if (*ret_result > 0 && ops[0].kind == OP_WRITE && ops[0].flags & MSG_ZEROCOPY && lane->sink->loop != NULL)
         ask_broken(end_state(lane->sink->loop)); /* the error queue will say when the memory is back */
-    if (*ret_result != -EAGAIN || !can_wait(&ops[0]) || !launch(ring, lane, ops, 1))
+    if (*ret_result != -EAGAIN || !can_wait(&ops[0]) || must_not_wait(lane, &ops[0]) || !launch(ring, lane, ops, 1))
         return true;
+    if (ops[0].kind == OP_READ)
+        lane_note_silence(lane);
     lane->receipt.waits++;
     return false;
 }
@@ -1165,6 +1205,8 @@ static void land(struct flight *flight)
     }
     if (flight->sink != NULL)
         flight->sink->writing--;
+    if (flight->from != NULL)
+        flight->from->reading = false;
     put_flight(ring, flight);
 }
 

@@ -67,8 +67,9 @@ struct scenario {
     bool known;     /* the source's end is made without asking */
     bool given;     /* memory of the library's instead of a source */
     unsigned datagram_size;
-    bool lent; /* memory instead of a source */
-    bool dead; /* the last sink is, from the start */
+    bool lent;     /* memory instead of a source */
+    bool borrowed; /* the same, gone when the library has been called */
+    bool dead;     /* the last sink is, from the start */
     enum sluice_fanout_policy policy;
     bool refused;                                                           /* the route cannot serve the pair */
     void (*play)(const struct scenario *scenario, struct outcome *outcome); /* not a single transfer */
@@ -293,6 +294,22 @@ static void add_lent(struct outcome *outcome, struct sluice_segment *segments, s
     segments[outcome->segment_count++] = segment;
 }
 
+static unsigned char borrowed[BODY_MAX];
+
+/* The body as memory that is there until the library returns. */
+static void add_borrowed(struct outcome *outcome, struct sluice_segment *segments, size_t size)
+{
+    memcpy(borrowed, pattern, size);
+    struct sluice_segment segment = memory_segment(borrowed, size);
+    segment.flags = SLUICE_SEGMENT_BORROWED;
+    segments[outcome->segment_count++] = segment;
+}
+
+static void take_borrowed_back(void)
+{
+    memset(borrowed, 0xdd, sizeof borrowed);
+}
+
 static bool add_given(struct outcome *outcome, struct sluice_segment *segments, size_t size)
 {
     struct sluice_memory *memory;
@@ -358,9 +375,11 @@ static void step_it(const struct sluice_transfer_options *options, struct outcom
     if (outcome->result < 0)
         return;
     outcome->began = true;
-    while ((outcome->result = sluice_transfer_step(transfer, &waits)) > 0)
+    while ((outcome->result = sluice_transfer_step(transfer, &waits)) > 0) {
+        take_borrowed_back();
         if (outcome->result == SLUICE_STEP_WAIT)
             wait_for(&waits);
+    }
     outcome->error = *sluice_transfer_error(transfer);
     outcome->receipts_known = (unsigned)options->sink_count;
     for (unsigned i = 0; i < outcome->receipts_known; i++)
@@ -400,6 +419,7 @@ static void transfer_on(struct on_loop *on_loop, const struct sluice_transfer_op
     const struct sluice_receipt *receipt;
     int result =
         sluice_loop_transfer(on_loop->loop, options, transfer_done, on_loop, ret_transfer, &receipt, &outcome->error);
+    take_borrowed_back();
     if (result == 0)
         return;
     outcome->receipts[0] = *receipt;
@@ -506,7 +526,8 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
     bool file = scenario->from == A_FILE || scenario->from == OWN_FILE || scenario->from == A_BLOCK_DEVICE;
 
     world_begin(scenario->slow ? 3001 : 65536);
-    int source_fd = make_source(scenario->lent || scenario->given ? A_FILE : scenario->from, scenario->size);
+    bool from_memory = scenario->lent || scenario->given || scenario->borrowed;
+    int source_fd = make_source(from_memory ? A_FILE : scenario->from, scenario->size);
     if (scenario->from == A_BLOCK_DEVICE)
         fault_block_device = source_fd;
     fault_cold_pages = scenario->cold ? 3 : 0;
@@ -519,6 +540,8 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
     uint64_t length = scenario->exact ? scenario->size : SLUICE_UNTIL_END;
     if (scenario->lent)
         add_lent(outcome, segments, scenario->size);
+    else if (scenario->borrowed)
+        add_borrowed(outcome, segments, scenario->size);
     else if (scenario->given && !add_given(outcome, segments, scenario->size))
         segments[outcome->segment_count++] = memory_segment(pattern, scenario->size);
     else if (!scenario->given)
@@ -1344,6 +1367,24 @@ static const struct scenario scenarios[] = {
      .size = LARGE,
      .transform = true,
      .cold = true,
+     .slow = true},
+    {.name = "step: borrowed memory to Unix",
+     .way = STEP,
+     .borrowed = true,
+     .to = {A_UNIX, A_TCP},
+     .size = 30000,
+     .slow = true},
+    {.name = "loop: borrowed memory to Unix",
+     .way = LOOP,
+     .borrowed = true,
+     .to = {A_UNIX},
+     .size = 30000,
+     .slow = true},
+    {.name = "ring: borrowed memory to Unix",
+     .way = RING,
+     .borrowed = true,
+     .to = {A_UNIX},
+     .size = 30000,
      .slow = true},
     {.name = "run: memory lent to TCP", .lent = true, .to = {A_TCP}, .size = LARGE, .route = SLUICE_ROUTE_MSG_ZEROCOPY},
     {.name = "step: memory lent to TCP",
