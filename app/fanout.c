@@ -39,7 +39,7 @@ struct fanout_options {
 
 #define MEMBER(name) offsetof(struct fanout_options, name)
 
-static const char *const policies[] = {"block", "drop", "copy", NULL}; /* as enum sluice_fanout_policy */
+static const char *const policies[] = {"block", "drop", "copy", "first", NULL}; /* as enum sluice_fanout_policy */
 
 static const struct option_spec option_table[] = {
     {.type = OPTION_HEADING, .help = "Ends"},
@@ -51,14 +51,17 @@ static const struct option_spec option_table[] = {
     {.type = OPTION_HEADING, .help = "Slow and failing sinks"},
     {"policy", 0, "NAME",
      "block: the others wait for a slow sink, and one that fails ends all. drop: such a sink is given up, a TCP "
-     "connection reset, and the others go on. copy: as drop, but what a slow sink cannot take yet is kept in memory",
+     "connection reset, and the others go on. copy: as drop, but what a slow sink cannot take yet is kept in memory. "
+     "first: all wait for the first sink alone, and if it fails that ends all; another in its way is given up at once",
      OPTION_CHOICE, MEMBER(policy), .default_text = "block", .choices = policies},
     {"window", 0, "SIZE", "how far a sink may be behind what was read", OPTION_SIZE, MEMBER(window),
      .default_text = "1M", .min = 4096, .max = SLUICE_FANOUT_WINDOW},
     {"buffer", 0, "SIZE", "with --policy copy: how much further, for each sink", OPTION_SIZE, MEMBER(buffer),
      .default_text = "16M", .min = 4096, .max = UINT64_C(1) << 40},
-    {"patience", 0, "TIME", "how long a sink that is so far behind may hold the others up", OPTION_DURATION,
-     MEMBER(patience), .default_text = "1s", .min = 1, .max = UINT64_C(24) * 3600 * 1000},
+    {"patience", 0, "TIME",
+     "how long a sink that is so far behind may hold the others up; with --policy first: how long one may take nothing "
+     "after the first has everything",
+     OPTION_DURATION, MEMBER(patience), .default_text = "1s", .min = 1, .max = UINT64_C(24) * 3600 * 1000},
 
     {.type = OPTION_HEADING, .help = "Mechanism and report"},
     {"route", 0, "NAME", "force a mechanism: copy, tee (sendfile or mmap for files)", OPTION_TEXT, MEMBER(route),
@@ -86,6 +89,7 @@ struct place {
     bool opened; /* by us */
     int flags;   /* to be restored: of a descriptor that others use as well; -1: none */
     bool tcp;
+    bool closed;            /* before the others: it had everything */
     struct linger linger;   /* to be restored */
     struct sluice_end *end; /* NULL: it could not be opened */
     int error;              /* positive errno */
@@ -99,6 +103,7 @@ struct fanout {
     unsigned sink_count;
     bool to_stdout;
     struct sluice_segment segment;
+    unsigned which[SLUICE_SINKS_MAX]; /* the transfer's sinks: the numbers of those that could be opened */
     struct sluice_receipt receipts[SLUICE_SINKS_MAX];
     struct sluice_error errors[SLUICE_SINKS_MAX]; /* why a sink ended before the others */
     struct sluice_error error;                    /* why all ended */
@@ -383,7 +388,7 @@ static const char *const outcomes[] = {"complete", "dropped", "failed", "not ope
 static enum outcome outcome_of(const struct fanout *fanout, unsigned i)
 {
     const struct place *place = &fanout->sinks[i];
-    if (place->end == NULL && place->doing != NULL)
+    if (place->end == NULL && place->doing != NULL && !place->closed)
         return NOT_OPENED;
     if (fanout->errors[i].code != 0)
         return DROPPED;
@@ -454,12 +459,29 @@ static int report(const struct fanout *fanout, const enum outcome *each)
 
 /* ---- Moving ----------------------------------------------------------------------------------------------------- */
 
+/* A sink has everything: its reader is told now, others may take long yet. */
+static void sink_ended(void *context, unsigned sink, const struct sluice_error *error,
+                       const struct sluice_receipt *receipt)
+{
+    (void)receipt;
+    struct fanout *fanout = context;
+    unsigned i = fanout->which[sink];
+    if (error->code != 0)
+        return;
+    if (!fanout->sinks[i].tcp) {
+        close_sink(fanout, i, true);
+        fanout->sinks[i].closed = true;
+    } else if (fanout->sinks[i].opened) {
+        shutdown(fanout->sinks[i].fd, SHUT_WR);
+    }
+}
+
 static void move(struct fanout *fanout)
 {
     struct sluice_end *ends[SLUICE_SINKS_MAX];
     struct sluice_receipt receipts[SLUICE_SINKS_MAX];
     struct sluice_error errors[SLUICE_SINKS_MAX];
-    unsigned which[SLUICE_SINKS_MAX];
+    unsigned *which = fanout->which;
     unsigned count = 0;
     for (unsigned i = 0; i < fanout->sink_count; i++) {
         if (fanout->sinks[i].end == NULL)
@@ -482,6 +504,8 @@ static void move(struct fanout *fanout)
         .buffer = (size_t)fanout->options.buffer,
         .patience = (unsigned)fanout->options.patience,
         .sink_errors = errors,
+        .sink_ended = sink_ended,
+        .sink_context = fanout,
     };
     fanout->result = sluice_transfer_run(&options, receipts, &fanout->error);
     for (unsigned i = 0; i < count; i++) {
@@ -549,7 +573,9 @@ static int run(struct fanout *fanout)
         }
         failed = true;
     }
-    if (opened == 0 || (failed && fanout->options.policy == SLUICE_FANOUT_BLOCK))
+    const unsigned policy = fanout->options.policy;
+    if (opened == 0 || (failed && policy == SLUICE_FANOUT_BLOCK) ||
+        (fanout->sinks[0].end == NULL && policy == SLUICE_FANOUT_FIRST))
         fanout->result = -EIO; /* said why already */
     else
         move(fanout);
@@ -557,7 +583,8 @@ static int run(struct fanout *fanout)
     for (unsigned i = 0; i < fanout->sink_count; i++) {
         bool complete = outcome_of(fanout, i) == COMPLETE;
         each[i] = outcome_of(fanout, i);
-        close_sink(fanout, i, complete);
+        if (!fanout->sinks[i].closed)
+            close_sink(fanout, i, complete);
         if (complete && fanout->sinks[i].doing != NULL)
             each[i] = FAILED;
     }

@@ -421,7 +421,23 @@ enum sluice_fanout_policy {
                                 connection is reset at once, lest its peer take what it has for all there is */
     SLUICE_FANOUT_COPY,      /* as DROP, but a sink may be `window` + `buffer` bytes behind: what its pipe does not hold
                                 is copied into memory of its own, and it gets by reference again once that is sent */
+    SLUICE_FANOUT_FIRST, /* the first sink is the one that counts: the source waits for it alone. It is never dropped;
+                            if it fails, so does the transfer, at once. Another that is `window` bytes behind when
+                            the first could get more ends with -ENOBUFS, there and then; one that fails ends with
+                            its error; both as with DROP. None gets ahead of the first by more than was read for
+                            that. When the first has everything, the others may go on as long as they take something
+                            every `patience` milliseconds; the transfer ends after them, so that whoever is to tell
+                            the first's peer of the end does it in `sink_ended` */
 };
+
+/* A sink of several needs nothing more of the transfer: error->code is 0, it has got everything; or why it was dropped.
+ * Its end is not used by the transfer any more: it may be forgotten and closed in the callback. Called once for each
+ * sink, not for those that are left when the transfer fails as a whole; on the thread that steps the transfer, within a
+ * step or sluice_loop_transfer, before done. From sluice_transfer_run with memory lent to that sink: when that is back.
+ * The transfer may not be stepped or freed in it. It may be cancelled on its loop: then done is called later, in the
+ * same turn. error and receipt are the transfer's, valid during the call. */
+typedef void sluice_sink_ended_fn(void *context, unsigned sink, const struct sluice_error *error,
+                                  const struct sluice_receipt *receipt);
 
 /* The last of the memory that a transfer had lent came back after the transfer's end. difference is what that changes
  * in the receipt of its sink number `sink`: sluice_receipt_add of the provisional receipt and of this gives the final
@@ -457,10 +473,12 @@ struct sluice_transfer_options {
     enum sluice_fanout_policy policy;
     size_t window;                    /* 0: SLUICE_FANOUT_WINDOW; at most that */
     size_t buffer;                    /* of SLUICE_FANOUT_COPY; 0: SLUICE_FANOUT_BUFFER */
-    unsigned patience;                /* milliseconds; 0: SLUICE_FANOUT_PATIENCE */
+    unsigned patience;                /* milliseconds; 0: SLUICE_FANOUT_PATIENCE. Of FIRST see there */
     struct sluice_error *sink_errors; /* NULL, or one for each sink, which must outlive the transfer: code 0, or why
                                          this sink ended before the others. As long as one sink gets everything, the
                                          transfer succeeds */
+    sluice_sink_ended_fn *sink_ended; /* NULL: nobody is told before the transfer is done. With one sink never called */
+    void *sink_context;
 };
 
 #define SLUICE_APPEND UINT64_MAX

@@ -4,6 +4,7 @@
  * loop/.
  */
 #include "../base/clock.h"
+#include "fanout.h"
 #include "receipt.h"
 #include "sigpipe.h"
 #include "sys.h"
@@ -50,16 +51,18 @@ static void believe_pages(struct sluice_transfer *transfer)
 static void collect_loans(struct sluice_transfer *transfer)
 {
     for (uint32_t i = 0; i < transfer->lane_count && transfer->account != NULL; i++)
-        if (end_has_lent(transfer->lanes[i].sink))
+        if (transfer->lanes[i].sink != NULL && end_has_lent(transfer->lanes[i].sink))
             end_collect(transfer->lanes[i].sink, &transfer->lanes[i].receipt.system_calls);
 }
 
 /* Writing to files and memory raises none; the guard takes four system calls, 5 % of copying a small file. */
 static bool may_raise_sigpipe(const struct sluice_transfer *transfer)
 {
-    for (uint32_t i = 0; i < transfer->lane_count; i++)
-        if (!end_is_file(transfer->lanes[i].sink) && transfer->lanes[i].sink->kind != SLUICE_END_MEMORY)
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        const struct sluice_end *sink = transfer->lanes[i].sink;
+        if (sink != NULL && !end_is_file(sink) && sink->kind != SLUICE_END_MEMORY)
             return true;
+    }
     return false;
 }
 
@@ -77,6 +80,8 @@ int sluice_transfer_step(struct sluice_transfer *transfer, struct sluice_waits *
     if (result > 0 && transfer_keep_borrowed(transfer) < 0)
         result = transfer->error.code;
     sigpipe_restore(&guard);
+    if (transfer->fanout != NULL)
+        fanout_tell(transfer, false);
     loans_call_back();
     return result;
 }
@@ -180,6 +185,8 @@ int sluice_transfer_run(const struct sluice_transfer_options *options, struct sl
             sigpipe_block(&guard);
         do {
             result = transfer_step(transfer, &waits);
+            if (transfer->fanout != NULL)
+                fanout_tell(transfer, true);
             if (result == SLUICE_STEP_WAIT) {
                 collect_loans(transfer);
                 int waited = wait_for(&waits);
@@ -188,6 +195,8 @@ int sluice_transfer_run(const struct sluice_transfer_options *options, struct sl
             }
         } while (result > 0);
         wait_for_loans(transfer);
+        if (transfer->fanout != NULL)
+            fanout_tell(transfer, false);
         sigpipe_restore(&guard);
         struct loan_account *account = account_keep(transfer->account);
         transfer_settle(transfer); /* also after a failure the receipt says all that can be known */

@@ -15,14 +15,18 @@
  *      gets the bytes by splice instead of tee. Directly into its sink if that takes them, else into its own pipe.
  *   3. The pipe is filled only when it is empty, so an EAGAIN of that is the source's; a lane tees only into a pipe
  * that is empty or whose sink is full, so one of that means that the lane's pipe is full.
- *   4. No lane is further behind tail than `tolerance`. What that costs in memory: the pipe of the window, and for each
+ *   4. No lane is further behind tail than `ring_size`. What that costs in memory: the pipe of the window, and for each
  *      lane a pipe and (when needed) a ring. A pipe counts pages, not bytes: of a stream that comes in small pieces it
  *      holds less.
- *   5. What was taken is delivered even if the source then fails: everyone gets there before the transfer ends.
+ *   5. What was taken is delivered even if the source then fails: everyone gets there before the transfer ends. (FIRST:
+ *      the first does.)
+ *   6. A lane that still has memory segments to deliver before the stream takes its share like the others.
+ *   7. FIRST: the first lane alone takes from the source, whatever the others hold, and is ahead of them or abreast
+ *      when it does. Nothing that happens to another's sink, pipe or memory ends more than that lane.
  *
  * A lane whose sink refuses splice (O_APPEND, a terminal, memory) has route copy, takes by tee like the others, and
  * reads its own pipe. Only if the source refuses splice, or no pipe can be had, or tee fails, all change to memory
- * together.
+ * together. A lane that is left alone goes on as that of a transfer with one sink does, when it has what was taken.
  */
 #include "fanout.h"
 #include "../base/clock.h"
@@ -37,6 +41,10 @@
 
 /* Filled anew when this part of the window is free: less would be many calls for few bytes, with one slow sink. */
 #define FILL_PART 4
+
+/* A pipe without its own default size: the user's quota of pages is used up (pipe(7): pipe-user-pages-soft), and two
+ * pages are left. Every byte would take four calls per 8 KiB, where reading and writing take three per 256. */
+#define LEAST_PIPE (64u << 10)
 
 static struct fanout *fanout_of(const struct lane *lane)
 {
@@ -102,12 +110,25 @@ static uint64_t position_of(const struct lane *lane)
     return lane->segment < fanout->segment ? 0 : fanout->tail;
 }
 
+/* Is the lane at the shared stream, or has it only memory to deliver before that? Routes of memory other than copy may
+ * use the lane's pipe. */
+static bool may_hold(const struct lane *lane)
+{
+    const struct fanout *fanout = fanout_of(lane);
+    if (lane->segment >= fanout->segment)
+        return lane->segment == fanout->segment;
+    if (fanout->segment == UINT32_MAX || lane->plans_memory)
+        return false;
+    for (uint32_t i = lane->segment; i < fanout->segment; i++)
+        if (lane_segment(lane, i)->kind != SLUICE_SEGMENT_MEMORY)
+            return false;
+    return true;
+}
+
 static uint64_t taken_by(const struct lane *lane)
 {
     uint64_t at = position_of(lane);
-    if (lane->segment != fanout_of(lane)->segment)
-        return at;
-    return at + ring_holds(&own(lane)->ring, at) + lane->in_pipe;
+    return may_hold(lane) ? at + ring_holds(&own(lane)->ring, at) + lane->in_pipe : at;
 }
 
 /* The least that a live lane has taken; but for this one (NULL: all). */
@@ -141,6 +162,8 @@ static uint64_t find_room(const struct sluice_transfer *transfer)
             fanout->lanes[i].slow_since = 0; /* it has caught up */
     }
     uint64_t left = fanout->tolerance > most ? fanout->tolerance - most : 0;
+    if (fanout->policy == SLUICE_FANOUT_FIRST)
+        return left > 0 ? fanout->window : 0;
     if (fanout->policy == SLUICE_FANOUT_BLOCK && most > 0 && left < fanout->window / FILL_PART)
         return 0;
     return left;
@@ -171,11 +194,15 @@ int fanout_begin(struct sluice_transfer *transfer, const struct sluice_transfer_
     fanout->tolerance = fanout->window;
     if (fanout->policy == SLUICE_FANOUT_COPY)
         fanout->tolerance += options->buffer != 0 ? options->buffer : SLUICE_FANOUT_BUFFER;
+    fanout->ring_size = fanout->tolerance + (fanout->policy == SLUICE_FANOUT_FIRST ? fanout->window : 0);
+    fanout->least_pipe = LEAST_PIPE;
     fanout->live = transfer->lane_count;
     fanout->segment = UINT32_MAX;
     fanout->pipe = (struct pipe){.read = -1, .write = -1};
     fanout->patience = options->patience != 0 ? options->patience : SLUICE_FANOUT_PATIENCE;
     fanout->clock = milliseconds;
+    fanout->sink_ended = options->sink_ended;
+    fanout->sink_context = options->sink_context;
     fanout->errors = options->sink_errors;
     if (fanout->errors != NULL)
         memset(fanout->errors, 0, transfer->lane_count * sizeof *fanout->errors);
@@ -196,8 +223,21 @@ void fanout_settle(struct sluice_transfer *transfer)
     struct fanout *fanout = transfer->fanout;
     close_window(fanout);
     fanout->head = fanout->tail;
+    if (fanout->received != NULL)
+        buffer_put(fanout->received);
+    fanout->received = NULL;
     for (uint32_t i = 0; i < transfer->lane_count; i++)
         ring_free(&fanout->lanes[i].ring);
+}
+
+bool fanout_is_shadow(const struct lane *lane)
+{
+    return fanout_of(lane)->policy == SLUICE_FANOUT_FIRST && lane != lane->transfer->lanes;
+}
+
+uint64_t fanout_more_turn(const struct lane *lane)
+{
+    return fanout_of(lane) != NULL && fanout_is_shadow(lane) ? fanout_of(lane)->ring_size : 0;
 }
 
 void fanout_forget(struct lane *lane, const struct sluice_error *error)
@@ -205,10 +245,40 @@ void fanout_forget(struct lane *lane, const struct sluice_error *error)
     struct fanout *fanout = fanout_of(lane);
     ring_free(&own(lane)->ring);
     own(lane)->dropped = true;
+    own(lane)->error = *error;
     fanout->live--;
     fanout->progress++;
     if (fanout->errors != NULL)
         fanout->errors[lane - lane->transfer->lanes] = *error;
+}
+
+static bool is_news(const struct sluice_transfer *transfer, uint32_t index)
+{
+    return transfer->lanes[index].wait == LANE_DONE && !transfer->fanout->lanes[index].told;
+}
+
+bool fanout_has_news(const struct sluice_transfer *transfer)
+{
+    for (uint32_t i = 0; i < transfer->lane_count && transfer->fanout->sink_ended != NULL; i++)
+        if (is_news(transfer, i))
+            return true;
+    return false;
+}
+
+void fanout_tell(struct sluice_transfer *transfer, bool but_lent)
+{
+    struct fanout *fanout = transfer->fanout;
+    for (uint32_t i = 0; i < transfer->lane_count && fanout->sink_ended != NULL; i++) {
+        struct lane *lane = &transfer->lanes[i];
+        if (!is_news(transfer, i) || (but_lent && lane->receipt.loans > 0))
+            continue;
+        lane_settle(lane);
+        lane->sink = NULL; /* it may be closed */
+        fanout->lanes[i].told = true;
+        fanout->telling = true;
+        fanout->sink_ended(fanout->sink_context, i, &fanout->lanes[i].error, &lane->receipt);
+        fanout->telling = false;
+    }
 }
 
 /* A lane has come to a stream that is not the one in the window. Returns false if others still need that. */
@@ -243,44 +313,111 @@ static bool may_take(const struct lane *lane);
 static bool in_the_way(const struct lane *lane, const struct lane *other)
 {
     const struct fanout *fanout = fanout_of(lane);
-    if (other->wait != LANE_WAITS_SINK || may_take(other))
-        return false;
     return behind(other) >= fanout->tolerance ||
            (lane->segment != fanout->segment && other->segment <= fanout->segment) ||
            (fanout->by_pipe && fanout->head < fanout->tail && taken_by(other) == fanout->head);
 }
 
-/* A lane can have nothing more. If that is because of sinks that are full, those have a while to catch up; then they
- * are given up, unless the policy is to wait for them. Returns 0 or a negative errno. */
-static int press(const struct lane *lane)
+/* Returns 1 if it was dropped, 0 if it still has time, or a negative errno. */
+static int press_sink(struct lane *lane, const char *reason, const char *remedy)
+{
+    struct fanout *fanout = fanout_of(lane);
+    struct fanout_lane *its = own(lane);
+    uint64_t now = fanout->clock();
+    if (its->slow_since == 0)
+        its->slow_since = now;
+    uint64_t deadline = its->slow_since + fanout->patience;
+    if (now < deadline) {
+        if (fanout->deadline == 0 || deadline < fanout->deadline)
+            fanout->deadline = deadline;
+        return 0;
+    }
+    int result = lane_drop(lane, -ENOBUFS, "fanout", reason, remedy);
+    return result < 0 ? result : 1;
+}
+
+static int press_for(const struct lane *lane)
 {
     struct sluice_transfer *transfer = lane->transfer;
-    struct fanout *fanout = transfer->fanout;
-    uint64_t now = 0;
-    if (fanout->policy == SLUICE_FANOUT_BLOCK)
-        return 0;
+    int dropped = 0;
     for (uint32_t i = 0; i < transfer->lane_count; i++) {
         struct lane *other = &transfer->lanes[i];
-        struct fanout_lane *its = &fanout->lanes[i];
-        if (other == lane || its->dropped || !in_the_way(lane, other))
+        if (other == lane || other->wait != LANE_WAITS_SINK || may_take(other) || !in_the_way(lane, other))
             continue;
-        if (now == 0)
-            now = fanout->clock();
-        if (its->slow_since == 0)
-            its->slow_since = now;
-        uint64_t deadline = its->slow_since + fanout->patience;
-        if (now < deadline) {
-            if (fanout->deadline == 0 || deadline < fanout->deadline)
-                fanout->deadline = deadline;
+        int result = press_sink(other, "the sink fell too far behind the others",
+                                "Give it more room (--policy copy --buffer SIZE), or let the others wait for it "
+                                "(--policy block).");
+        if (result < 0)
+            return result;
+        dropped |= result;
+    }
+    return dropped;
+}
+
+static bool is_over(const struct lane *lane)
+{
+    return lane->wait == LANE_DONE;
+}
+
+/* Whatever they wait for. */
+static int clear_the_way(struct sluice_transfer *transfer)
+{
+    int dropped = 0;
+    for (uint32_t i = 1; i < transfer->lane_count; i++) {
+        struct lane *other = &transfer->lanes[i];
+        if (is_over(other) || !in_the_way(transfer->lanes, other))
             continue;
-        }
-        int result = lane_drop(other, -ENOBUFS, "fanout", "the sink fell too far behind the others",
-                               "Give it more room (--policy copy --buffer SIZE), or let the others wait for it "
+        int result = lane_drop(other, -ENOBUFS, "fanout", "the sink fell too far behind the first",
+                               "Let it be further behind (--window SIZE), or let the first wait for it "
                                "(--policy block).");
         if (result < 0)
             return result;
+        dropped = 1;
     }
-    return 0;
+    return dropped;
+}
+
+/* The first has everything. The others may go on as long as they get somewhere. */
+static int press_stragglers(struct sluice_transfer *transfer)
+{
+    int dropped = 0;
+    for (uint32_t i = 1; i < transfer->lane_count; i++) {
+        struct lane *lane = &transfer->lanes[i];
+        struct fanout_lane *its = own(lane);
+        if (is_over(lane))
+            continue;
+        if (lane->receipt.sent != its->sent_then)
+            its->slow_since = 0;
+        its->sent_then = lane->receipt.sent;
+        int result = press_sink(lane, "the sink took nothing more after the first had everything",
+                                "Give it more time (--patience TIME).");
+        if (result < 0)
+            return result;
+        dropped |= result;
+    }
+    return dropped;
+}
+
+int fanout_press(struct sluice_transfer *transfer)
+{
+    struct fanout *fanout = transfer->fanout;
+    int dropped = 0;
+    if (fanout->policy == SLUICE_FANOUT_BLOCK)
+        return 0;
+    if (fanout->policy == SLUICE_FANOUT_FIRST) {
+        if (is_over(transfer->lanes))
+            return press_stragglers(transfer);
+        return transfer->lanes[0].wait == LANE_WAITS_OTHERS ? clear_the_way(transfer) : 0;
+    }
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        if (transfer->lanes[i].wait != LANE_WAITS_OTHERS)
+            continue;
+        int result = press_for(&transfer->lanes[i]);
+        if (result < 0)
+            return result;
+        dropped |= result;
+    }
+    return dropped;
 }
 
 int fanout_timeout(const struct fanout *fanout)
@@ -294,13 +431,15 @@ int fanout_timeout(const struct fanout *fanout)
 static int wait_for_others(struct lane *lane)
 {
     lane->wait = LANE_WAITS_OTHERS;
-    return press(lane);
+    return 0;
 }
 
 /* ---- Changing from a pipe to memory ------------------------------------------------------------------------- */
 
-static const char *tee_reason(void)
+static const char *tee_reason(int error)
 {
+    if (error == EPERM)
+        return "a pipe would be too small: this user's pages for pipes are used up (fs.pipe-user-pages-soft)";
     return route_registry[SLUICE_ROUTE_TEE]->refusal_reason;
 }
 
@@ -310,7 +449,7 @@ static int to_memory(struct lane *lane, int code, const char *operation)
     struct sluice_transfer *transfer = lane->transfer;
     struct fanout *fanout = transfer->fanout;
     if (transfer->forced == SLUICE_ROUTE_TEE)
-        return transfer_fail(lane, -EOPNOTSUPP, operation, tee_reason(),
+        return transfer_fail(lane, -EOPNOTSUPP, operation, tee_reason(-code),
                              "Leave the choice of route to sluice (--route auto).");
     fanout->by_pipe = false;
     fanout->refused = -code;
@@ -321,7 +460,7 @@ static int to_memory(struct lane *lane, int code, const char *operation)
         if (fanout->lanes[i].dropped || other->segment != fanout->segment || other->route == NULL ||
             other->route->id != SLUICE_ROUTE_TEE)
             continue;
-        lane_demote_to_copy(other, -code, tee_reason());
+        lane_demote_to_copy(other, -code, tee_reason(-code));
     }
     return 0;
 }
@@ -348,6 +487,21 @@ static struct op pipe_op(const struct lane *lane, enum op_kind kind, int in, int
                        .sink = lane->sink};
 }
 
+/* One that is too small would stay so in the pool. */
+static int get_pipe(struct lane *lane, struct pipe *ret_pipe)
+{
+    struct pipe pipe;
+    int result = pipe_get(&pipe, &lane->receipt.system_calls);
+    if (result < 0)
+        return result;
+    if (pipe.capacity < fanout_of(lane)->least_pipe && lane->transfer->forced != SLUICE_ROUTE_TEE) {
+        pipe_put(&pipe, pipe.capacity);
+        return -EPERM;
+    }
+    *ret_pipe = pipe;
+    return 0;
+}
+
 /* Up to where the lane would have to take bytes for itself alone, as every other has them: then they leave the pipe. */
 static uint64_t alone_until(const struct lane *lane)
 {
@@ -359,7 +513,7 @@ static int take(struct lane *lane, struct op *ops)
 {
     struct fanout *fanout = fanout_of(lane);
     if (lane->pipe.read < 0) {
-        int result = pipe_get(&lane->pipe, &lane->receipt.system_calls);
+        int result = get_pipe(lane, &lane->pipe);
         if (result < 0)
             return could_not_take(lane, result, "pipe2");
         own(lane)->pipe_full = false;
@@ -381,8 +535,7 @@ static bool may_copy_aside(const struct lane *lane)
 static bool may_take(const struct lane *lane)
 {
     const struct fanout *fanout = fanout_of(lane);
-    if (!fanout->by_pipe || lane->segment != fanout->segment || fanout->head == fanout->tail ||
-        taken_by(lane) != fanout->head)
+    if (!fanout->by_pipe || !may_hold(lane) || fanout->head == fanout->tail || taken_by(lane) != fanout->head)
         return false;
     return !own(lane)->pipe_full || lane->in_pipe == 0 || may_copy_aside(lane);
 }
@@ -391,13 +544,14 @@ static int read_into_ring(struct lane *lane, int from, size_t most, struct op *o
 {
     struct fanout *fanout = fanout_of(lane);
     struct ring *ring = &own(lane)->ring;
-    size_t size = fanout->policy == SLUICE_FANOUT_BLOCK ? BUFFER_SIZE : fanout->tolerance, neighbours;
+    size_t size = fanout->policy == SLUICE_FANOUT_BLOCK ? BUFFER_SIZE : fanout->ring_size, neighbours;
+    uint64_t at = position_of(lane);
     int result = ring_need(ring, size);
     if (result < 0)
         return transfer_fail(lane, result, "mmap", "no memory for a sink's bytes", NULL);
-    uint64_t held = ring_holds(ring, lane->at);
+    uint64_t held = ring_holds(ring, at);
     if (held == 0)
-        ring_restart(ring, lane->at);
+        ring_restart(ring, at);
     ops[0] = pipe_op(lane, OP_READ, from, -1, 0);
     ops[0].buffer = ring_place(ring, ring->end, &neighbours);
     ops[0].length = (size_t)least(least(neighbours, ring->size - held), least(most, BUFFER_SIZE));
@@ -445,7 +599,7 @@ static int fill_pipe(struct lane *lane, uint64_t most, struct op *ops)
 {
     struct fanout *fanout = fanout_of(lane);
     if (fanout->pipe.read < 0) {
-        int result = pipe_get(&fanout->pipe, &lane->receipt.system_calls);
+        int result = get_pipe(lane, &fanout->pipe);
         if (result < 0)
             return could_not_take(lane, result, "pipe2");
     }
@@ -455,19 +609,33 @@ static int fill_pipe(struct lane *lane, uint64_t most, struct op *ops)
     return 1;
 }
 
+/* There is no memory for it. The first of its kind can do without, if it is alone. */
+static int without_window(struct lane *lane, int code)
+{
+    static const char reason[] = "no memory for the window";
+    struct sluice_transfer *transfer = lane->transfer;
+    struct fanout *fanout = transfer->fanout;
+    if (fanout->policy != SLUICE_FANOUT_FIRST || fanout->live == 1 || fanout->head < fanout->tail)
+        return transfer_fail(lane, code, "mmap", reason, NULL);
+    for (uint32_t i = 1; i < transfer->lane_count; i++)
+        if (!is_over(&transfer->lanes[i]))
+            lane_drop(&transfer->lanes[i], code, "mmap", reason, NULL);
+    return 0;
+}
+
 static int fill_memory(struct lane *lane, uint64_t most, struct op *ops)
 {
     struct fanout *fanout = fanout_of(lane);
     const struct sluice_end *source = lane_segment(lane, lane->segment)->end;
     size_t neighbours;
     bool from_pipe = fanout->head < fanout->tail;
-    int result = ring_need(&fanout->memory, fanout->tolerance);
+    int result = ring_need(&fanout->memory, fanout->ring_size);
     if (result < 0)
-        return transfer_fail(lane, result, "mmap", "no memory for the window", NULL);
+        return without_window(lane, result);
     uint64_t keep = least_taken(lane->transfer, NULL);
     if (keep >= fanout->memory.end)
         ring_restart(&fanout->memory, fanout->memory.end);
-    uint64_t space = fanout->tolerance - ring_holds(&fanout->memory, keep);
+    uint64_t space = fanout->ring_size - ring_holds(&fanout->memory, keep);
     ops[0] = pipe_op(lane, OP_READ, from_pipe ? fanout->pipe.read : source->fd, -1, 0);
     ops[0].buffer = ring_place(&fanout->memory, fanout->memory.end, &neighbours);
     ops[0].length =
@@ -477,12 +645,27 @@ static int fill_memory(struct lane *lane, uint64_t most, struct op *ops)
     return ops[0].length > 0 ? 1 : wait_for_others(lane);
 }
 
+/* The others are gone, and the lane has delivered all that was taken. */
+static int go_alone(struct lane *lane)
+{
+    struct fanout *fanout = fanout_of(lane);
+    close_window(fanout);
+    ring_free(&own(lane)->ring);
+    fanout->segment = UINT32_MAX;
+    fanout->by_pipe = false;
+    lane_go_alone(lane, "the other sinks are gone");
+    return 0;
+}
+
 /* All that was taken is with the lanes. */
 static int fill(struct lane *lane, struct op *ops)
 {
     struct fanout *fanout = fanout_of(lane);
+    if (fanout_is_shadow(lane))
+        return wait_for_others(lane);
     if (fanout->ended != 0) {
-        if (find_room(lane->transfer) < fanout->tolerance) /* somebody has not got it all yet */
+        if (fanout->policy != SLUICE_FANOUT_FIRST &&
+            find_room(lane->transfer) < fanout->tolerance) /* somebody has not got it all yet */
             return wait_for_others(lane);
         if (fanout->ended > 0)
             return FANOUT_SHORT;
@@ -490,6 +673,8 @@ static int fill(struct lane *lane, struct op *ops)
         lane->transfer->error.side = SLUICE_SIDE_SOURCE;
         return fanout->ended;
     }
+    if (fanout->live == 1 && lane->transfer->forced != SLUICE_ROUTE_TEE && !fanout->busy)
+        return go_alone(lane);
     uint64_t most = least(find_room(lane->transfer), left_of_source(lane));
     if (fanout->busy || most == 0)
         return wait_for_others(lane);
@@ -522,7 +707,7 @@ static int step_in_memory(struct lane *lane, struct op *ops)
 {
     struct fanout *fanout = fanout_of(lane);
     if (lane->route->id == SLUICE_ROUTE_TEE)
-        lane_demote_to_copy(lane, fanout->refused, tee_reason());
+        lane_demote_to_copy(lane, fanout->refused, tee_reason(fanout->refused));
     if (lane->in_pipe > 0)
         return lane->route->step(lane, lane->segment, lane->at, ops, 1);
     if (fanout->head < fanout->tail)
@@ -532,17 +717,15 @@ static int step_in_memory(struct lane *lane, struct op *ops)
 
 int fanout_step(struct lane *lane, struct op *ops)
 {
-    if (!enter(lane)) {
-        lane->wait = LANE_WAITS_OTHERS;
-        return press(lane);
-    }
+    if (!enter(lane))
+        return wait_for_others(lane);
     return fanout_of(lane)->by_pipe ? step_by_pipe(lane, ops) : step_in_memory(lane, ops);
 }
 
 bool fanout_owns(const struct lane *lane, const struct op *op)
 {
     const struct fanout *fanout = fanout_of(lane);
-    if (fanout == NULL || lane->segment != fanout->segment)
+    if (fanout == NULL || !may_hold(lane))
         return false;
     switch (op->kind) {
     case OP_FILL:

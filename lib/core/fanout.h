@@ -19,25 +19,37 @@ struct fanout_lane {
     struct ring ring; /* what was read out of the lane's pipe and not yet written */
     bool pipe_full;
     bool dropped;
-    uint64_t slow_since; /* milliseconds; 0: it is not in the way of the others */
+    bool told;           /* the caller has been told of its end, and may have closed it */
+    uint64_t slow_since; /* milliseconds; 0: it is not in the way of the others. Of those that are behind the first when
+                            that has everything: since they moved last */
+    uint64_t sent_then;  /* by that lane, at slow_since */
+    struct sluice_error error; /* why it was dropped */
 };
 
 struct fanout {
     enum sluice_fanout_policy policy;
-    size_t window, tolerance; /* a sink may be this far behind; tolerance: with its buffer */
-    uint32_t live;            /* lanes that were not dropped */
-    uint32_t segment;         /* the stream that is shared now; UINT32_MAX: none yet */
-    bool by_pipe;             /* the window is `pipe`; else it is `memory` */
-    int refused;              /* why it is not the pipe any more: positive errno */
-    bool busy;                /* somebody takes from the source at this moment */
-    int ended;                /* 1: the source has no more; a negative errno: it failed */
+    size_t window;     /* read at once, at most */
+    size_t tolerance;  /* a sink that is so far behind is in the way */
+    size_t ring_size;  /* so far behind one can be: FIRST drops it when more is to be read, not before */
+    size_t least_pipe; /* smaller ones are not worth their calls; a test's */
+    uint32_t live;     /* lanes that were not dropped */
+    uint32_t segment;  /* the stream that is shared now; UINT32_MAX: none yet */
+    bool by_pipe;      /* the window is `pipe`; else it is `memory` */
+    int refused;       /* why it is not the pipe any more: positive errno, and in words */
+    const char *refusal;
+    bool busy; /* somebody takes from the source at this moment */
+    int ended; /* 1: the source has no more; a negative errno: it failed */
     const char *ended_by;
     struct pipe pipe;
     uint64_t head, tail; /* the pipe holds these; tail: all that was taken from the source */
     struct ring memory;
     void *discarded; /* a buffer for bytes that only a dropped sink still had to get */
+    void *received;  /* NULL, or a buffer: the loop had received the stream's first bytes already */
     uint64_t progress;
     struct sluice_error *errors;
+    sluice_sink_ended_fn *sink_ended;
+    void *sink_context;
+    bool telling; /* within sink_ended */
     unsigned patience;
     uint64_t deadline;         /* milliseconds: then a sink will have been slow for too long; 0: none waits for one */
     uint64_t (*clock)(void);   /* milliseconds, from 1 on; a test's */
@@ -54,6 +66,20 @@ void fanout_settle(struct sluice_transfer *transfer);
 
 /* The lane has ended with this error; the others go on. */
 void fanout_forget(struct lane *lane, const struct sluice_error *error);
+
+/* A lane of SLUICE_FANOUT_FIRST that must not do the first any harm? Before lane_begin as well. */
+bool fanout_is_shadow(const struct lane *lane);
+/* So much more than others such a lane may move in a turn, so that the first need not wait for its next one. */
+uint64_t fanout_more_turn(const struct lane *lane);
+
+/* Nothing moves any more. Sinks that are full and keep others waiting have a while to catch up; then they are given up,
+ * unless the policy is to wait for them. Returns 1 if one was: then others may go on; 0; or a negative errno. */
+int fanout_press(struct sluice_transfer *transfer);
+
+/* Has a sink ended that the caller is still to be told of? And tell it. but_lent: not yet of one that memory is lent
+ * to. */
+bool fanout_has_news(const struct sluice_transfer *transfer);
+void fanout_tell(struct sluice_transfer *transfer, bool but_lent);
 
 /* The lane's sink can take bytes of the shared stream, and none lie in memory for it: what is to be done next? Returns
  * ops; 0 when the lane waits; or a negative errno after the transfer failed, or FANOUT_SHORT. */
@@ -86,11 +112,5 @@ int fanout_timeout(const struct fanout *fanout);
 
 /* A lane moved: which others may go on? */
 void fanout_wake(struct sluice_transfer *transfer);
-
-static inline bool fanout_is_dropped(const struct lane *lane)
-{
-    const struct sluice_transfer *transfer = lane->transfer;
-    return transfer->fanout != NULL && transfer->fanout->lanes[lane - transfer->lanes].dropped;
-}
 
 #endif

@@ -61,7 +61,7 @@
 
 static uint64_t turn_of(const struct lane *lane)
 {
-    uint64_t turn = lane->transfer->turn_size;
+    uint64_t turn = lane->transfer->turn_size + lane->more_turn;
     return lane->paced && turn > PACED_TURN ? PACED_TURN : turn;
 }
 
@@ -293,7 +293,7 @@ static struct pair pair_of(const struct lane *lane, uint32_t segment)
 {
     const struct sluice_transfer *transfer = lane->transfer;
     struct pair pair = plan_pair(&transfer->segments[segment], lane->sink, transfer->blocking);
-    pair.fan_out = transfer->lane_count > 1 && pair.segment == SLUICE_SEGMENT_STREAM;
+    pair.fan_out = transfer->lane_count > 1 && pair.segment == SLUICE_SEGMENT_STREAM && !lane->alone;
     pair.transform = transfer->transform != NULL;
     pair.ring = transfer->flags & TRANSFER_ON_RING;
     return pair;
@@ -512,12 +512,25 @@ void lane_demote_to_copy(struct lane *lane, int error, const char *reason)
     receipt_enter_fallback(&lane->receipt, &fallback);
 }
 
-static void settle_lane(struct lane *lane);
+void lane_go_alone(struct lane *lane, const char *reason)
+{
+    const struct route *from = lane->route;
+    leave_route(lane);
+    lane->alone = true;
+    lane->route = choose(lane, lane->segment, lane->tried);
+    if (lane->route == NULL)
+        lane->route = route_registry[SLUICE_ROUTE_COPY];
+    struct sluice_fallback fallback = {
+        .from = from->id, .to = lane->route->id, .at = lane->receipt.sent, .reason = reason};
+    if (from != lane->route)
+        receipt_enter_fallback(&lane->receipt, &fallback);
+}
 
 int lane_drop(struct lane *lane, int code, const char *operation, const char *reason, const char *remedy)
 {
     struct sluice_transfer *transfer = lane->transfer;
     struct sluice_error error = {.code = code,
+                                 .side = SLUICE_SIDE_SINK,
                                  .route = lane->route != NULL ? lane->route->id : SLUICE_ROUTE_AUTO,
                                  .operation = operation,
                                  .reason = reason,
@@ -527,7 +540,7 @@ int lane_drop(struct lane *lane, int code, const char *operation, const char *re
         return transfer_fail(lane, code, operation, reason, remedy);
     if (lane->sink->kind == SLUICE_END_TCP) /* its peer must not take the end of the connection for the stream's */
         end_reset(lane->sink, &lane->receipt.system_calls);
-    settle_lane(lane);
+    lane_settle(lane);
     for (uint32_t i = lane->segment; i < transfer->segment_count; i++)
         if (--transfer->releases_due[i] == 0)
             release_segment(transfer, i);
@@ -538,7 +551,8 @@ int lane_drop(struct lane *lane, int code, const char *operation, const char *re
 
 static int sink_failed(struct lane *lane, int code, const char *operation, const char *remedy)
 {
-    if (lane->transfer->fanout->policy == SLUICE_FANOUT_BLOCK)
+    enum sluice_fanout_policy policy = lane->transfer->fanout->policy;
+    if (policy == SLUICE_FANOUT_BLOCK || (policy == SLUICE_FANOUT_FIRST && !fanout_is_shadow(lane)))
         return transfer_fail(lane, code, operation, NULL, remedy);
     return lane_drop(lane, code, operation, NULL, remedy);
 }
@@ -614,7 +628,7 @@ static void stream_ended(struct lane *lane)
     if (stage->segment == lane->segment && stage->end > end)
         end = stage->end;
     end += lane->in_pipe;
-    if (transfer->fanout != NULL)
+    if (lane_shares(lane, segment))
         end = transfer->fanout->tail;
     if (segment->length != SLUICE_UNTIL_END) {
         stage->segment = lane->segment;
@@ -1154,10 +1168,12 @@ int lane_next(struct lane *lane, struct op *ops)
         }
         struct gathered got = {0};
         int result = end_is_file(lane->sink) && lane->route->writes_files ? 0 : gather(lane, &got);
-        if (result < 0)
+        if (result < 0) {
             result = refused_or_failed(lane, result, lane->route->name);
-        if (result < 0)
-            return result;
+            if (result < 0)
+                return result;
+            continue;
+        }
         if (got.count > 0 && lane->plans_memory) {
             result = prepare_loan(lane, &got);
             if (result < 0)
@@ -1435,7 +1451,7 @@ static const char *fault_in_options(const struct sluice_transfer_options *option
         return "no such route";
     if (options->datagram_size > DATAGRAM_BYTES_MAX)
         return "options.datagram_size is larger than a datagram can be (65507)";
-    if ((unsigned)options->policy > SLUICE_FANOUT_COPY)
+    if ((unsigned)options->policy > SLUICE_FANOUT_FIRST)
         return "no such policy";
     for (size_t i = 0; i < options->sink_count; i++)
         if (options->sinks[i] == NULL)
@@ -1513,7 +1529,8 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->moved_in_turn = 0;
     lane->sink_offset = end_is_file(sink) ? offset : SLUICE_APPEND;
     lane->route = NULL;
-    lane->started = lane->cork = lane->paced = lane->fills_holes = lane->positioned = false;
+    lane->started = lane->cork = lane->paced = lane->fills_holes = lane->positioned = lane->alone = false;
+    lane->more_turn = fanout_more_turn(lane);
     lane->sampled = false;
     lane->unproven = 0;
     lane->stage = (struct stage){.data = NULL};
@@ -1567,6 +1584,36 @@ static int allocate_arrays(struct sluice_transfer *transfer)
     return transfer->transform != NULL ? transform_begin(transfer) : 0;
 }
 
+int transfer_put_before(struct sluice_transfer *transfer, uint32_t segment, void *data, size_t size)
+{
+    uint32_t count = transfer->segment_count, more = count + 1;
+    struct sluice_segment *segments = sys.allocate(more, sizeof *segments);
+    uint32_t *due = sys.allocate(more, sizeof *due);
+    if (segments == NULL || due == NULL) {
+        free(segments);
+        free(due);
+        return -ENOMEM;
+    }
+    memcpy(segments, transfer->segments, segment * sizeof *segments);
+    memcpy(&segments[segment + 1], &transfer->segments[segment], (count - segment) * sizeof *segments);
+    segments[segment] = (struct sluice_segment){.kind = SLUICE_SEGMENT_MEMORY, .data = data, .length = size};
+    if (segments[segment + 1].length != SLUICE_UNTIL_END)
+        segments[segment + 1].length -= size;
+    for (uint32_t i = 0; i < more; i++)
+        due[i] = transfer->lane_count;
+    if (transfer->segments != transfer->inline_segments)
+        free(transfer->segments);
+    free(transfer->releases_due);
+    transfer->segments = segments;
+    transfer->releases_due = due;
+    transfer->segment_count = more;
+    transfer->fanout->received = data;
+    receipt_enter_shared_read(&transfer->lanes[0].receipt, size);
+    for (uint32_t i = 0; i < transfer->lane_count; i++)
+        enter_segment(&transfer->lanes[i], 0);
+    return 0;
+}
+
 int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfer_options *options,
                    struct sluice_error *ret_error)
 {
@@ -1611,7 +1658,7 @@ static void stage_free(struct stage *stage)
     stage->data = NULL;
 }
 
-static void settle_lane(struct lane *lane)
+void lane_settle(struct lane *lane)
 {
     leave_route(lane);
     give_position_back(lane);
@@ -1623,13 +1670,13 @@ static void settle_lane(struct lane *lane)
 void transfer_settle(struct sluice_transfer *transfer)
 {
     for (uint32_t i = 0; i < transfer->lane_count; i++)
-        settle_lane(&transfer->lanes[i]);
+        lane_settle(&transfer->lanes[i]);
     if (transfer->fanout != NULL)
         fanout_settle(transfer);
     /* What is back by now need not be waited for; and notifications that nobody has read, as the transfer was going on,
      * are not announced again. */
     for (uint32_t i = 0; i < transfer->lane_count && transfer->account != NULL; i++)
-        if (end_has_lent(transfer->lanes[i].sink))
+        if (transfer->lanes[i].sink != NULL && end_has_lent(transfer->lanes[i].sink))
             end_collect_left(transfer->lanes[i].sink, transfer->loop != NULL, &transfer->lanes[i].receipt.system_calls);
     for (uint32_t i = 0; i < transfer->segment_count; i++)
         release_segment(transfer, i);
@@ -1726,6 +1773,54 @@ static void add_wait(struct sluice_waits *waits, const struct lane *lane)
     waits->wait[waits->count++] = wait;
 }
 
+int lane_failed(struct lane *lane, int code)
+{
+    struct sluice_transfer *transfer = lane->transfer;
+    const struct sluice_error error = transfer->error;
+    if (transfer->fanout == NULL || !fanout_is_shadow(lane) || !transfer->failed)
+        return code;
+    transfer->failed = false;
+    transfer->error = (struct sluice_error){.code = 0};
+    return lane_drop(lane, error.code, error.operation, error.reason, error.remedy);
+}
+
+/* Every lane goes as far as it can. Returns whether one moved, or a negative errno. */
+static int run_lanes(struct sluice_transfer *transfer, bool *ret_running, bool *ret_done)
+{
+    bool moved = false;
+    *ret_running = false;
+    *ret_done = true;
+    for (uint32_t i = 0; i < transfer->lane_count; i++) {
+        struct lane *lane = &transfer->lanes[i];
+        if (lane->wait == LANE_RUNS || lane->wait == LANE_TAKES) {
+            int result = run_lane(lane);
+            if (result < 0 && (result = lane_failed(lane, result)) < 0)
+                return result;
+            moved |= result > 0;
+        }
+        *ret_done &= lane->wait == LANE_DONE;
+        *ret_running |= lane->wait == LANE_RUNS || lane->wait == LANE_TAKES;
+    }
+    return moved;
+}
+
+/* What one lane did may let others go on; and when none moves, those that are in their way may have to go. moved: what
+ * run_lanes returned. */
+static int go_on_together(struct sluice_transfer *transfer, int moved, bool *running, bool *done)
+{
+    transfer->fanout->deadline = 0;
+    while (moved >= 0 && !*done) {
+        if (moved == 0 || *running) {
+            moved = fanout_press(transfer);
+            if (moved <= 0)
+                return moved;
+        }
+        fanout_wake(transfer);
+        moved = run_lanes(transfer, running, done);
+    }
+    return moved;
+}
+
 int transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_waits)
 {
     if (transfer->failed)
@@ -1736,26 +1831,12 @@ int transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_wai
         if (lane->wait < LANE_WAITS_OPS)
             lane->wait = LANE_RUNS;
     }
+    bool running, done;
+    int moved = run_lanes(transfer, &running, &done);
     if (transfer->fanout != NULL)
-        transfer->fanout->deadline = 0;
-    bool moved, running, done;
-    do {
-        moved = running = false;
-        done = true;
-        if (transfer->fanout != NULL)
-            fanout_wake(transfer);
-        for (uint32_t i = 0; i < transfer->lane_count; i++) {
-            struct lane *lane = &transfer->lanes[i];
-            if (lane->wait == LANE_RUNS || lane->wait == LANE_TAKES) {
-                int result = run_lane(lane);
-                if (result < 0)
-                    return result;
-                moved |= result > 0;
-            }
-            done &= lane->wait == LANE_DONE;
-            running |= lane->wait == LANE_RUNS || lane->wait == LANE_TAKES;
-        }
-    } while (moved && !done && !running && transfer->lane_count > 1);
+        moved = go_on_together(transfer, moved, &running, &done);
+    if (moved < 0)
+        return moved;
     if (done)
         return SLUICE_STEP_DONE;
     if (running)

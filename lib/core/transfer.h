@@ -37,12 +37,13 @@ enum lane_wait {
 /* One sink's way through the source. */
 struct lane {
     struct sluice_transfer *transfer;
-    struct sluice_end *sink;
+    struct sluice_end *sink; /* NULL once the caller was told that it needs nothing more */
     enum lane_wait wait;
     uint32_t segment; /* the next byte to deliver: position `at` of this segment */
     uint64_t at;
     uint64_t ends_at; /* of the segment: its length, or less once the source turned out shorter */
     uint64_t moved_in_turn;
+    uint64_t more_turn;        /* than others have: fanout_more_turn */
     size_t limit;              /* how much of a file the next op may ask for: what is in memory, what the turn allows */
     uint64_t sink_offset;      /* the next byte's place in a file sink */
     const struct route *route; /* of the current segment; NULL: to be chosen */
@@ -59,6 +60,7 @@ struct lane {
     bool known_data;   /* the current segment's file has data up to known_to, or a hole */
     bool positioned;   /* sink_offset began as its file position, to which it is given back */
     bool fills_holes;  /* the sink makes none */
+    bool alone;        /* of the sinks of a fan-out the only one left: it goes on as that of a transfer with one does */
     uint64_t known_to;
     uint64_t wait_offset, wait_length; /* LANE_WAITS_PAGES */
     uint64_t aside_until;              /* position in the segment */
@@ -134,7 +136,7 @@ static inline const struct sluice_segment *lane_segment(const struct lane *lane,
 /* Is this segment a stream that is read once for several sinks? */
 static inline bool lane_shares(const struct lane *lane, const struct sluice_segment *segment)
 {
-    return lane->transfer->fanout != NULL && segment->kind == SLUICE_SEGMENT_STREAM;
+    return lane->transfer->fanout != NULL && segment->kind == SLUICE_SEGMENT_STREAM && !lane->alone;
 }
 
 /* Bytes of the segment from position `at` on, at most limit. */
@@ -201,6 +203,10 @@ int lane_next(struct lane *lane, struct op *ops);
  * has to be asked again, or a negative errno after the transfer failed. */
 int lane_complete(struct lane *lane, const struct op *op, ssize_t result);
 
+/* The transfer failed, with this negative errno, by what one lane did. If only the first of its sinks counts, and this
+ * is another, that lane alone ends. Returns 0 then, else code. For whoever carries out the ops of several lanes. */
+int lane_failed(struct lane *lane, int code);
+
 /* From sluice_transfer_run, in options.flags: blocks, and waits for its loans. */
 #define TRANSFER_BLOCKING (1u << 31)
 /* From a loop that is a ring. */
@@ -234,11 +240,18 @@ void lane_note_silence(struct lane *lane);
 /* A step with op_execute as the loop: SLUICE_STEP_* or a negative errno. */
 int transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_waits);
 
-/* For fanout.c: what would carry this segment to the lane's sink; the lane goes on by copy; the lane ends with an error
- * of its own (negative: that was the last one, and the transfer failed); and whether an errno is in a list of refusals.
- */
+/* Bytes of the stream that is this segment, which the loop has received already: they are a segment of their own,
+ * before it. data is the pool's, and given back when the transfer is settled. Of a transfer with several sinks, once,
+ * before its first step. Returns 0 or -ENOMEM. */
+int transfer_put_before(struct sluice_transfer *transfer, uint32_t segment, void *data, size_t size);
+
+/* For fanout.c: what would carry this segment to the lane's sink; the lane goes on by copy; by whatever carries the
+ * rest to one sink; the lane ends with an error of its own (negative: that was the last one, and the transfer failed);
+ * it gives back what it holds; and whether an errno is in a list of refusals. */
 enum sluice_route lane_would_choose(struct lane *lane, uint32_t segment);
 void lane_demote_to_copy(struct lane *lane, int error, const char *reason);
+void lane_go_alone(struct lane *lane, const char *reason);
+void lane_settle(struct lane *lane);
 int lane_drop(struct lane *lane, int code, const char *operation, const char *reason, const char *remedy);
 bool errno_in_list(const int *errnos, int error);
 

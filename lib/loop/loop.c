@@ -318,7 +318,8 @@ static void read_ahead(struct sluice_loop *loop, struct sluice_transfer *transfe
 static void stop_waiting(struct sluice_transfer *transfer)
 {
     for (uint32_t i = 0; i < transfer->lane_count; i++) {
-        struct loop_end *state = transfer->lanes[i].sink->loop;
+        const struct sluice_end *sink = transfer->lanes[i].sink;
+        struct loop_end *state = sink != NULL ? sink->loop : NULL;
         if (state != NULL && state->writer == transfer)
             state->writer = NULL;
     }
@@ -398,6 +399,8 @@ static void detach(struct sluice_loop *loop, struct sluice_transfer *transfer)
         stop_waiting(transfer);
     }
     unqueue_transfer(loop, transfer);
+    if (transfer->fanout != NULL)
+        sluice_timer_stop(loop, &transfer->fanout->timer);
     if (transfer->loop_context != NULL) {
         ((struct pages_job *)transfer->loop_context)->transfer = NULL;
         transfer->loop_context = NULL;
@@ -433,6 +436,12 @@ static int step_on_loop(struct sluice_loop *loop, struct sluice_transfer *transf
     transfer->turn_size = turn;
     if (transfer->lanes[0].moved_in_turn >= SHORTEST_TURN)
         loop->heavy++;
+    if (transfer->fanout != NULL && fanout_has_news(transfer)) {
+        stop_waiting(transfer); /* what is waited for now is asked for below */
+        fanout_tell(transfer, false);
+        if (transfer->failed)
+            return transfer->error.code; /* since before, or cancelled just now */
+    }
     if (result > 0)
         read_ahead(loop, transfer);
     if (result == SLUICE_STEP_YIELD) {
@@ -468,10 +477,18 @@ static int take_back(struct sluice_loop *loop, struct sluice_transfer *transfer)
         if (data == NULL)
             return -ENOMEM;
         size_t size = segment->length < BUFFER_SIZE ? (size_t)segment->length : BUFFER_SIZE;
-        /* What comes before it may need the stage, and so may other sinks: then it must hold nothing. */
-        if (transfer->lane_count > 1 || (i > 0 && transfer->segments[i - 1].kind != SLUICE_SEGMENT_MEMORY))
+        /* What comes before it may need the stage: then it must hold nothing. */
+        bool several = transfer->lane_count > 1;
+        if (several ? transfer->fanout->received != NULL
+                    : i > 0 && transfer->segments[i - 1].kind != SLUICE_SEGMENT_MEMORY)
             size = 0;
         ssize_t taken = loop->kind->hand_back(segment->end->loop, data, size);
+        if (taken > 0 && several) {
+            int result = transfer_put_before(transfer, i++, data, (size_t)taken);
+            if (result == 0)
+                continue;
+            taken = result;
+        }
         if (taken <= 0) {
             buffer_put(data);
             if (taken < 0)
@@ -559,6 +576,8 @@ int sluice_loop_plan(const struct sluice_loop *loop, const struct sluice_transfe
 void sluice_loop_transfer_cancel(struct sluice_loop *loop, struct sluice_transfer *transfer)
 {
     transfer_fail(&transfer->lanes[0], -ECANCELED, "transfer", "it was cancelled", NULL);
+    if (transfer->fanout != NULL && transfer->fanout->telling)
+        return; /* it is being stepped: that will end it */
     complete_transfer(loop, transfer, -ECANCELED);
 }
 

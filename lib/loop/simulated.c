@@ -417,11 +417,19 @@ static int run_lane(struct simulation *simulation, struct lane *lane)
     return done_any;
 }
 
+static uint64_t progress_of(const struct sluice_transfer *transfer)
+{
+    uint64_t progress = transfer->fanout != NULL ? transfer->fanout->progress : 0;
+    for (uint32_t i = 0; i < transfer->lane_count; i++)
+        progress += transfer->lanes[i].receipt.sent;
+    return progress;
+}
+
 int simulation_run(struct simulation *simulation, struct sluice_transfer *transfer)
 {
     for (;;) {
         bool done = true, active = false;
-        uint64_t progress = transfer->fanout != NULL ? transfer->fanout->progress : 0;
+        uint64_t progress = progress_of(transfer);
         for (uint32_t i = 0; i < transfer->lane_count; i++) {
             struct lane *lane = &transfer->lanes[i];
             if (lane->wait == LANE_DONE)
@@ -430,14 +438,17 @@ int simulation_run(struct simulation *simulation, struct sluice_transfer *transf
             lane->wait = LANE_RUNS;
             lane->moved_in_turn = 0;
             int result = run_lane(simulation, lane);
-            if (result < 0)
+            if (result < 0 && (result = lane_failed(lane, result)) < 0)
                 return result;
             active |= result > 0;
             done &= lane->wait == LANE_DONE;
         }
         if (done)
             return 0;
-        if (!active && (transfer->fanout == NULL || transfer->fanout->progress == progress))
+        int dropped = transfer->fanout != NULL && progress_of(transfer) == progress ? fanout_press(transfer) : 0;
+        if (dropped < 0)
+            return dropped;
+        if (!active && dropped == 0 && progress_of(transfer) == progress)
             return -EDEADLK;
     }
 }

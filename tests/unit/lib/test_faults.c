@@ -70,6 +70,7 @@ struct scenario {
     bool lent;     /* memory instead of a source */
     bool borrowed; /* the same, gone when the library has been called */
     bool dead;     /* the last sink is, from the start */
+    bool received; /* on a loop: the source is received from before, and may have given some bytes already */
     enum sluice_fanout_policy policy;
     bool refused;                                                           /* the route cannot serve the pair */
     void (*play)(const struct scenario *scenario, struct outcome *outcome); /* not a single transfer */
@@ -84,6 +85,9 @@ struct outcome {
     struct sluice_error sink_errors[SINKS_MAX];
     bool spoilt; /* a later transfer did not get its own bytes */
     bool began;  /* the library took the memory segments over */
+    bool received;
+    struct sluice_end **sinks;
+    struct sluice_loop *loop;
     unsigned segment_count, released[SEGMENTS_MAX];
     unsigned char *expected;
     size_t expected_size;
@@ -429,6 +433,69 @@ static void transfer_on(struct on_loop *on_loop, const struct sluice_transfer_op
     outcome->result = result < 0 ? result : 0;
 }
 
+/* Its end is the caller's again, and closed. */
+static void sink_ended(void *context, unsigned sink, const struct sluice_error *error,
+                       const struct sluice_receipt *receipt)
+{
+    struct outcome *outcome = context;
+    outcome->spoilt |= outcome->sinks[sink] == NULL || error->code != outcome->sink_errors[sink].code ||
+                       (error->code != 0 && error->delivered != receipt->sent);
+    if (outcome->loop != NULL)
+        sluice_loop_forget(outcome->loop, outcome->sinks[sink]);
+    sluice_end_close(outcome->sinks[sink]);
+    outcome->sinks[sink] = NULL;
+}
+
+static void on_early(void *context, const char *data, ssize_t length)
+{
+    (void)data;
+    struct outcome *outcome = context;
+    failed(outcome, length < 0 ? (int)length : -EBADMSG); /* it is paused */
+}
+
+static struct {
+    struct sluice_loop *loop;
+    int event;
+    unsigned turns;
+} early;
+
+static void early_turn(void *context)
+{
+    (void)context;
+    eventfd_write(early.event, 1);
+    if (++early.turns == 3)
+        sluice_loop_stop(early.loop);
+}
+
+static void on_early_event(void *context)
+{
+    (void)context;
+}
+
+/* For a few turns, in which bytes may come that nobody wants yet. */
+static int receive_early(struct sluice_loop *loop, const struct sluice_transfer_options *options,
+                         struct outcome *outcome)
+{
+    struct sluice_end *source = options->segments[1].end;
+    struct sluice_watch *watch;
+    int result = sluice_loop_receive(loop, source, 0, on_early, outcome);
+    if (result < 0)
+        return result;
+    early.loop = loop;
+    early.turns = 0;
+    early.event = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
+    sluice_loop_receive_pause(loop, source);
+    sluice_loop_each_turn(loop, early_turn, NULL);
+    result = sluice_loop_watch(loop, early.event, on_early_event, NULL, &watch);
+    if (result == 0) {
+        result = sluice_loop_run(loop);
+        sluice_watch_free(watch);
+    }
+    sluice_loop_each_turn(loop, NULL, NULL);
+    close(early.event);
+    return result < 0 ? result : outcome->result;
+}
+
 static void loop_on(const struct sluice_transfer_options *options, struct outcome *outcome, enum sluice_loop_kind kind)
 {
     struct on_loop on_loop = {.outcome = outcome, .kind = kind};
@@ -439,8 +506,13 @@ static void loop_on(const struct sluice_transfer_options *options, struct outcom
         failed(outcome, result);
         return;
     }
-    transfer_on(&on_loop, options, &transfer);
-    if (!on_loop.done) {
+    outcome->loop = on_loop.loop;
+    if (outcome->received)
+        result = receive_early(on_loop.loop, options, outcome);
+    if (result == 0)
+        transfer_on(&on_loop, options, &transfer);
+    failed(outcome, result);
+    if (result == 0 && !on_loop.done) {
         result = sluice_loop_run(on_loop.loop);
         if (result < 0 && !on_loop.done)
             sluice_loop_transfer_cancel(on_loop.loop, transfer);
@@ -449,7 +521,8 @@ static void loop_on(const struct sluice_transfer_options *options, struct outcom
         if (options->segments[i].kind != SLUICE_SEGMENT_MEMORY)
             sluice_loop_forget(on_loop.loop, options->segments[i].end);
     for (size_t i = 0; i < options->sink_count; i++)
-        sluice_loop_forget(on_loop.loop, options->sinks[i]);
+        if (options->sinks[i] != NULL)
+            sluice_loop_forget(on_loop.loop, options->sinks[i]);
     sluice_loop_free(on_loop.loop);
 }
 
@@ -596,7 +669,11 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
         .datagram_size = scenario->datagram_size,
         .settled = settle,
         .settled_context = outcome,
+        .sink_ended = scenario->policy == SLUICE_FANOUT_FIRST ? sink_ended : NULL,
+        .sink_context = outcome,
     };
+    outcome->received = scenario->received;
+    outcome->sinks = sinks;
     if (scenario->dead) {
         close_without_trace(world.drain[sink_count - 1]);
         close(world.sent[sink_count - 1]);
@@ -1321,6 +1398,35 @@ static const struct scenario scenarios[] = {
      .slow = true,
      .route = SLUICE_ROUTE_COPY,
      .policy = SLUICE_FANOUT_COPY},
+    {.name = "run: TCP to a first and a dead one",
+     .from = A_TCP,
+     .to = {A_UNIX, A_PIPE, A_TCP},
+     .size = LARGE,
+     .policy = SLUICE_FANOUT_FIRST,
+     .dead = true},
+    {.name = "step: pipe to a first and others",
+     .way = STEP,
+     .from = A_PIPE,
+     .to = {A_TCP, A_UNIX, A_FILE},
+     .size = LARGE,
+     .slow = true,
+     .policy = SLUICE_FANOUT_FIRST},
+    {.name = "loop: Unix to a first and another by copy",
+     .way = LOOP,
+     .from = A_UNIX,
+     .to = {A_TCP, A_UNIX},
+     .size = LARGE,
+     .slow = true,
+     .route = SLUICE_ROUTE_COPY,
+     .policy = SLUICE_FANOUT_FIRST},
+    {.name = "loop: TCP received from before, to a first and another",
+     .way = LOOP,
+     .from = A_TCP,
+     .to = {A_TCP, A_UNIX},
+     .size = LARGE,
+     .slow = true,
+     .received = true,
+     .policy = SLUICE_FANOUT_FIRST},
     {.name = "run: file transformed to Unix",
      .from = A_FILE,
      .to = {A_UNIX},
@@ -1464,6 +1570,15 @@ static const struct scenario scenarios[] = {
      .to = {A_FILE},
      .size = LARGE,
      .route = SLUICE_ROUTE_COPY},
+    {.name = "ring: TCP received from before, to a first and another",
+     .way = RING,
+     .from = A_TCP,
+     .to = {A_TCP, A_TCP},
+     .size = LARGE,
+     .slow = true,
+     .exact = true,
+     .received = true,
+     .policy = SLUICE_FANOUT_FIRST},
     {.name = "ring: pipe to Unix", .way = RING, .from = A_PIPE, .to = {A_UNIX}, .size = LARGE, .slow = true},
     {.name = "ring: stream to three",
      .way = RING,
