@@ -496,6 +496,7 @@ static int take_back(struct sluice_loop *loop, struct sluice_transfer *transfer)
             continue;
         }
         lane->stage.data = data;
+        lane->stage.route = SLUICE_ROUTE_COPY; /* out of the socket into memory, and soon out of memory into the sink */
         lane->stage.segment = i;
         lane->stage.begin = 0;
         lane->stage.end = (uint64_t)taken;
