@@ -164,10 +164,13 @@ static int confine_capabilities(const struct confine_options *options, struct co
         report_line(report, "capabilities: none to drop");
         return 0;
     }
-    /* Both are below 32. With them, root reads what root could read; without, only what user 0 may by the modes. */
+    /* All are below 32. With the first two, root reads what root could read; without, only what user 0 may by the
+     * modes. */
     uint32_t keep = 1u << CAP_DAC_READ_SEARCH;
     if (options->keep_dac_override)
         keep |= 1u << CAP_DAC_OVERRIDE;
+    if (options->keep_net_admin)
+        keep |= 1u << CAP_NET_ADMIN;
     /* The bounding set first: that takes CAP_SETPCAP. It matters for programs only, which no_new_privs and seccomp keep
      * from gaining anything, so a refusal is no failure. */
     for (int capability = 0; prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; capability++)
@@ -181,9 +184,10 @@ static int confine_capabilities(const struct confine_options *options, struct co
         return failure_set(failure, -errno, "dropping capabilities failed: %s (%s)", text_errno_meaning(errno),
                            text_errno_name(errno));
     report->capabilities = true;
-    report_line(report, "capabilities: all dropped%s%s%s", keep != 0 ? " but " : "",
+    report_line(report, "capabilities: all dropped%s%s%s%s", keep != 0 ? " but " : "",
                 (keep & 1u << CAP_DAC_READ_SEARCH) != 0 ? "CAP_DAC_READ_SEARCH" : "",
-                (keep & 1u << CAP_DAC_OVERRIDE) != 0 ? ", CAP_DAC_OVERRIDE" : "");
+                (keep & 1u << CAP_DAC_OVERRIDE) != 0 ? ", CAP_DAC_OVERRIDE" : "",
+                (keep & 1u << CAP_NET_ADMIN) != 0 ? ", CAP_NET_ADMIN (for --congestion)" : "");
     return 0;
 }
 

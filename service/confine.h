@@ -41,6 +41,7 @@ struct confine_options {
     size_t read_directory_count;
     const char *const *system_calls; /* further names, NULL-terminated; or NULL. An unknown name is -EINVAL */
     bool keep_dac_override;          /* keep CAP_DAC_OVERRIDE: the worker writes files, as root */
+    bool keep_net_admin; /* keep CAP_NET_ADMIN: it chooses a congestion control that the host permits to root only */
     bool without_landlock, without_seccomp, without_capabilities; /* for an operator who has to */
 };
 
