@@ -8,6 +8,7 @@
 int cp_main(int argc, char **argv);
 int doctor_main(int argc, char **argv);
 int fanout_main(int argc, char **argv);
+int proxy_main(int argc, char **argv);
 int serve_main(int argc, char **argv);
 int trace_main(int argc, char **argv);
 

@@ -14,6 +14,7 @@ static const struct command {
     {"cp", "copy files and trees, complete or not at all", cp_main},
     {"doctor", "find what copies silently on this machine, and show which routes there are", doctor_main},
     {"fanout", "send one input to several files, sockets and pipes", fanout_main},
+    {"proxy", "pass TCP connections on to servers", proxy_main},
     {"serve", "serve the files of a directory over HTTP", serve_main},
     {"trace", "find the hidden copies in any process", trace_main},
 };

@@ -1,0 +1,397 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * sluice proxy: the supervisor reads the configuration, binds addresses and opens logs; each worker confines itself and
+ * relays connections on a loop of its own. A reload makes a new generation of both (generation.h).
+ */
+#include "base/cleanup.h"
+#include "base/text.h"
+#include "commands.h"
+#include "proxy/config.h"
+#include "proxy/generation.h"
+#include "proxy/worker.h"
+#include "service/confine.h"
+#include "service/log.h"
+#include "service/loop.h"
+#include "service/options.h"
+#include "service/shared.h"
+#include "service/supervisor.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* Who has a slot of the supervisor's; shared memory, written by the worker. */
+struct slot {
+    bool taken;
+    unsigned serial, index; /* its generation, and its number there */
+};
+
+#define GENERATIONS_MAX 8 /* at a time, so many workers: more reloads wait for old workers to drain */
+
+struct proxy {
+    int argc;
+    char **argv;
+    struct generation *current;  /* its older ones after it */
+    struct generation *fallback; /* during a reload: what was current before */
+    struct shared slots;
+    struct sluice_loop_options loop;
+    struct log *log, *error_log; /* standard error is error_log's and the receipts' */
+};
+
+/* ---- Worker ---------------------------------------------------------------------------------------------------- */
+
+struct proxying {
+    struct proxy *proxy;
+    struct sluice_loop *loop;
+    struct proxy_worker *worker;
+};
+
+static void say(struct proxy *proxy, const char *text)
+{
+    log_line(proxy->error_log, text, strlen(text));
+    log_flush(proxy->error_log);
+}
+
+static void on_stop(void *context)
+{
+    struct proxying *proxying = context;
+    proxy_worker_drain(proxying->worker);
+    /* As long as somebody has them open, those that no successor uses would listen. */
+    generation_close_listeners(proxying->proxy->current, NULL);
+}
+
+static void on_drained(void *context)
+{
+    struct proxying *proxying = context;
+    sluice_loop_stop(proxying->loop);
+}
+
+static void on_turn(void *context)
+{
+    struct proxy *proxy = context;
+    if (proxy->log != NULL)
+        log_flush(proxy->log);
+    log_flush(proxy->error_log);
+}
+
+static int confine(struct proxy *proxy, unsigned index)
+{
+    struct confine_report report;
+    struct failure failure;
+    struct confine_options options = {.groups = CONFINE_ACCEPT | CONFINE_CONNECT | CONFINE_THREADS};
+    /* Accepted sockets inherit what their listener was given; those that a worker makes have to be told. */
+    for (unsigned i = 0; i < proxy->current->config.service_count; i++)
+        if (proxy->current->config.services[i].congestion != NULL)
+            options.keep_net_admin = true;
+    int r = confine_worker(&options, &report, &failure);
+    if (r < 0) {
+        say(proxy, failure.text);
+        return r;
+    }
+    for (unsigned i = 0; proxy->current->config.verbose && index == 0 && i < report.line_count; i++) {
+        char line[256];
+        snprintf(line, sizeof line, "sluice proxy: workers: %s", report.lines[i]);
+        say(proxy, line);
+    }
+    return 0;
+}
+
+static int fail(struct proxy *proxy, const char *what, int code)
+{
+    char line[256];
+    snprintf(line, sizeof line, "sluice proxy: worker: %s: %s (%s)", what, text_errno_meaning(code),
+             text_errno_name(code));
+    say(proxy, line);
+    return EXIT_CODE_FAILED;
+}
+
+/* Two sockets for each connection, and two pipe ends for each direction that streams: so a sixth of the descriptors,
+ * less what the process itself has open. */
+static unsigned connections_each(const struct proxy_config *config)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        limit.rlim_cur = 1024;
+    uint64_t descriptors = limit.rlim_cur < INT_MAX ? limit.rlim_cur : INT_MAX;
+    uint64_t most = descriptors > 64 + 6 ? (descriptors - 64) / 6 : 1;
+    uint64_t each = (config->max_connections + config->workers - 1) / config->workers;
+    return (unsigned)(config->max_connections > 0 && each < most ? each : most);
+}
+
+static int worker_main(void *context, struct worker *worker)
+{
+    struct proxy *proxy = context;
+    const struct proxy_config *config = &proxy->current->config;
+    struct proxying proxying = {.proxy = proxy};
+    struct sluice_watch *stop_watch = NULL;
+
+    struct slot *slot = shared_slot(&proxy->slots, worker->slot);
+    *slot = (struct slot){.taken = true, .serial = proxy->current->serial, .index = worker->index};
+    /* The loop first: seccomp does not let a worker make rings. */
+    int r = sluice_loop_new(&proxy->loop, &proxying.loop);
+    if (r < 0)
+        return fail(proxy, "making the loop", r);
+    if (config->confine && confine(proxy, worker->index) < 0)
+        return WORKER_EXIT_GIVE_UP;
+    struct proxy_worker_options options = {
+        .loop = proxying.loop,
+        .generation = proxy->current,
+        .index = worker->index,
+        .max_connections = connections_each(config),
+        .log = proxy->log,
+        .receipt_log = config->receipts ? proxy->error_log : NULL,
+        .error_log = proxy->error_log,
+        .drained = on_drained,
+        .context = &proxying,
+    };
+    r = proxy_worker_new(&options, &proxying.worker);
+    if (r == 0)
+        r = sluice_loop_watch(proxying.loop, worker->stop_fd, on_stop, &proxying, &stop_watch);
+    if (r == 0)
+        r = proxy_worker_start(proxying.worker);
+    if (r == 0) {
+        sluice_loop_each_turn(proxying.loop, on_turn, proxy);
+        worker_ready(worker);
+        r = sluice_loop_run(proxying.loop);
+    }
+    if (r < 0)
+        return fail(proxy, "proxying", r); /* the process ends: nothing is taken apart */
+    proxy_worker_free(proxying.worker);
+    sluice_watch_free(stop_watch);
+    sluice_loop_free(proxying.loop);
+    on_turn(proxy);
+    return EXIT_CODE_DONE;
+}
+
+/* ---- Supervisor ------------------------------------------------------------------------------------------------ */
+
+static void print_listeners(const struct proxy *proxy)
+{
+    const struct proxy_config *config = &proxy->current->config;
+    unsigned listener = 0;
+    for (unsigned i = 0; i < config->service_count; i++) {
+        const struct proxy_service *service = &config->services[i];
+        for (unsigned j = 0; j < service->listen_count; j++) {
+            struct address address;
+            char text[ADDRESS_TEXT_MAX];
+            if (address_of_socket(proxy->current->listeners[listener++], &address) < 0)
+                continue;
+            address_format(&address.any, address.length, text, sizeof text);
+            printf("sluice: proxying %s to %s%s (%u worker%s)\n", text, service->servers[0].name,
+                   service->server_count > 1 ? ", ..." : "", config->workers, config->workers == 1 ? "" : "s");
+        }
+    }
+    struct address address;
+    if (proxy->current->metrics >= 0 && address_of_socket(proxy->current->metrics, &address) == 0) {
+        char url[ADDRESS_TEXT_MAX + 16];
+        address_format_url(&address, url, sizeof url);
+        printf("sluice: metrics at %smetrics\n", url);
+    }
+    fflush(stdout);
+}
+
+static void on_ready(void *context)
+{
+    print_listeners(context);
+}
+
+static bool has_workers(const struct proxy *proxy, const struct generation *generation)
+{
+    for (unsigned i = 0; i < proxy->slots.count; i++) {
+        const struct slot *slot = shared_slot(&proxy->slots, i);
+        if (slot->taken && slot->serial == generation->serial)
+            return true;
+    }
+    return false;
+}
+
+static void free_older(struct proxy *proxy)
+{
+    struct generation **place = &proxy->current->older;
+    while (*place != NULL) {
+        struct generation *older = *place;
+        if (has_workers(proxy, older) || older == proxy->fallback) {
+            place = &older->older;
+            continue;
+        }
+        *place = older->older;
+        generation_inherit(proxy->current, older);
+        generation_free(older, proxy->current);
+    }
+}
+
+static void on_worker_ended(void *context, unsigned slot_number, bool crashed)
+{
+    struct proxy *proxy = context;
+    struct slot *slot = shared_slot(&proxy->slots, slot_number);
+    if (!slot->taken)
+        return; /* it had not come far */
+    slot->taken = false;
+    for (struct generation *generation = proxy->current; generation != NULL; generation = generation->older)
+        if (generation->serial == slot->serial)
+            generation_worker_ended(generation, slot->index, crashed);
+    if (proxy->fallback == NULL)
+        free_older(proxy);
+}
+
+static int on_reload(void *context, unsigned *workers)
+{
+    struct proxy *proxy = context;
+    struct proxy_config config;
+    struct generation *next;
+    struct failure failure = {0};
+    char line[sizeof failure.text + 80];
+    int r = proxy_config_again(proxy->argc, proxy->argv, &config, &failure);
+    if (r == 0)
+        r = generation_new(&config, proxy->current, &next, &failure);
+    if (r < 0) {
+        snprintf(line, sizeof line, "sluice proxy: not reloaded, all goes on as before: %s", failure.text);
+        say(proxy, line);
+        return r;
+    }
+    *workers = next->config.workers;
+    next->older = proxy->fallback = proxy->current;
+    proxy->current = next;
+    return 0;
+}
+
+static void on_reloaded(void *context, bool done)
+{
+    struct proxy *proxy = context;
+    struct generation *before = proxy->fallback;
+    proxy->fallback = NULL;
+    if (done) {
+        generation_close_listeners(before, proxy->current);
+        say(proxy, "sluice proxy: reloaded");
+        print_listeners(proxy);
+    } else {
+        struct generation *failed = proxy->current;
+        proxy->current = before;
+        failed->older = before->older; /* its last workers may still be ending */
+        before->older = failed;
+        generation_close_listeners(failed, before);
+    }
+    free_older(proxy);
+}
+
+static void on_stopping(void *context)
+{
+    struct proxy *proxy = context;
+    /* Workers have the sockets open, too: as long as one listens, the kernel would take connections for nobody. */
+    for (unsigned i = 0; i < proxy->current->listener_count; i++)
+        shutdown(proxy->current->listeners[i], SHUT_RDWR);
+}
+
+static void on_report(void *context)
+{
+    struct proxy *proxy = context;
+    const struct proxy_config *config = &proxy->current->config;
+    for (unsigned i = 0; i < config->service_count; i++) {
+        struct proxy_totals sum;
+        char line[768], receipt[512];
+        generation_sum(proxy->current, i, &sum);
+        uint64_t failed = 0;
+        for (unsigned j = 0; j < PROXY_END_COUNT; j++)
+            failed += j == PROXY_END_DONE ? 0 : sum.ended[j];
+        snprintf(line, sizeof line,
+                 "sluice proxy: %s: totals: %llu connections (%llu open), %llu ended otherwise than by both sides "
+                 "closing, %llu retries, %llu accept failures",
+                 config->services[i].name, (unsigned long long)sum.connections, (unsigned long long)sum.open,
+                 (unsigned long long)failed, (unsigned long long)sum.retries, (unsigned long long)sum.accept_failures);
+        say(proxy, line);
+        for (unsigned j = 0; j < 2; j++) {
+            sluice_receipt_format(&sum.receipts[j], receipt, sizeof receipt);
+            snprintf(line, sizeof line, "sluice proxy: %s: receipt %s: %s", config->services[i].name,
+                     j == 0 ? "up" : "down", receipt);
+            say(proxy, line);
+        }
+    }
+}
+
+static void on_say(void *context, const char *line)
+{
+    say(context, line);
+}
+
+/* ---- Starting -------------------------------------------------------------------------------------------------- */
+
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= limit.rlim_max)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit); /* refused: as many as before */
+}
+
+static int run(struct proxy *proxy)
+{
+    struct failure failure = {0};
+    raise_descriptor_limit();
+    int r = log_open_fd(STDERR_FILENO, 0, &proxy->error_log, &failure);
+    if (r == 0 && proxy->current->config.log != NULL)
+        r = log_open(proxy->current->config.log, 0, &proxy->log, &failure);
+    if (r == 0) {
+        r = shared_create(GENERATIONS_MAX * proxy->current->config.workers, sizeof(struct slot), &proxy->slots);
+        if (r < 0)
+            failure_set(&failure, r, "memory for the workers' slots: %s", text_errno_meaning(r));
+    }
+    if (r < 0) {
+        fprintf(stderr, "sluice proxy: %s\n", failure.text);
+        return EXIT_CODE_FAILED;
+    }
+    struct supervisor_options supervisor = {
+        .name = "sluice proxy",
+        .workers = proxy->current->config.workers,
+        .slots = proxy->slots.count,
+        .drain_ms = proxy->current->config.drain_timeout,
+        .retire_ms = proxy->current->config.retire_timeout,
+        .context = proxy,
+        .worker_main = worker_main,
+        .ready = on_ready,
+        .reload = on_reload,
+        .reloaded = on_reloaded,
+        .stopping = on_stopping,
+        .report = on_report,
+        .worker_ended = on_worker_ended,
+        .say = on_say,
+    };
+    int code = supervisor_run(&supervisor);
+    if (proxy->current->config.receipts)
+        on_report(proxy);
+    return code;
+}
+
+int proxy_main(int argc, char **argv)
+{
+    struct proxy proxy = {.argc = argc, .argv = argv};
+    struct proxy_config config;
+    struct failure failure = {0};
+    int code = proxy_config_from_arguments(argc, argv, &config);
+    if (code >= 0)
+        return code;
+    code = loop_choose("sluice proxy", config.loop, config.sqpoll, config.verbose, &proxy.loop);
+    if (code != EXIT_CODE_DONE) {
+        proxy_config_free(&config);
+        return code;
+    }
+    if (generation_new(&config, NULL, &proxy.current, &failure) < 0) {
+        fprintf(stderr, "sluice proxy: %s\n", failure.text);
+        return EXIT_CODE_FAILED;
+    }
+    code = run(&proxy);
+    log_close(proxy.log);
+    log_close(proxy.error_log);
+    shared_destroy(&proxy.slots);
+    while (proxy.current != NULL) {
+        struct generation *older = proxy.current->older;
+        generation_free(proxy.current, NULL);
+        proxy.current = older;
+    }
+    return code;
+}

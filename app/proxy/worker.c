@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: MIT */
+#include "proxy/worker.h"
+#include "proxy/mirror.h"
+#include "proxy/session.h"
+#include "service/log.h"
+#include "service/metrics.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* How often those who wait for a place of the service look whether another worker's clients have left. */
+#define HELD_LOOK_MS 125
+
+static void on_accepted(void *context, int fd, const struct sockaddr *address, unsigned address_length)
+{
+    struct listener_at_work *listener = context;
+    struct service_at_work *service = listener->service;
+    struct proxy_worker *worker = service->worker;
+    if (fd == -EINVAL) /* no longer a listening socket: another worker has begun to drain */
+        return;
+    if (fd < 0) {
+        service->totals->accept_failures++;
+        return;
+    }
+    session_open(service, fd, address, address_length);
+    if (worker->count >= worker->options->max_connections && !worker->paused && !worker->draining) {
+        worker->paused = true;
+        for (unsigned i = 0; i < worker->listener_count; i++)
+            sluice_listener_pause(worker->listeners[i].listener);
+    }
+}
+
+/* ---- The service's limit --------------------------------------------------------------------------------------- */
+
+static bool let_in(struct service_at_work *service)
+{
+    while (!list_empty(&service->held))
+        if (!session_let_in(session_held(service->held.next)))
+            return false;
+    return true;
+}
+
+static void look_at_held(void *context)
+{
+    struct proxy_worker *worker = context;
+    bool all = true;
+    for (unsigned i = 0; i < worker->options->generation->config.service_count; i++)
+        all = let_in(&worker->services[i]) && all;
+    if (!all)
+        sluice_timer_start(worker->loop, &worker->held_timer, HELD_LOOK_MS, look_at_held, worker);
+}
+
+void proxy_worker_holds(struct proxy_worker *worker)
+{
+    sluice_timer_start(worker->loop, &worker->held_timer, HELD_LOOK_MS, look_at_held, worker);
+}
+
+/* ---- The end of connections ------------------------------------------------------------------------------------ */
+
+static void check_drained(struct proxy_worker *worker)
+{
+    if (!worker->draining || worker->listening || worker->count > 0 || worker->drained)
+        return;
+    worker->drained = true;
+    if (worker->options->drained != NULL)
+        worker->options->drained(worker->options->context);
+}
+
+void proxy_worker_lost(struct proxy_worker *worker, struct service_at_work *service)
+{
+    if (!list_empty(&service->held)) /* not from here: the one that is gone may be being handled */
+        sluice_timer_start(worker->loop, &worker->held_timer, 1, look_at_held, worker);
+    if (worker->paused && worker->count < worker->options->max_connections) {
+        worker->paused = false;
+        for (unsigned i = 0; i < worker->listener_count; i++)
+            if (worker->listeners[i].listener != NULL)
+                sluice_listener_resume(worker->listeners[i].listener);
+    }
+    check_drained(worker);
+}
+
+static void stop_listening(struct proxy_worker *worker)
+{
+    for (unsigned i = 0; i < worker->listener_count; i++) {
+        sluice_listener_free(worker->listeners[i].listener);
+        worker->listeners[i].listener = NULL;
+    }
+    worker->listening = false;
+}
+
+void proxy_worker_drain(struct proxy_worker *worker)
+{
+    if (worker->draining)
+        return;
+    worker->draining = true; /* on_accepted may still be called */
+    stop_listening(worker);
+    for (unsigned i = 0; i < worker->options->generation->config.service_count; i++) {
+        health_stop(worker->services[i].health);
+        worker->services[i].health = NULL;
+    }
+    metrics_stop(worker->metrics);
+    worker->metrics = NULL;
+    check_drained(worker);
+}
+
+/* ---- Life ------------------------------------------------------------------------------------------------------ */
+
+static void say(void *context, const char *line)
+{
+    struct proxy_worker *worker = context;
+    char text[512];
+    int length = snprintf(text, sizeof text, "sluice proxy: %s", line);
+    log_line(worker->options->error_log, text, (size_t)length < sizeof text ? (size_t)length : sizeof text - 1);
+}
+
+static int start_service(struct proxy_worker *worker, unsigned index)
+{
+    const struct generation *generation = worker->options->generation;
+    struct service_at_work *service = &worker->services[index];
+    service->worker = worker;
+    service->service = &generation->config.services[index];
+    service->shared = &generation->services[index];
+    service->totals = &service->shared->totals[worker->options->index];
+    list_init(&service->held);
+    relay_prepare(service);
+    generation_balancer_options(generation, index, worker->options->index, &service->balancing);
+    service->balancing.loop = worker->loop;
+    return balancer_new(&service->balancing, &service->balancer);
+}
+
+int proxy_worker_new(const struct proxy_worker_options *options, struct proxy_worker **ret_worker)
+{
+    const struct generation *generation = options->generation;
+    struct proxy_worker *worker = calloc(1, sizeof *worker);
+    if (worker == NULL)
+        return -ENOMEM;
+    worker->options = options;
+    worker->loop = options->loop;
+    list_init(&worker->sessions);
+    list_init(&worker->mirrors);
+    worker->services = calloc(generation->config.service_count, sizeof *worker->services);
+    worker->listeners = calloc(generation->listener_count, sizeof *worker->listeners);
+    int r = worker->services == NULL || worker->listeners == NULL ? -ENOMEM : 0;
+    for (unsigned i = 0; r == 0 && i < generation->config.service_count; i++)
+        r = start_service(worker, i);
+    if (r < 0) {
+        proxy_worker_free(worker);
+        return r;
+    }
+    *ret_worker = worker;
+    return 0;
+}
+
+static int start_checks(struct service_at_work *service)
+{
+    struct proxy_worker *worker = service->worker;
+    struct health_options options = {
+        .service = service->service,
+        .servers = service->shared->servers,
+        .freed_fd = service->shared->freed_fd,
+        .loop = worker->loop,
+        .say = say,
+        .context = worker,
+    };
+    return health_start(&options, &service->health);
+}
+
+static void write_metrics(void *context, FILE *out)
+{
+    const struct proxy_worker *worker = context;
+    const struct generation *generation = worker->options->generation;
+    unsigned count = generation->config.service_count;
+    struct proxy_totals *sums = calloc(count, sizeof *sums);
+    struct proxy_totals_of *all = calloc(count, sizeof *all);
+    for (unsigned i = 0; sums != NULL && all != NULL && i < count; i++) {
+        generation_sum(generation, i, &sums[i]);
+        all[i] = (struct proxy_totals_of){
+            .service = &generation->config.services[i],
+            .totals = &sums[i],
+            .state = generation->services[i].state,
+            .servers = generation->services[i].servers,
+        };
+    }
+    if (sums != NULL && all != NULL)
+        proxy_totals_write(out, all, count);
+    free(all);
+    free(sums);
+}
+
+int proxy_worker_start(struct proxy_worker *worker)
+{
+    const struct generation *generation = worker->options->generation;
+    int r = 0;
+    worker->listening = true;
+    for (unsigned i = 0; r == 0 && i < generation->config.service_count; i++) {
+        struct service_at_work *service = &worker->services[i];
+        if (worker->options->index == 0 && service->service->check != PROXY_CHECK_NONE)
+            r = start_checks(service);
+        for (unsigned j = 0; r == 0 && j < service->service->listen_count; j++) {
+            struct listener_at_work *listener = &worker->listeners[worker->listener_count];
+            listener->service = service;
+            r = sluice_loop_listen(worker->loop, generation->listeners[worker->listener_count], on_accepted, listener,
+                                   &listener->listener);
+            if (r == 0)
+                worker->listener_count++;
+        }
+    }
+    if (r == 0 && generation->metrics >= 0) {
+        struct metrics_options options = {
+            .loop = worker->loop, .listener = generation->metrics, .write = write_metrics, .context = worker};
+        r = metrics_start(&options, &worker->metrics);
+    }
+    return r;
+}
+
+void proxy_worker_free(struct proxy_worker *worker)
+{
+    if (worker == NULL)
+        return;
+    stop_listening(worker);
+    worker->draining = false; /* no drained from here */
+    LIST_FOR_EACH(link, &worker->sessions)
+    {
+        session_close(LIST_OBJECT(link, struct session, all), PROXY_END_ERROR, true);
+    }
+    LIST_FOR_EACH(link, &worker->mirrors)
+    {
+        mirror_free(mirror_of(link));
+    }
+    sluice_timer_stop(worker->loop, &worker->held_timer);
+    metrics_stop(worker->metrics);
+    for (unsigned i = 0; worker->services != NULL && i < worker->options->generation->config.service_count; i++) {
+        health_stop(worker->services[i].health);
+        balancer_free(worker->services[i].balancer);
+    }
+    free(worker->services);
+    free(worker->listeners);
+    free(worker);
+}
