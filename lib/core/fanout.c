@@ -110,17 +110,16 @@ static uint64_t position_of(const struct lane *lane)
     return lane->segment < fanout->segment ? 0 : fanout->tail;
 }
 
-/* Is the lane at the shared stream, or has it only memory to deliver before that? Routes of memory other than copy may
- * use the lane's pipe. */
+/* Is the lane at the shared stream, or has it only memory to deliver before that, without its pipe (vmsplice)? */
 static bool may_hold(const struct lane *lane)
 {
     const struct fanout *fanout = fanout_of(lane);
     if (lane->segment >= fanout->segment)
         return lane->segment == fanout->segment;
-    if (fanout->segment == UINT32_MAX || lane->plans_memory)
+    if (fanout->segment == UINT32_MAX || lane->transfer->forced == SLUICE_ROUTE_VMSPLICE)
         return false;
     for (uint32_t i = lane->segment; i < fanout->segment; i++)
-        if (lane_segment(lane, i)->kind != SLUICE_SEGMENT_MEMORY)
+        if (lane_segment(lane, i)->kind != SLUICE_SEGMENT_MEMORY || segment_is_given(lane_segment(lane, i)))
             return false;
     return true;
 }
