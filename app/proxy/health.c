@@ -342,7 +342,7 @@ static int make_request(const struct proxy_service *service, const struct proxy_
 {
     char request[REQUEST_MAX];
     /* No addresses: a connection of the proxy's own (LOCAL, UNKNOWN). */
-    size_t length = proxy_header_write(service->send_proxy, NULL, NULL, request);
+    size_t length = proxy_header_write(service->send_proxy, NULL, 0, NULL, 0, request);
     if (service->check == PROXY_CHECK_HTTP) {
         const char *host = service->check_host;
         if (host == NULL)

@@ -492,18 +492,21 @@ ssize_t proxy_header_parse(const char *data, size_t length, size_t max, struct p
 
 /* ---- Writing ------------------------------------------------------------------------------------------------ */
 
-/* An IPv4 or IPv6 address as IPv6; false for other families. */
-static bool to_ipv6(const struct sockaddr *address, struct in6_addr *ret_address, in_port_t *ret_port)
+static bool is_of(const struct sockaddr *address, socklen_t length, sa_family_t family, size_t least)
 {
-    if (address == NULL)
-        return false;
-    if (address->sa_family == AF_INET6) {
+    return address != NULL && length >= least && address->sa_family == family;
+}
+
+/* An IPv4 or IPv6 address as IPv6; false for other families. */
+static bool to_ipv6(const struct sockaddr *address, socklen_t length, struct in6_addr *ret_address, in_port_t *ret_port)
+{
+    if (is_of(address, length, AF_INET6, sizeof(struct sockaddr_in6))) {
         const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)(const void *)address;
         *ret_address = v6->sin6_addr;
         *ret_port = v6->sin6_port;
         return true;
     }
-    if (address->sa_family != AF_INET)
+    if (!is_of(address, length, AF_INET, sizeof(struct sockaddr_in)))
         return false;
     const struct sockaddr_in *v4 = (const struct sockaddr_in *)(const void *)address;
     *ret_address = (struct in6_addr){.s6_addr = {[10] = 0xff, [11] = 0xff}};
@@ -526,12 +529,25 @@ static void format_address(const struct in6_addr *address, bool as_ipv4, char te
                  read_u16(&address->s6_addr[12]), read_u16(&address->s6_addr[14]));
 }
 
-size_t proxy_header_write(enum proxy_header_version version, const struct sockaddr *source,
-                          const struct sockaddr *destination, char buffer[PROXY_HEADER_WRITE_MAX])
+#define UNIX_PATH offsetof(struct sockaddr_un, sun_path)
+
+/* Returns where the next one goes. */
+static char *write_unix(char *to, const struct sockaddr *address, socklen_t length)
+{
+    size_t path = length < sizeof(struct sockaddr_un) ? length - UNIX_PATH : V2_UNIX;
+    memcpy(to, ((const struct sockaddr_un *)(const void *)address)->sun_path, path);
+    memset(to + path, 0, V2_UNIX - path);
+    return to + V2_UNIX;
+}
+
+size_t proxy_header_write(enum proxy_header_version version, const struct sockaddr *source, socklen_t source_length,
+                          const struct sockaddr *destination, socklen_t destination_length,
+                          char buffer[PROXY_HEADER_WRITE_MAX])
 {
     struct in6_addr addresses[2];
     in_port_t ports[2];
-    bool internet = to_ipv6(source, &addresses[0], &ports[0]) && to_ipv6(destination, &addresses[1], &ports[1]);
+    bool internet = to_ipv6(source, source_length, &addresses[0], &ports[0]) &&
+                    to_ipv6(destination, destination_length, &addresses[1], &ports[1]);
     bool ipv4 = internet && IN6_IS_ADDR_V4MAPPED(&addresses[0]) && IN6_IS_ADDR_V4MAPPED(&addresses[1]);
 
     if (version == PROXY_HEADER_NONE)
@@ -550,7 +566,7 @@ size_t proxy_header_write(enum proxy_header_version version, const struct sockad
     }
 
     bool unix_stream =
-        source != NULL && destination != NULL && source->sa_family == AF_UNIX && destination->sa_family == AF_UNIX;
+        is_of(source, source_length, AF_UNIX, UNIX_PATH) && is_of(destination, destination_length, AF_UNIX, UNIX_PATH);
     char *at = buffer + V2_START;
     if (internet) {
         size_t skipped = ipv4 ? 12 : 0;
@@ -559,9 +575,8 @@ size_t proxy_header_write(enum proxy_header_version version, const struct sockad
         memcpy(at, ports, sizeof ports);
         at += sizeof ports;
     } else if (unix_stream) {
-        memcpy(at, ((const struct sockaddr_un *)(const void *)source)->sun_path, V2_UNIX);
-        memcpy(at + V2_UNIX, ((const struct sockaddr_un *)(const void *)destination)->sun_path, V2_UNIX);
-        at += (size_t)2 * V2_UNIX;
+        at = write_unix(at, source, source_length);
+        at = write_unix(at, destination, destination_length);
     }
     memcpy(buffer, signature, sizeof signature);
     buffer[12] = internet || unix_stream ? V2_PROXY : V2_LOCAL;

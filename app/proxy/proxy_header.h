@@ -27,7 +27,7 @@ struct proxy_header {
 
 /* The header at the beginning of data. Strict: only what the specification allows, and where it leaves the choice:
  *   - v1: addresses of TCP6 may end in dotted decimal, as inet_ntop(3) writes IPv4 within IPv6 and so do senders. In
- * the rest of an UNKNOWN line, which counts for nothing, a CR or LF that is not part of CRLF is refused.
+ *     an UNKNOWN line the rest counts for nothing, but a CR or LF that is not part of CRLF is refused.
  *   - v2: UDP is refused; so is a transport without a family, or the reverse. LOCAL and AF_UNSPEC: nothing behind the
  *     first 16 bytes counts, and nothing is looked at. Else extensions (TLVs) must fill the rest exactly, a CRC32C must
  *     be right, SSL must hold whole extensions of its own, a unique ID has at most 128 bytes; their content counts for
@@ -39,10 +39,12 @@ ssize_t proxy_header_parse(const char *data, size_t length, size_t max, struct p
                            const char **ret_why);
 
 /* Write a header of this version for a connection from source to destination. IPv4 within IPv6 (::ffff:1.2.3.4) counts
- * as IPv4 when both are IPv4; if only one is, both are written as IPv6. Unix addresses need v2, and a struct
- * sockaddr_un of zeros behind their end. What has no header then (NULL, other families, Unix in v1, Unix with TCP) is
- * v1 UNKNOWN, v2 LOCAL. Returns its length; 0 for PROXY_HEADER_NONE. */
-size_t proxy_header_write(enum proxy_header_version version, const struct sockaddr *source,
-                          const struct sockaddr *destination, char buffer[PROXY_HEADER_WRITE_MAX]);
+ * as IPv4 when both are IPv4; if only one is, both are written as IPv6. Unix addresses need v2. What has no header then
+ * (NULL, other families, Unix in v1, Unix with TCP) is v1 UNKNOWN, v2 LOCAL. The lengths are those of the addresses, as
+ * accept(2) gives them (an unnamed Unix socket has a short one), or of larger memory that is zero behind them.
+ * Returns the header's length; 0 for PROXY_HEADER_NONE. */
+size_t proxy_header_write(enum proxy_header_version version, const struct sockaddr *source, socklen_t source_length,
+                          const struct sockaddr *destination, socklen_t destination_length,
+                          char buffer[PROXY_HEADER_WRITE_MAX]);
 
 #endif

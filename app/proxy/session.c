@@ -196,16 +196,23 @@ static void begin_relaying(struct session *session)
     char header[PROXY_HEADER_WRITE_MAX];
     size_t header_length = 0;
     if (version != PROXY_HEADER_NONE) {
-        struct sockaddr_storage own = {.ss_family = AF_UNSPEC};
-        socklen_t size = sizeof own;
-        const struct sockaddr *source = &session->peer.any, *destination = (struct sockaddr *)&own;
+        const struct sockaddr *source = &session->peer.any;
+        struct sockaddr_storage own = {.ss_family = AF_UNSPEC}, peer = {.ss_family = AF_UNSPEC};
+        const struct sockaddr *destination = (struct sockaddr *)&own;
+        socklen_t source_size = sizeof session->peer, destination_size = sizeof own;
         if (approach->has_header && !approach->header.local) {
             source = (struct sockaddr *)&approach->header.source;
             destination = (struct sockaddr *)&approach->header.destination;
+            source_size = sizeof approach->header.source;
         } else {
-            getsockname(sluice_end_fd(session->client), (struct sockaddr *)&own, &size);
+            getsockname(sluice_end_fd(session->client), (struct sockaddr *)&own, &destination_size);
+            if (source->sa_family == AF_UNIX) { /* for which session.peer has no room */
+                source = (struct sockaddr *)&peer;
+                source_size = sizeof peer;
+                getpeername(sluice_end_fd(session->client), (struct sockaddr *)&peer, &source_size);
+            }
         }
-        header_length = proxy_header_write(version, source, destination, header);
+        header_length = proxy_header_write(version, source, source_size, destination, destination_size, header);
     }
     session->state = RELAYING;
     session->heard = sluice_loop_now(loop_of(session));
@@ -406,36 +413,43 @@ static void ask_for_place(struct session *session)
 
 /* ---- What the client says first -------------------------------------------------------------------------------- */
 
+static void refuse(struct session *session, enum proxy_end end, ssize_t error, const char *why)
+{
+    if (session->account != NULL)
+        session->account->why = error == -EMSGSIZE ? "it is longer than hello-max" : why;
+    session_close(session, end, true);
+}
+
 static bool take_header(struct session *session)
 {
     struct approach *approach = session->approach;
-    const char *why;
+    const char *why = NULL;
     ssize_t used = proxy_header_parse(approach->data, approach->length, session->service->service->hello_max,
                                       &approach->header, &why);
     if (used == -EAGAIN)
         return false;
     if (used < 0) {
-        session_close(session, PROXY_END_HEADER_REFUSED, true);
+        refuse(session, PROXY_END_HEADER_REFUSED, used, why);
         return false;
     }
     approach->has_header = true;
     approach->length -= (size_t)used;
     memmove(approach->data, approach->data + used, approach->length);
-    if (!approach->header.local && approach->header.source.ss_family != AF_UNSPEC)
-        approach->choice.client = (const struct sockaddr *)&approach->header.source;
+    if (!approach->header.local) /* from here on it is the client; of a Unix address it is only the beginning */
+        memcpy(&session->peer, &approach->header.source, sizeof session->peer);
     return true;
 }
 
 static bool take_hello(struct session *session)
 {
     struct approach *approach = session->approach;
-    const char *why;
+    const char *why = NULL;
     int result = client_hello_parse(approach->data, approach->length, session->service->service->hello_max,
                                     &approach->hello, &why);
     if (result == 0)
         return false;
     if (result < 0) {
-        session_close(session, PROXY_END_HELLO_REFUSED, true);
+        refuse(session, PROXY_END_HELLO_REFUSED, result, why);
         return false;
     }
     approach->has_hello = true;
@@ -592,6 +606,7 @@ static void write_log(struct session *session, const char *client, const char *s
     struct proxy_worker *worker = session->service->worker;
     const struct sluice_receipt *up = &session->account->receipts[0], *down = &session->account->receipts[1];
     struct sluice_receipt sum = *up;
+    const char *because = session->account->why;
     char line[1024], routes[256];
     time_t now = time(NULL);
     if (worker->log_second != now) {
@@ -601,13 +616,14 @@ static void write_log(struct session *session, const char *client, const char *s
     sluice_receipt_add(&sum, down);
     write_routes(&sum, routes, sizeof routes);
     uint64_t lasted = sluice_loop_now(worker->loop) - session->began;
-    int length = snprintf(line, sizeof line,
-                          "%s [%s] %s/%s %s %llu.%03llus up=%llu down=%llu copied=%llu unknown=%llu "
-                          "routes=%s",
-                          client, worker->log_time, session->service->service->name, server, proxy_end_name(why),
-                          (unsigned long long)lasted / 1000, (unsigned long long)lasted % 1000,
-                          (unsigned long long)up->bytes, (unsigned long long)down->bytes,
-                          (unsigned long long)sum.copied, (unsigned long long)sum.unknown, routes);
+    int length =
+        snprintf(line, sizeof line,
+                 "%s [%s] %s/%s %s %llu.%03llus up=%llu down=%llu copied=%llu unknown=%llu "
+                 "routes=%s%s%s%s",
+                 client, worker->log_time, session->service->service->name, server, proxy_end_name(why),
+                 (unsigned long long)lasted / 1000, (unsigned long long)lasted % 1000, (unsigned long long)up->bytes,
+                 (unsigned long long)down->bytes, (unsigned long long)sum.copied, (unsigned long long)sum.unknown,
+                 routes, because != NULL ? " why=\"" : "", because != NULL ? because : "", because != NULL ? "\"" : "");
     log_line(worker->options->log, line, (size_t)length < sizeof line ? (size_t)length : sizeof line - 1);
 }
 

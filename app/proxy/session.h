@@ -83,6 +83,7 @@ struct session {
 
 struct session_account {
     struct sluice_receipt receipts[PROXY_DIRECTIONS];
+    const char *why; /* its PROXY header or ClientHello was refused; static; NULL: it was not */
 };
 
 /* A connection of an accepted socket, which it takes in every case. */

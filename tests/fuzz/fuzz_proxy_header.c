@@ -15,12 +15,17 @@ static ssize_t parse_exactly(const uint8_t *data, size_t size, size_t max, struc
     return status;
 }
 
+static size_t write_addresses(const struct proxy_header *header, char buffer[PROXY_HEADER_WRITE_MAX])
+{
+    return proxy_header_write(header->version, (const struct sockaddr *)&header->source, sizeof header->source,
+                              (const struct sockaddr *)&header->destination, sizeof header->destination, buffer);
+}
+
 /* What was read is written so that it is read as the same, and the second writing is the first. */
 static void require_round_trip(const struct proxy_header *header)
 {
     char once[PROXY_HEADER_WRITE_MAX], twice[PROXY_HEADER_WRITE_MAX];
-    size_t length = proxy_header_write(header->version, (const struct sockaddr *)&header->source,
-                                       (const struct sockaddr *)&header->destination, once);
+    size_t length = write_addresses(header, once);
     REQUIRE(length > 0 && length <= sizeof once);
     struct proxy_header again;
     REQUIRE(parse_exactly((const uint8_t *)once, length, length, &again) == (ssize_t)length);
@@ -30,8 +35,7 @@ static void require_round_trip(const struct proxy_header *header)
         REQUIRE(memcmp(&again, header, sizeof again) == 0);
     else
         REQUIRE(header->source.ss_family == AF_INET6 && again.source.ss_family == AF_INET);
-    REQUIRE(proxy_header_write(again.version, (const struct sockaddr *)&again.source,
-                               (const struct sockaddr *)&again.destination, twice) == length);
+    REQUIRE(write_addresses(&again, twice) == length);
     REQUIRE(memcmp(once, twice, length) == 0);
 }
 

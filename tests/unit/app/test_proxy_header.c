@@ -80,11 +80,18 @@ static struct sockaddr_storage ipv6(const char *host, unsigned port)
     return address;
 }
 
+static size_t write_to(char buffer[PROXY_HEADER_WRITE_MAX], enum proxy_header_version version,
+                       const struct sockaddr_storage *source, const struct sockaddr_storage *destination)
+{
+    return proxy_header_write(version, (const struct sockaddr *)source, sizeof *source,
+                              (const struct sockaddr *)destination, sizeof *destination, buffer);
+}
+
 static const char *written(enum proxy_header_version version, struct sockaddr_storage source,
                            struct sockaddr_storage destination)
 {
     static char text[PROXY_HEADER_WRITE_MAX + 1];
-    size_t length = proxy_header_write(version, (struct sockaddr *)&source, (struct sockaddr *)&destination, text);
+    size_t length = write_to(text, version, &source, &destination);
     CHECK(length <= PROXY_HEADER_WRITE_MAX);
     text[length] = '\0';
     return text;
@@ -584,9 +591,9 @@ TEST("what has no address in a header is written as UNKNOWN or LOCAL, and NONE n
     CHECK_EQ((uint8_t)text[12], 0x20);
     CHECK(header.local);
     char buffer[PROXY_HEADER_WRITE_MAX];
-    CHECK_EQ(proxy_header_write(PROXY_HEADER_V2, NULL, (struct sockaddr *)&v4, buffer), 16);
-    CHECK_EQ(proxy_header_write(PROXY_HEADER_V1, (struct sockaddr *)&v4, NULL, buffer), 15);
-    CHECK_EQ(proxy_header_write(PROXY_HEADER_NONE, (struct sockaddr *)&v4, (struct sockaddr *)&v4, buffer), 0);
+    CHECK_EQ(write_to(buffer, PROXY_HEADER_V2, NULL, &v4), 16);
+    CHECK_EQ(write_to(buffer, PROXY_HEADER_V1, &v4, NULL), 15);
+    CHECK_EQ(write_to(buffer, PROXY_HEADER_NONE, &v4, &v4), 0);
 }
 
 TEST("Unix addresses are written in v2")
@@ -596,6 +603,41 @@ TEST("Unix addresses are written in v2")
     CHECK_EQ(parse_bytes(written(PROXY_HEADER_V2, source, destination), 232), 232);
     CHECK(memcmp(&header.source, &source, sizeof source) == 0);
     CHECK(memcmp(&header.destination, &destination, sizeof destination) == 0);
+}
+
+TEST("nothing behind an address of known length is written")
+{
+    struct sockaddr_un source, destination;
+    memset(&source, 'x', sizeof source);
+    memset(&destination, 'y', sizeof destination);
+    source.sun_family = destination.sun_family = AF_UNIX;
+    struct sockaddr *unnamed = malloc(sizeof(sa_family_t)); /* exactly, for the address sanitizer */
+    memcpy(unnamed, &source, sizeof(sa_family_t));
+    char text[PROXY_HEADER_WRITE_MAX];
+    size_t length = proxy_header_write(PROXY_HEADER_V2, unnamed, sizeof(sa_family_t), (struct sockaddr *)&destination,
+                                       sizeof(sa_family_t) + 3, text);
+    free(unnamed);
+    CHECK_EQ(length, 232);
+    static const char zeros[108];
+    CHECK(memcmp(text + 16, zeros, 108) == 0);
+    CHECK(memcmp(text + 16 + 108, "yyy", 3) == 0);
+    CHECK(memcmp(text + 16 + 108 + 3, zeros, 105) == 0);
+    CHECK_EQ(proxy_header_write(PROXY_HEADER_V2, (struct sockaddr *)&source, sizeof source,
+                                (struct sockaddr *)&destination, sizeof destination, text),
+             232);
+    CHECK(memcmp(text + 16, source.sun_path, 108) == 0);
+}
+
+TEST("an address whose length its family cannot have is none")
+{
+    struct sockaddr_storage v4 = ipv4("1.2.3.4", 5), local = {.ss_family = AF_UNIX};
+    char text[PROXY_HEADER_WRITE_MAX];
+    CHECK_EQ(proxy_header_write(PROXY_HEADER_V1, (struct sockaddr *)&v4, sizeof(struct sockaddr_in) - 1,
+                                (struct sockaddr *)&v4, sizeof(struct sockaddr_in), text),
+             15);
+    CHECK_EQ(proxy_header_write(PROXY_HEADER_V2, (struct sockaddr *)&local, sizeof local, (struct sockaddr *)&local, 0,
+                                text),
+             16);
 }
 
 /* ---- Properties --------------------------------------------------------------------------------------------- */
@@ -652,7 +694,7 @@ TEST("what is written is read as the same addresses, and written again as the sa
         struct sockaddr_storage ends[2] = {random_address(), random_address()};
         enum proxy_header_version version = random_below(2) ? PROXY_HEADER_V1 : PROXY_HEADER_V2;
         char text[PROXY_HEADER_WRITE_MAX + 8], again[PROXY_HEADER_WRITE_MAX];
-        size_t length = proxy_header_write(version, (struct sockaddr *)&ends[0], (struct sockaddr *)&ends[1], text);
+        size_t length = write_to(text, version, &ends[0], &ends[1]);
         memcpy(text + length, "\r\npaylo", 7);
         CHECK_EQ(parse_bytes(text, length + 7), length);
         CHECK_EQ(header.version, version);
@@ -660,9 +702,7 @@ TEST("what is written is read as the same addresses, and written again as the sa
         struct sockaddr_in6 want[2] = {as_ipv6(&ends[0]), as_ipv6(&ends[1])},
                             got[2] = {as_ipv6(&header.source), as_ipv6(&header.destination)};
         CHECK(memcmp(got, want, sizeof got) == 0);
-        CHECK_EQ(proxy_header_write(version, (struct sockaddr *)&header.source, (struct sockaddr *)&header.destination,
-                                    again),
-                 length);
+        CHECK_EQ(write_to(again, version, &header.source, &header.destination), length);
         CHECK(memcmp(again, text, length) == 0);
         CHECK_EQ(parse_bytes(text, random_below((unsigned)length)), -EAGAIN);
     }
@@ -679,8 +719,7 @@ TEST("every beginning of a v1 line that is waited for can be completed")
     for (unsigned round = 0; round < 20000; round++) {
         struct sockaddr_storage ends[2] = {random_address(), random_address()};
         char text[PROXY_HEADER_WRITE_MAX];
-        size_t length =
-            proxy_header_write(PROXY_HEADER_V1, (struct sockaddr *)&ends[0], (struct sockaddr *)&ends[1], text);
+        size_t length = write_to(text, PROXY_HEADER_V1, &ends[0], &ends[1]);
         length = 1 + random_below((unsigned)length);
         text[length - 1] = alphabet[random_below(sizeof alphabet - 1)];
         if (text[0] == '\r' || parse_bytes(text, length) != -EAGAIN)
