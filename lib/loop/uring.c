@@ -448,18 +448,17 @@ static int ask_readable(struct uring_end *state)
 
 /* A multishot receive goes on while buffers last, whatever the receiver thinks of it: from a client that sends without
  * end the loop would have to keep a MiB for each connection that is paused. So it is told to end after as much as one
- * call of the receiver takes (the field that is file_index for others, Linux 6.17); where that is not known (EINVAL),
- * receives are asked for one at a time. */
-static void fill_receive(const struct uring_loop *ring, int fd, struct io_uring_sqe *entry)
+ * call of the receiver takes (the field that is file_index for others, Linux 6.17), and to bring no more than that at a
+ * time (len, likewise); where that is not known (EINVAL), receives are asked for one at a time. */
+static void fill_receive(const struct uring_loop *ring, int fd, uint32_t most, struct io_uring_sqe *entry)
 {
     entry->opcode = IORING_OP_RECV;
     entry->fd = fd;
     entry->flags = IOSQE_BUFFER_SELECT;
+    entry->len = most;
     if (ring->bounded) {
         entry->ioprio = IORING_RECV_MULTISHOT;
-        entry->file_index = RECEIVE_MAX;
-    } else {
-        entry->len = RECEIVE_MAX;
+        entry->file_index = most;
     }
     entry->buf_group = BUFFER_GROUP;
 }
@@ -473,7 +472,7 @@ static int start_receiving(struct uring_end *state)
     struct io_uring_sqe *entry = request(ring, ABOUT_RECEIVE, &state->common.source);
     if (entry == NULL)
         return ring->error;
-    fill_receive(ring, end->fd, entry);
+    fill_receive(ring, end->fd, state->common.receive_max, entry);
     state->receiving = true;
     state->cancelling = state->resting = false;
     note_heard(state);
@@ -1717,7 +1716,7 @@ static int bounds_receives(struct uring_loop *ring)
     struct io_uring_cqe report;
     struct io_uring_sqe *entry = &ring->entries[ring->tail++ & ring->sq_mask];
     memset(entry, 0, sizeof *entry); /* its user data too: ABOUT_NOTHING */
-    fill_receive(ring, -1, entry);
+    fill_receive(ring, -1, RECEIVE_MAX, entry);
     for (int tries = 0; !take_report(ring, &report); tries++) {
         int result = enter(ring, true, -1);
         if (result < 0 && (ring->error != 0 || tries == PROBE_TRIES))
