@@ -71,7 +71,7 @@ static int share_memory(struct generation *generation, struct failure *failure)
     return 0;
 }
 
-/* ---- Health ---------------------------------------------------------------------------------------------------- */
+/* ---- Servers --------------------------------------------------------------------------------------------------- */
 
 static const struct server_state *find_server(const struct generation *generation, const char *service,
                                               const char *server)
@@ -85,15 +85,24 @@ static const struct server_state *find_server(const struct generation *generatio
     return NULL;
 }
 
-/* A server that was down is not tried by clients only because another line of the file has changed. */
-static void inherit_health(struct generation *generation, const struct generation *previous)
+/* A server that was down is not tried by clients only because another line of the file has changed, and what is counted
+ * of it goes on from where it was. */
+static void inherit_servers(struct generation *generation, const struct generation *previous)
 {
     for (unsigned i = 0; i < generation->config.service_count; i++) {
         const struct proxy_service *service = &generation->config.services[i];
-        for (unsigned j = 0; service->check != PROXY_CHECK_NONE && j < service->server_count; j++) {
+        for (unsigned j = 0; j < service->server_count; j++) {
+            struct server_state *state = &generation->services[i].servers[j];
             const struct server_state *before = find_server(previous, service->name, service->servers[j].name);
-            if (before != NULL)
-                generation->services[i].servers[j].down = atomic_load_explicit(&before->down, memory_order_relaxed);
+            if (before == NULL)
+                continue;
+            state->down = service->check != PROXY_CHECK_NONE ? before->down : 0;
+            state->checks = before->checks;
+            state->checks_failed = before->checks_failed;
+            state->changes = before->changes;
+            state->total = before->total;
+            state->failures = before->failures;
+            state->refused = before->refused;
         }
     }
 }
@@ -223,7 +232,7 @@ int generation_new(struct proxy_config *config, const struct generation *previou
         return r;
     }
     if (previous != NULL)
-        inherit_health(generation, previous);
+        inherit_servers(generation, previous);
     *ret_generation = generation;
     return 0;
 }

@@ -267,7 +267,6 @@ static void on_reloaded(void *context, bool done)
     proxy->fallback = NULL;
     if (done) {
         generation_close_listeners(before, proxy->current);
-        say(proxy, "sluice proxy: reloaded");
         print_listeners(proxy);
     } else {
         struct generation *failed = proxy->current;
@@ -315,7 +314,9 @@ static void on_report(void *context)
 
 static void on_say(void *context, const char *line)
 {
-    say(context, line);
+    char text[512];
+    snprintf(text, sizeof text, "sluice proxy: %s", line);
+    say(context, text);
 }
 
 /* ---- Starting -------------------------------------------------------------------------------------------------- */
