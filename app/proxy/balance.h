@@ -13,7 +13,7 @@
 
 /* Of one server, shared by all workers of a generation (service/shared.h); zeroed memory is a server that is up. */
 struct server_state {
-    _Atomic uint32_t down;        /* by health checks */
+    _Atomic uint32_t down, known; /* by health checks; known: a check has decided it (a reload may hand both on) */
     _Atomic uint32_t connections; /* of all workers, being made ones included */
     _Atomic uint32_t claimed;     /* workers in which somebody waits for a place at this server */
     /* for health.c and the metrics: */

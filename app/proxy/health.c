@@ -48,7 +48,6 @@ struct check {
     uint64_t began;        /* ms */
     uint64_t went_down;    /* ms; 0: not seen from here */
     unsigned streak;       /* verdicts in a row against what the server is held to be */
-    bool decided;          /* there was a verdict */
     bool spread;           /* it has had its first pause */
     bool unable;           /* the last check could not be made, and this was said */
     unsigned seen, status; /* of the first line of the answer: bytes, code so far */
@@ -97,7 +96,7 @@ static void change(struct check *check, bool up, const char *reason)
                  text_format_duration(now - check->went_down, duration, sizeof duration));
     else if (up)
         snprintf(what, sizeof what, "is up again");
-    else if (check->decided)
+    else if (atomic_load(&state_of(check)->known) != 0)
         snprintf(what, sizeof what, "is down: %s, %u check%s in a row", reason, check->streak,
                  check->streak == 1 ? "" : "s");
     else
@@ -123,9 +122,9 @@ static void decide(struct check *check, const char *reason)
     if (!well)
         atomic_fetch_add(&state->checks_failed, 1);
     check->streak = well == up ? 0 : check->streak + 1;
-    if (well != up && (!check->decided || check->streak >= (well ? service->rise : service->fall)))
+    if (well != up && (atomic_load(&state->known) == 0 || check->streak >= (well ? service->rise : service->fall)))
         change(check, well, reason);
-    check->decided = true;
+    atomic_store(&state->known, 1);
 }
 
 /* ---- The end of a check ---------------------------------------------------------------------------------------- */

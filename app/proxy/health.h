@@ -20,9 +20,9 @@ struct health_options {
     void *context;
 };
 
-/* Begin: at once the first time, spread over the interval then. The first check decides at once, later ones as rise and
- * fall say. What options points to must outlive it. Returns 0, or: -ENOMEM; -EINVAL check_path or check_host cannot
- * stand in a request. */
+/* Begin: at once the first time, spread over the interval then. What is not known of a server is decided by its first
+ * check, what is (server_state) changes as rise and fall say. What options points to must outlive it. Returns 0, or:
+ * -ENOMEM; -EINVAL check_path or check_host cannot stand in a request. */
 int health_start(const struct health_options *options, struct health **ret_health);
 
 /* Checks under way are broken off, without a verdict. */

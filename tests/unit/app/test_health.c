@@ -31,10 +31,13 @@ struct peer {
     _Atomic int heard_end; /* 0: an orderly one; a negative errno; 1: none yet */
     _Atomic unsigned accepted;
     _Atomic uint64_t accepted_at[8];
-    char request[512]; /* under request_lock */
+    /* Under the lock: */
+    char request[512];
+    int connection; /* being served, or -1 */
+    bool stopping;
 };
 
-static pthread_mutex_t request_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static struct peer peers[PEERS];
 static unsigned peer_count;
@@ -95,9 +98,9 @@ static void serve(struct peer *peer, int fd)
            (n = read(fd, text + length, sizeof text - 1 - length)) > 0)
         length += (size_t)n;
     text[length] = '\0';
-    pthread_mutex_lock(&request_lock);
+    pthread_mutex_lock(&lock);
     memcpy(peer->request, text, length + 1);
-    pthread_mutex_unlock(&request_lock);
+    pthread_mutex_unlock(&lock);
     int result = n > 0 && peer->answer != NULL ? answer(peer, fd) : 0;
     if (peer->manner == WAITS_FOR_END && n > 0) {
         if (peer->answer != NULL)
@@ -107,12 +110,26 @@ static void serve(struct peer *peer, int fd)
     peer->heard_end = result < 0 ? result : n < 0 ? -errno : n == 0 ? 0 : 1;
 }
 
+/* stop_peer ends it, too: a check may be under way, and its loop at a stop. */
+static void serve_until_stopped(struct peer *peer, int fd)
+{
+    pthread_mutex_lock(&lock);
+    peer->connection = fd;
+    if (peer->stopping)
+        shutdown(fd, SHUT_RDWR);
+    pthread_mutex_unlock(&lock);
+    serve(peer, fd);
+    pthread_mutex_lock(&lock);
+    peer->connection = -1;
+    pthread_mutex_unlock(&lock);
+}
+
 static const char *request_of(const struct peer *peer)
 {
     static char text[sizeof peer->request];
-    pthread_mutex_lock(&request_lock);
+    pthread_mutex_lock(&lock);
     memcpy(text, peer->request, sizeof text);
-    pthread_mutex_unlock(&request_lock);
+    pthread_mutex_unlock(&lock);
     return text;
 }
 
@@ -129,7 +146,7 @@ static void *run_peer(void *context)
             held[held_count++] = fd;
             continue;
         }
-        serve(peer, fd);
+        serve_until_stopped(peer, fd);
         struct linger linger = {.l_onoff = 1};
         if (peer->manner == RESETS)
             setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
@@ -168,6 +185,8 @@ static void know_name(struct proxy_server *server)
 static void run(struct peer *peer)
 {
     peer->heard_end = 1;
+    peer->connection = -1;
+    peer->stopping = false;
     if (pthread_create(&peer->thread, NULL, run_peer, peer) != 0)
         abort();
 }
@@ -190,6 +209,11 @@ static void stop_peer(struct peer *peer)
     if (peer->listener < 0)
         return;
     shutdown(peer->listener, SHUT_RDWR);
+    pthread_mutex_lock(&lock);
+    peer->stopping = true;
+    if (peer->connection >= 0)
+        shutdown(peer->connection, SHUT_RDWR);
+    pthread_mutex_unlock(&lock);
     pthread_join(peer->thread, NULL);
     close(peer->listener);
     peer->listener = -1;
@@ -655,18 +679,33 @@ TEST("all servers are asked at once when it begins, and spread over the interval
     end();
 }
 
-TEST("a replaced worker's first check decides against what its predecessor had found")
+static bool first_is_up_second_checked(void)
+{
+    return states[0].down == 0 && states[1].checks >= 102;
+}
+
+TEST("checks that begin anew go on from what is known, and decide what is not known at once")
 {
     begin(PROXY_CHECK_TCP);
-    add_peer(&(struct peer){0});
-    add_nobody();
-    states[0].down = states[1].down = 1;
-    states[0].checks = states[1].checks = 100;
+    for (unsigned i = 0; i < 4; i++) {
+        if (i % 2 == 0)
+            add_peer(&(struct peer){0});
+        else
+            add_nobody();
+        states[i].checks = 100;
+        states[i].down = i == 0 || i == 2;
+        states[i].known = i < 2;
+    }
     CHECK_EQ(start(), 0);
-    CHECK(run_until(first_is_up, 2000));
-    CHECK_EQ(states[1].down, 1);
-    CHECK_EQ(said_count, 1);
+    CHECK_EQ(states[0].down, 1); /* one of two successes */
+    CHECK_EQ(states[1].down, 0); /* one of three failures */
+    CHECK_EQ(states[2].down, 0);
+    CHECK_EQ(states[3].down, 1);
+    CHECK_EQ(said_count, 2);
     CHECK(strstr(said[0], "of pg is up again") != NULL && strstr(said[0], "after") == NULL);
+    CHECK(run_until(first_is_up_second_checked, 2000));
+    CHECK(states[0].checks >= 102);
+    CHECK(states[1].down == (states[1].checks >= 103));
     end();
 }
 
