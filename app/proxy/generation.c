@@ -96,7 +96,10 @@ static void inherit_servers(struct generation *generation, const struct generati
             const struct server_state *before = find_server(previous, service->name, service->servers[j].name);
             if (before == NULL)
                 continue;
-            state->down = service->check != PROXY_CHECK_NONE ? before->down : 0;
+            if (service->check != PROXY_CHECK_NONE) {
+                state->down = before->down;
+                state->known = before->known;
+            }
             state->checks = before->checks;
             state->checks_failed = before->checks_failed;
             state->changes = before->changes;
