@@ -132,6 +132,8 @@ static int worker_main(void *context, struct worker *worker)
 
     struct slot *slot = shared_slot(&proxy->slots, worker->slot);
     *slot = (struct slot){.taken = true, .serial = proxy->current->serial, .index = worker->index};
+    for (struct generation *older = proxy->current->older; older != NULL; older = older->older)
+        generation_close_listeners(older, proxy->current);
     /* The loop first: seccomp does not let a worker make rings. */
     int r = sluice_loop_new(&proxy->loop, &proxying.loop);
     if (r < 0)

@@ -33,10 +33,11 @@ void relay_prepare(struct service_at_work *service)
 }
 
 /* Only the peer of a socket that is broken may still learn what came from it: the other direction goes on. */
-static bool sink_failed(struct relay *relay)
+static bool sink_failed(struct relay *relay, int error)
 {
     relay->state = RELAY_ENDED;
     relay->broken = true;
+    relay->was_reset = error != -EPIPE; /* tcp_reset(): EPIPE when the FIN had come before */
     sluice_loop_receive_pause(loop_of(relay), relay_source(relay));
     return session_sink_failed(relay->session, relay);
 }
@@ -49,12 +50,18 @@ void relay_sink_has_all(struct relay *relay)
 
 static bool source_ended(struct relay *relay)
 {
+    struct session *session = relay->session;
+    /* A socket says once that it was reset. If the other relay, which sends to it, has been told, this is no end. */
+    if ((relay->upward ? &session->down : &session->up)->was_reset) {
+        session_source_failed(session, relay);
+        return false;
+    }
     if (relay->state != RELAY_ENDED)
         relay_sink_has_all(relay);
     if (relay->mirror != NULL)
         mirror_end(relay->mirror, false);
     relay->mirror = NULL;
-    return session_half_closed(relay->session, relay);
+    return session_half_closed(session, relay);
 }
 
 static bool go_on_receiving(struct relay *relay)
@@ -67,7 +74,7 @@ static bool go_on_receiving(struct relay *relay)
 static bool transfer_failed(struct relay *relay, const struct sluice_error *error)
 {
     if (error->side == SLUICE_SIDE_SINK)
-        return sink_failed(relay);
+        return sink_failed(relay, error->code);
     session_source_failed(relay->session, relay);
     return false;
 }
@@ -89,7 +96,7 @@ static void on_sent(void *context, struct sluice_transfer *transfer, int result)
     if (relay->session->state == CLOSED)
         return;
     if (result < 0)
-        sink_failed(relay);
+        sink_failed(relay, result);
     else if (relay->mirror != NULL)
         stream(relay);
     else
@@ -155,7 +162,7 @@ static void send_message(struct relay *relay, const char *data, size_t length)
     relay->transfer = NULL;
     session_count(session, relay, receipt);
     if (result < 0)
-        sink_failed(relay);
+        sink_failed(relay, result);
     else if (length == RELAY_MESSAGE_MAX)
         stream(relay);
 }
@@ -214,7 +221,7 @@ bool relay_start(struct relay *relay, const char *header, size_t header_length, 
     if (header_length + early_length > 0) {
         int result = send_early(relay, header, header_length, early, early_length);
         if (result < 0)
-            return sink_failed(relay);
+            return sink_failed(relay, result);
         if (result == 0) {
             relay->state = RELAY_SENDING;
             sluice_loop_receive_pause(loop, relay_source(relay));

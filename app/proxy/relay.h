@@ -33,6 +33,7 @@ struct relay {
     uint8_t state;
     bool upward;       /* from the client to the server */
     bool broken;       /* its sink takes no more */
+    bool was_reset;    /* because it was reset, before it had ended its own stream */
     uint64_t streamed; /* by the transfer under way, when the idle timer looked last */
 };
 

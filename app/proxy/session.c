@@ -148,9 +148,8 @@ bool session_half_closed(struct session *session, struct relay *relay)
         watch_silence(session);
         return true;
     }
-    /* A side that took no more had been reset: so is the other one, now that it has all that came before. */
-    if (other->broken)
-        session_close(session, other->upward ? PROXY_END_SERVER_RESET : PROXY_END_CLIENT_RESET, true);
+    if (other->broken) /* it ended its own stream, and took no more of the other's: so does this one now */
+        session_close(session, other->upward ? PROXY_END_SERVER_RESET : PROXY_END_CLIENT_RESET, false);
     else
         session_close(session, PROXY_END_DONE, false);
     return false;
