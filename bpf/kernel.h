@@ -254,7 +254,12 @@ struct io_ring_ctx {
     struct io_file_table file_table;
 };
 
+struct io_wq_work {
+    int unused_;
+};
+
 struct io_kiocb {
+    struct io_wq_work work;
     struct file *file;
     __u8 opcode;
     struct io_cqe cqe;
@@ -278,6 +283,7 @@ struct io_rw {
 
 struct io_sr_msg {
     void *buf;
+    __u16 flags;
 };
 
 struct io_notif_data {

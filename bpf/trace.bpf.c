@@ -11,7 +11,8 @@
  *   - A thread that is traced has a state (task storage); having one is what "traced" means. It is made when the thread
  *     is first seen in scope, or by its parent at fork.
  *   - What a tracepoint or a function inside a call reports (bytes delivered, bytes copied) collects in the thread's
- *     state, and is entered with the call's flow at its end. So it needs no map, and cannot be entered twice.
+ *     state, and is entered with the call's flow at its end. So it needs no map, and cannot be entered twice. A ring's
+ *     worker works for a request whose end another thread reports: what it copies collects with the request.
  *   - Nothing is dropped in silence: see struct trace_lost.
  *
  * Functions that are not static are verified once, on their own, and not again in each place that calls them: the
@@ -45,6 +46,7 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define FMODE_WRITE 2
 #define VM_SHARED 8
 #define PF_KTHREAD 0x200000
+#define PF_IO_WORKER 0x10
 #define ANON_INODE_MAGIC 0x09041934
 #define PROC_MAGIC 0x9fa0
 #define SYSFS_MAGIC 0x62656572
@@ -115,6 +117,8 @@ struct thread_state {
     bool call_entered; /* by on_call, so that on_call_left_out need not */
     __u32 pieces;      /* whether this call was entered already */
     __u64 unentered;   /* bytes that it moved and that are not entered yet */
+    bool registered;   /* in memory that a ring has registered */
+    __u64 request;     /* of a ring, by a pointer, that this worker is busy with; 0: it is no worker */
     __u32 newest;      /* of ranges */
     struct range ranges[RANGES];
     struct descriptor descriptors[DESCRIPTORS];
@@ -214,6 +218,18 @@ struct {
     __type(value, struct trace_flow_key);
 } lent_by_ring SEC(".maps");
 
+/* Tier (a). What a ring's workers have copied for a request that is not complete, by a pointer to it. */
+struct work {
+    __u64 copied[TRACE_FUNCTION_COUNT], copies[TRACE_FUNCTION_COUNT];
+};
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 4096);
+    __type(key, __u64);
+    __type(value, struct work);
+} works SEC(".maps");
+
 /* Tier (a). Pages lent with MSG_ZEROCOPY: by whose socket (the key is the kernel's struct ubuf_info)? */
 struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -275,6 +291,7 @@ volatile __u32 trace_window = 0;
 
 /* What a counter begins with; not on the stack, of which all functions together have 512 bytes. */
 const volatile struct trace_flow_value no_flow = {};
+static const volatile struct work no_work = {};
 
 #define LOST(member, amount)                                                                                           \
     do {                                                                                                               \
@@ -742,6 +759,7 @@ static __always_inline void enter(struct thread_state *state, struct trace_flow_
         flow->calls += state->pieces == 0;
         state->pieces = 1;
         flow->bytes += (__u64)bytes;
+        flow->registered += state->registered ? (__u64)bytes : 0;
     } else {
         flow->fruitless++;
     }
@@ -1388,13 +1406,34 @@ static __always_inline void add_copy(struct trace_copy_key *key, long bytes)
     }
 }
 
+static __always_inline struct work *work_at(__u64 request)
+{
+    struct work *work = bpf_map_lookup_elem(&works, &request);
+    if (work)
+        return work;
+    bpf_map_update_elem(&works, &request, (const void *)&no_work, BPF_NOEXIST);
+    return bpf_map_lookup_elem(&works, &request);
+}
+
 static __always_inline void count_copy(__u32 function, long bytes)
 {
     if (bytes <= 0)
         return;
     struct task_struct *task = bpf_get_current_task_btf();
     bool foreign = in_foreign_context(task);
-    struct thread_state *state = foreign ? NULL : bpf_task_storage_get(&threads, task, 0, 0);
+    struct thread_state *state = foreign                      ? NULL
+                                 : task->flags & PF_IO_WORKER ? state_of_current(task)
+                                                              : bpf_task_storage_get(&threads, task, 0, 0);
+    if (state && state->request) {
+        struct work *work = work_at(state->request);
+        if (work) {
+            work->copied[function] += (__u64)bytes;
+            work->copies[function]++;
+        } else {
+            LOST(copies, (__u64)bytes);
+        }
+        return;
+    }
     if (state) {
         state->copied[function] += (__u64)bytes;
         state->copies[function]++;
@@ -1796,6 +1835,22 @@ static __always_inline __u64 memory_of(struct io_kiocb *request, __u8 opcode)
     return 0;
 }
 
+/* Is that buffer one of those that the ring has registered? */
+static __always_inline bool is_registered(struct io_kiocb *request, __u8 opcode)
+{
+    switch (opcode) {
+    case 4:  /* READ_FIXED */
+    case 5:  /* WRITE_FIXED */
+    case 60: /* READV_FIXED */
+    case 61: /* WRITEV_FIXED */
+        return true;
+    case 47:                                                          /* SEND_ZC */
+    case 48:                                                          /* SENDMSG_ZC, since Linux 6.15 */
+        return BPF_CORE_READ((struct io_sr_msg *)request, flags) & 4; /* IORING_RECVSEND_FIXED_BUF */
+    }
+    return false;
+}
+
 /* The notification of a SEND_ZC: it has the request's own user_data. */
 static __always_inline void on_ring_notification(struct thread_state *state, struct io_kiocb *request,
                                                  const struct ring_key *key, long result)
@@ -1841,6 +1896,30 @@ static __always_inline void end_of_splice(struct thread_state *state, struct tas
     end_of_file(state, file, known_as, ret_end);
 }
 
+/* A worker begins with a request. */
+SEC("fentry/io_wq_submit_work")
+int BPF_PROG(begin_work, struct io_wq_work *work)
+{
+    struct task_struct *task = bpf_get_current_task_btf();
+    struct thread_state *state = task->flags & PF_IO_WORKER ? state_of_current(task) : NULL;
+    if (state)
+        state->request = (__u64)work - bpf_core_field_offset(struct io_kiocb, work);
+    return 0;
+}
+
+/* What workers copied for the request, that is complete, is this thread's to enter. */
+static __always_inline void take_work(struct thread_state *state, __u64 request)
+{
+    struct work *work = trace_functions ? bpf_map_lookup_elem(&works, &request) : NULL;
+    if (!work)
+        return;
+    for (__u32 i = 0; i < TRACE_FUNCTION_COUNT; i++) {
+        state->copied[i] += work->copied[i];
+        state->copies[i] += work->copies[i];
+    }
+    bpf_map_delete_elem(&works, &request);
+}
+
 static __always_inline void on_ring_operation(__u64 ring, struct io_kiocb *request, __u64 user_data, long result,
                                               __u32 flags)
 {
@@ -1865,6 +1944,7 @@ static __always_inline void on_ring_operation(__u64 ring, struct io_kiocb *reque
     __u8 mechanism = trace_ring[opcode % TRACE_RING_OPCODES];
     if (mechanism == TRACE_NONE)
         return;
+    take_work(state, (__u64)request);
     struct file *file = BPF_CORE_READ(request, file);
     struct end end = {}, other = {};
     end_of_file(state, (__u64)file, ~0u, &end);
@@ -1886,10 +1966,12 @@ static __always_inline void on_ring_operation(__u64 ring, struct io_kiocb *reque
     if (mechanism == TRACE_SEND_ZEROCOPY)
         know_lender(state, &flow, (__u64)file);
     __u64 memory = memory_of(request, opcode);
+    state->registered = is_registered(request, opcode);
     if (memory && !in && result > 0)
         enter_from_memory(state, &flow, memory, result);
     else
         enter(state, &flow, result);
+    state->registered = false;
     if (end.kind == TRACE_END_PIPE && result > 0 && !in)
         fill_pipe(&flow, end);
     if (mechanism == TRACE_SEND_ZEROCOPY) {
@@ -1923,12 +2005,16 @@ int BPF_PROG(on_ring_completion, void *ring, void *request, struct io_uring_cqe 
 static __always_inline void on_ring_submission(struct io_kiocb *request)
 {
     __u8 opcode = BPF_CORE_READ(request, opcode);
+    __u64 pointer = (__u64)request;
+    if (!state_of_current(bpf_get_current_task_btf()))
+        return;
+    if (trace_functions) /* what was copied for one that is gone, and never reported */
+        bpf_map_delete_elem(&works, &pointer);
     /* RECVMSG, RECV, READ_MULTISHOT, RECV_ZC */
-    if ((opcode != 10 && opcode != 27 && opcode != 49 && opcode != 58) || !state_of_current(bpf_get_current_task_btf()))
+    if (opcode != 10 && opcode != 27 && opcode != 49 && opcode != 58)
         return;
     struct ring_key key = {.ring = (__u64)BPF_CORE_READ(request, ctx),
                            .user_data = BPF_CORE_READ(request, cqe.user_data)};
-    __u64 pointer = (__u64)request;
     bpf_map_update_elem(&receiving, &key, &pointer, BPF_ANY);
 }
 

@@ -128,6 +128,7 @@ struct trace_flow_value {
     __u64 notified;        /* TRACE_SEND_ZEROCOPY: notifications, in calls */
     __u64 notified_copied; /* of these, with SO_EE_CODE_ZEROCOPY_COPIED, or the ring's usage report saying copied */
     __u64 transitions;     /* system calls of this thread since its last flow, this one included */
+    __u64 registered;      /* of bytes, those that a ring moved into or out of memory that it has registered */
 };
 
 /* Kernel functions that copy; tier (a) only. */

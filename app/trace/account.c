@@ -113,6 +113,7 @@ static void add_value(struct trace_flow_value *sum, const struct trace_flow_valu
     sum->notified += value->notified;
     sum->notified_copied += value->notified_copied;
     sum->transitions += value->transitions;
+    sum->registered += value->registered;
 }
 
 static void add_process(struct account_process *sum, const struct account_process *increment)
@@ -520,6 +521,7 @@ static bool hand_to(struct account *account, struct leg *giver, size_t from, siz
     handed.value.calls = share(own->value.calls, forwarded, bytes);
     handed.value.fruitless = share(own->value.fruitless, forwarded, bytes);
     handed.value.transitions = share(own->value.transitions, forwarded, bytes);
+    handed.value.registered = share(own->value.registered, forwarded, bytes);
     handed.unknown_bytes = share(own->unknown_bytes, forwarded, bytes);
     uint64_t before = 0;
     for (size_t i = from; i < end; i++) {
@@ -532,6 +534,7 @@ static bool hand_to(struct account *account, struct leg *giver, size_t from, siz
         taker->row.value.calls += next_part(handed.value.calls, before, after, total);
         taker->row.value.fruitless += next_part(handed.value.fruitless, before, after, total);
         taker->row.value.transitions += next_part(handed.value.transitions, before, after, total);
+        taker->row.value.registered += next_part(handed.value.registered, before, after, total);
         taker->row.evidence = weakest(taker->row.evidence, own->evidence);
         taker->handed += (double)next_part(forwarded, before, after, total);
         taker->handed_unknown += (double)next_part(handed.unknown_bytes, before, after, total);
@@ -542,6 +545,7 @@ static bool hand_to(struct account *account, struct leg *giver, size_t from, siz
     own->value.calls -= handed.value.calls;
     own->value.fruitless -= handed.value.fruitless;
     own->value.transitions -= handed.value.transitions;
+    own->value.registered -= handed.value.registered;
     own->value.delivered -= share(own->value.delivered, forwarded, bytes);
     own->copy_bytes -= handed.copy_bytes;
     own->unknown_bytes -= handed.unknown_bytes;

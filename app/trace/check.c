@@ -218,10 +218,17 @@ struct outcome {
 #define DELIVERY_SECONDS 30
 #define MEMORY_ALIGNMENT 4096 /* as O_DIRECT wants it */
 
+enum carrier {
+    BY_CALLS,
+    BY_RING,          /* on a loop on io_uring */
+    BY_RING_FROM_KEPT /* the same, out of memory that the ring registers */
+};
+
 struct trial {
     enum sluice_route route;
     enum side source, sink;
-    unsigned sinks;    /* all of this kind */
+    unsigned sinks; /* all of this kind */
+    enum carrier carrier;
     bool to_peer;      /* not over loopback */
     size_t file_bytes; /* in the source, if it is a file */
     struct channel in, out[SINKS_MAX];
@@ -230,31 +237,40 @@ struct trial {
     int go[2], said[2];
 };
 
-/* What only a loop on io_uring carries runs on one. */
-static bool needs_ring(enum sluice_route route)
-{
-    return route == SLUICE_ROUTE_URING_SEND_ZC;
-}
-
 static bool feeds_pages(const struct trial *trial)
 {
     return trial->route == SLUICE_ROUTE_TCP_RECEIVE && trial->source == SIDE_TCP && trial->sink != SIDE_MEMORY;
 }
 
-/* *ret_target: to be freed after the end. */
-static int open_sink(const struct trial *trial, unsigned which, char **ret_target, struct sluice_end **ret_sink)
+/* The ends of a transfer, and its segment. */
+struct parts {
+    struct sluice_end *source, *sinks[SINKS_MAX];
+    struct sluice_segment segment;
+    char *targets[SINKS_MAX], *memory;
+    struct sluice_memory *kept;
+};
+
+static char *page_aligned(void)
 {
-    if (trial->sink != SIDE_MEMORY) { /* with a descriptor of its own: others are not lent to */
-        CLEANUP_FD int fd = fcntl(trial->out[which].ours, F_DUPFD_CLOEXEC, 0);
-        if (needs_ring(trial->route) && fd >= 0)
-            fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-        int error = fd < 0 ? -errno : sluice_end_open(fd, SLUICE_END_OWN_FD, ret_sink);
-        if (error == 0)
-            TAKE_FD(fd);
-        return error;
+    return aligned_alloc(MEMORY_ALIGNMENT, CASE_BYTES / MEMORY_ALIGNMENT * MEMORY_ALIGNMENT + MEMORY_ALIGNMENT);
+}
+
+static int open_sink(const struct trial *trial, unsigned which, struct parts *parts)
+{
+    if (trial->sink == SIDE_MEMORY) {
+        parts->targets[which] = page_aligned();
+        return parts->targets[which] == NULL
+                   ? -ENOMEM
+                   : sluice_end_open_memory(parts->targets[which], CASE_BYTES, &parts->sinks[which]);
     }
-    *ret_target = aligned_alloc(MEMORY_ALIGNMENT, CASE_BYTES / MEMORY_ALIGNMENT * MEMORY_ALIGNMENT + MEMORY_ALIGNMENT);
-    return *ret_target == NULL ? -ENOMEM : sluice_end_open_memory(*ret_target, CASE_BYTES, ret_sink);
+    /* With a descriptor of its own: others are not lent to. */
+    CLEANUP_FD int fd = fcntl(trial->out[which].ours, F_DUPFD_CLOEXEC, 0);
+    if (trial->carrier != BY_CALLS && fd >= 0)
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    int error = fd < 0 ? -errno : sluice_end_open(fd, SLUICE_END_OWN_FD, &parts->sinks[which]);
+    if (error == 0)
+        TAKE_FD(fd);
+    return error;
 }
 
 /* Only memory whose owner learns that it is free again is lent. */
@@ -263,17 +279,66 @@ static void take_note(void *context, const void *data, size_t length)
     (void)context, (void)data, (void)length;
 }
 
-/* Memory of the library's, for the route that gives its pages away. */
-static int given_segment(struct sluice_segment *segment)
+static int open_source(const struct trial *trial, struct parts *parts)
 {
-    struct sluice_memory *memory;
-    int error = sluice_memory_new(CASE_BYTES, &memory);
+    struct sluice_segment *segment = &parts->segment;
+    if (trial->source != SIDE_MEMORY) {
+        segment->kind = trial->source == SIDE_FILE ? SLUICE_SEGMENT_FILE : SLUICE_SEGMENT_STREAM;
+        segment->length = trial->source == SIDE_FILE ? trial->file_bytes : SLUICE_UNTIL_END;
+        if (trial->carrier != BY_CALLS)
+            fcntl(trial->in.ours, F_SETFL, fcntl(trial->in.ours, F_GETFL) | O_NONBLOCK);
+        int error = sluice_end_open(trial->in.ours, 0, &parts->source);
+        segment->end = parts->source;
+        return error;
+    }
+    bool given = trial->route == SLUICE_ROUTE_VMSPLICE;
+    int error = given || trial->carrier == BY_RING_FROM_KEPT ? sluice_memory_new(CASE_BYTES, &parts->kept) : 0;
     if (error < 0)
         return error;
-    segment->data = sluice_memory_data(memory);
-    segment->release = sluice_memory_release;
-    segment->release_context = memory;
-    return 0;
+    if (parts->kept == NULL)
+        parts->memory = page_aligned();
+    *segment = (struct sluice_segment){
+        .kind = SLUICE_SEGMENT_MEMORY,
+        .data = parts->kept != NULL ? sluice_memory_data(parts->kept) : parts->memory,
+        .length = CASE_BYTES,
+        .release = given ? sluice_memory_release : take_note,
+        .release_context = parts->kept,
+        .memory = given ? NULL : parts->kept,
+    };
+    return segment->data == NULL ? -ENOMEM : 0;
+}
+
+static void close_parts(struct parts *parts)
+{
+    sluice_end_close(parts->source);
+    for (unsigned i = 0; i < SINKS_MAX; i++) {
+        sluice_end_close(parts->sinks[i]);
+        free(parts->targets[i]);
+    }
+    sluice_memory_release(parts->kept, NULL, 0);
+    free(parts->memory);
+}
+
+/* Also when it fails there may be something to close. */
+static int open_parts(const struct trial *trial, struct parts *ret_parts)
+{
+    int error = 0;
+    memset(ret_parts, 0, sizeof *ret_parts);
+    for (unsigned i = 0; i < trial->sinks && error == 0; i++)
+        error = open_sink(trial, i, ret_parts);
+    return error == 0 ? open_source(trial, ret_parts) : error;
+}
+
+static struct sluice_transfer_options transfer_of(const struct trial *trial, struct parts *parts)
+{
+    return (struct sluice_transfer_options){
+        .size = sizeof(struct sluice_transfer_options),
+        .segments = &parts->segment,
+        .segment_count = 1,
+        .sinks = parts->sinks,
+        .sink_count = trial->sinks,
+        .route = trial->route,
+    };
 }
 
 static const struct sluice_loop_options ring_options = {.size = sizeof ring_options, .kind = SLUICE_LOOP_IO_URING};
@@ -345,45 +410,20 @@ static int await_delivery(int fd, uint64_t *ret_sent_again)
 
 static int move(struct trial *trial, struct outcome *outcome)
 {
-    struct sluice_end *source = NULL, *sinks[SINKS_MAX] = {NULL};
     struct sluice_receipt receipts[SINKS_MAX];
-    void *memory = NULL;
-    char *targets[SINKS_MAX] = {NULL};
-    int error = 0;
-    memset(receipts, 0, sizeof receipts);
-    for (unsigned i = 0; i < trial->sinks && error == 0; i++)
-        error = open_sink(trial, i, &targets[i], &sinks[i]);
-    struct sluice_segment segment = {.length = trial->source == SIDE_MEMORY ? CASE_BYTES
-                                               : trial->source == SIDE_FILE ? trial->file_bytes
-                                                                            : SLUICE_UNTIL_END};
-    if (error == 0 && trial->source == SIDE_MEMORY) {
-        memory = aligned_alloc(MEMORY_ALIGNMENT, CASE_BYTES / MEMORY_ALIGNMENT * MEMORY_ALIGNMENT + MEMORY_ALIGNMENT);
-        if (memory != NULL)
-            memset(memory, 0, CASE_BYTES);
-        segment.kind = SLUICE_SEGMENT_MEMORY;
-        segment.data = memory;
-        segment.release = take_note;
-        error = memory == NULL ? -ENOMEM : 0;
-        if (error == 0 && trial->route == SLUICE_ROUTE_VMSPLICE)
-            error = given_segment(&segment);
-    } else if (error == 0) {
-        error = sluice_end_open(trial->in.ours, 0, &source);
-        segment.kind = trial->source == SIDE_FILE ? SLUICE_SEGMENT_FILE : SLUICE_SEGMENT_STREAM;
-        segment.end = source;
-    }
+    struct parts parts;
     char token;
+    memset(receipts, 0, sizeof receipts);
+    int error = open_parts(trial, &parts);
+    if (error == 0 && parts.memory != NULL)
+        memset(parts.memory, 0, CASE_BYTES); /* else its pages are made while it is sent */
     if (error == 0 && read(trial->go[0], &token, 1) != 1)
         error = -EPIPE;
     if (error == 0) {
-        struct sluice_transfer_options options = {
-            .size = sizeof options,
-            .segments = &segment,
-            .segment_count = 1,
-            .sinks = sinks,
-            .sink_count = trial->sinks,
-            .route = trial->route,
-        };
-        if (needs_ring(trial->route)) {
+        struct sluice_transfer_options options = transfer_of(trial, &parts);
+        if (parts.segment.release == sluice_memory_release)
+            parts.kept = NULL; /* the transfer's from here on */
+        if (trial->carrier != BY_CALLS) {
             error = run_on_ring(&options, outcome);
         } else {
             error = sluice_transfer_run(&options, receipts, &outcome->error);
@@ -393,12 +433,7 @@ static int move(struct trial *trial, struct outcome *outcome)
     }
     for (unsigned i = 0; i < trial->sinks && error == 0 && trial->to_peer; i++)
         error = await_delivery(trial->out[i].ours, &outcome->sent_again);
-    sluice_end_close(source);
-    for (unsigned i = 0; i < trial->sinks; i++) {
-        sluice_end_close(sinks[i]);
-        free(targets[i]);
-    }
-    free(memory);
+    close_parts(&parts);
     return error;
 }
 
@@ -466,10 +501,11 @@ static uint64_t inode_of(int fd)
 struct seen {
     uint64_t bytes; /* into the sink */
     uint64_t calls, copy_bytes, unknown;
-    uint64_t stray;  /* tier (a): copied in softirq during the case, for this mover or for somebody else */
-    bool to_device;  /* tier (a), to a peer: what is copied for the device is seen */
-    uint64_t device; /* copied for a device, and of no flow */
-    uint64_t unseen; /* of copy_bytes: not seen in calls, but what sending costs */
+    uint64_t registered; /* by the ring, into and out of memory that it has registered */
+    uint64_t stray;      /* tier (a): copied in softirq during the case, for this mover or for somebody else */
+    bool to_device;      /* tier (a), to a peer: what is copied for the device is seen */
+    uint64_t device;     /* copied for a device, and of no flow */
+    uint64_t unseen;     /* of copy_bytes: not seen in calls, but what sending costs */
     uint64_t sent_again;
 };
 
@@ -557,6 +593,7 @@ static void look(struct account *account, uint32_t pid, const struct trial *tria
         ret_seen->calls += row->value.calls;
         ret_seen->copy_bytes += row->copy_bytes;
         ret_seen->unknown += row->unknown_bytes;
+        ret_seen->registered += row->value.registered;
         ret_seen->unseen += ends_in(sink, SIDE_TCP) ? row->unseen_bytes : 0;
         if (is_sink(trial, &row->key, sink))
             ret_seen->bytes += row->value.bytes;
@@ -612,7 +649,7 @@ static bool device_agrees(const struct sluice_receipt *receipt, const struct see
 static bool agrees(const struct sluice_receipt *receipt, const struct seen *seen, uint64_t calls,
                    enum account_tier tier)
 {
-    if (receipt->bytes != seen->bytes || calls != seen->calls)
+    if (receipt->bytes != seen->bytes || calls != seen->calls || receipt->registered != seen->registered)
         return false;
     /* A tier that sees more than the receipt may know what the receipt calls unknown; the reverse would be a guess. */
     if (tier == ACCOUNT_TIER_FUNCTIONS && receipt->unknown > 0)
@@ -628,31 +665,37 @@ static bool agrees(const struct sluice_receipt *receipt, const struct seen *seen
     return close_to(receipt->copy_bytes, seen->copy_bytes, tier) || sent_again(receipt, seen, tier);
 }
 
+static const char *const carriers[] = {
+    [BY_CALLS] = "", [BY_RING] = " by io_uring", [BY_RING_FROM_KEPT] = " by io_uring, memory kept"};
+
 static void print_case(FILE *stream, const struct trial *trial, const struct outcome *outcome, const struct seen *seen,
                        uint64_t calls, bool agreed)
 {
     const struct sluice_receipt *receipt = &outcome->receipt;
     if (stream == NULL)
         return;
-    fprintf(stream, "%-9s %-15s %-6s -> %-6s%s", agreed ? "agrees" : "DISAGREES", sluice_route_name(trial->route),
+    fprintf(stream, "%-9s %-15s %-6s -> %-6s%s%s", agreed ? "agrees" : "DISAGREES", sluice_route_name(trial->route),
             side_names[trial->source], side_names[trial->sink],
             trial->sinks == 3                  ? " (three of them)"
             : trial->sinks == 2                ? " (two of them)"
             : trial->file_bytes == SMALL_BYTES ? " (small)"
-                                               : "");
+                                               : "",
+            carriers[trial->carrier]);
     if (agreed) {
-        fprintf(stream, "  %.2f copies per byte, %llu calls%s\n",
+        fprintf(stream, "  %.2f copies per byte, %llu calls%s%s\n",
                 receipt->bytes != 0 ? (double)receipt->copy_bytes / (double)receipt->bytes : 0,
-                (unsigned long long)calls, receipt->unknown != 0 ? ", unknown on the receipt" : "");
+                (unsigned long long)calls, receipt->registered != 0 ? ", registered memory" : "",
+                receipt->unknown != 0 ? ", unknown on the receipt" : "");
         return;
     }
     fprintf(stream,
-            "\n          receipt: %llu bytes, %llu calls, %llu bytes copied, %llu unknown"
-            "\n          traced:  %llu bytes, %llu calls, %llu bytes copied (%llu unseen), %llu unknown; "
-            "%llu copied in softirq, %llu for a device, %llu sent again\n",
+            "\n          receipt: %llu bytes, %llu calls, %llu bytes copied, %llu unknown, %llu by registered memory"
+            "\n          traced:  %llu bytes, %llu calls, %llu bytes copied (%llu unseen), %llu unknown, %llu by "
+            "registered memory; %llu copied in softirq, %llu for a device, %llu sent again\n",
             (unsigned long long)receipt->bytes, (unsigned long long)calls, (unsigned long long)receipt->copy_bytes,
-            (unsigned long long)receipt->unknown, (unsigned long long)seen->bytes, (unsigned long long)seen->calls,
-            (unsigned long long)seen->copy_bytes, (unsigned long long)seen->unseen, (unsigned long long)seen->unknown,
+            (unsigned long long)receipt->unknown, (unsigned long long)receipt->registered,
+            (unsigned long long)seen->bytes, (unsigned long long)seen->calls, (unsigned long long)seen->copy_bytes,
+            (unsigned long long)seen->unseen, (unsigned long long)seen->unknown, (unsigned long long)seen->registered,
             (unsigned long long)seen->stray, (unsigned long long)seen->device, (unsigned long long)seen->sent_again);
 }
 
@@ -663,6 +706,7 @@ struct check {
     struct check_options options;
     enum account_tier tier;
     struct collect *collect;
+    struct sluice_loop *ring; /* to ask which routes it has; NULL: not to be had here */
     /* Of this run. */
     enum sluice_route route; /* SLUICE_ROUTE_AUTO: all */
     const char *directory;
@@ -671,33 +715,21 @@ struct check {
 };
 
 /* Would the route serve this pair? Asked of the library, of the very ends. */
-static bool serves(const struct trial *trial)
+static bool serves(const struct check *check, const struct trial *trial)
 {
-    if (trial->sinks > 1)
-        return true;              /* or the case fails; a plan is for one sink */
-    if (needs_ring(trial->route)) /* a plan is for no ring */
-        return trial->source == SIDE_MEMORY && trial->sink == SIDE_TCP && sluice_loop_probe(&ring_options, NULL) == 0;
-    struct sluice_end *source = NULL, *sink = NULL;
-    CLEANUP_FREE char *target = NULL;
-    struct sluice_plan plan;
+    struct sluice_plan plan = {0};
+    struct parts parts;
     bool yes = false;
-    struct sluice_segment segment = {.kind = trial->source == SIDE_MEMORY ? SLUICE_SEGMENT_MEMORY
-                                             : trial->source == SIDE_FILE ? SLUICE_SEGMENT_FILE
-                                                                          : SLUICE_SEGMENT_STREAM,
-                                     .data = "",
-                                     .length = CASE_BYTES,
-                                     .release =
-                                         trial->route == SLUICE_ROUTE_VMSPLICE ? sluice_memory_release : take_note};
-    if (open_sink(trial, 0, &target, &sink) == 0 &&
-        (trial->source == SIDE_MEMORY || sluice_end_open(trial->in.ours, 0, &source) == 0)) {
-        segment.end = source;
-        if (sluice_plan_make(&segment, sink, &plan) == 0)
-            for (unsigned i = 0; i < plan.count; i++)
-                if (plan.entries[i].route == trial->route)
-                    yes = plan.entries[i].verdict != SLUICE_NEVER;
+    if (trial->carrier != BY_CALLS && check->ring == NULL)
+        return false;
+    if (open_parts(trial, &parts) == 0) {
+        struct sluice_transfer_options options = transfer_of(trial, &parts);
+        sluice_loop_plan(trial->carrier == BY_CALLS ? NULL : check->ring, &options, 0, 0, &plan);
     }
-    sluice_end_close(source);
-    sluice_end_close(sink);
+    for (unsigned i = 0; i < plan.count; i++)
+        if (plan.entries[i].route == trial->route)
+            yes = plan.entries[i].verdict != SLUICE_NEVER;
+    close_parts(&parts);
     return yes;
 }
 
@@ -775,6 +807,7 @@ struct pair {
     enum side source, sink;
     unsigned sinks;
     size_t file_bytes;
+    enum carrier carrier;
 };
 
 static int try_case(struct check *check, const struct pair *pair, bool last_try)
@@ -783,6 +816,7 @@ static int try_case(struct check *check, const struct pair *pair, bool last_try)
                           .source = pair->source,
                           .sink = pair->sink,
                           .sinks = pair->sinks,
+                          .carrier = pair->carrier,
                           .to_peer = check->options.peer != NULL,
                           .file_bytes = pair->file_bytes,
                           .in = {-1, -1},
@@ -801,7 +835,7 @@ static int try_case(struct check *check, const struct pair *pair, bool last_try)
         trial.kept_source = fcntl(trial.in.ours, F_DUPFD_CLOEXEC, 0);
         trial.kept_sink = fcntl(trial.out[0].ours, F_DUPFD_CLOEXEC, 0);
     }
-    if (error == 0 && !serves(&trial)) {
+    if (error == 0 && !serves(check, &trial)) {
         check->result->unserved++;
     } else if (error == 0) {
         if (pipe2(trial.go, O_CLOEXEC) != 0 || pipe2(trial.said, O_CLOEXEC) != 0)
@@ -838,31 +872,60 @@ static int run_cases(struct check *check)
             for (unsigned sink = SIDE_MEMORY; sink < SIDE_COUNT; sink++) {
                 if (source == SIDE_MEMORY && sink == SIDE_MEMORY) /* a memcpy: nothing of it passes the kernel */
                     continue;
-                struct pair pair = {(enum sluice_route)route, (enum side)source, (enum side)sink, 1, CASE_BYTES};
+                struct pair pair = {.route = (enum sluice_route)route,
+                                    .source = (enum side)source,
+                                    .sink = (enum side)sink,
+                                    .sinks = 1,
+                                    .file_bytes = CASE_BYTES,
+                                    .carrier = route == SLUICE_ROUTE_URING_SEND_ZC ? BY_RING : BY_CALLS};
                 int error = run_case(check, &pair);
                 if (error < 0)
                     return error;
             }
-    /* One source into several sinks: what is read once must not count twice, and what is not copied not at all. And a
-     * file that shares nothing, as it has no extents. */
     static const struct pair more[] = {
-        {SLUICE_ROUTE_COPY, SIDE_FILE, SIDE_TCP, 2, CASE_BYTES},
-        {SLUICE_ROUTE_COPY, SIDE_PIPE, SIDE_TCP, 2, CASE_BYTES},
-        {SLUICE_ROUTE_COPY, SIDE_TCP, SIDE_TCP, 3, CASE_BYTES},
-        {SLUICE_ROUTE_TEE, SIDE_PIPE, SIDE_PIPE, 2, CASE_BYTES},
-        {SLUICE_ROUTE_TEE, SIDE_PIPE, SIDE_TCP, 3, CASE_BYTES},
-        {SLUICE_ROUTE_TEE, SIDE_PIPE, SIDE_FILE, 2, CASE_BYTES},
-        {SLUICE_ROUTE_TEE, SIDE_TCP, SIDE_TCP, 2, CASE_BYTES},
-        {SLUICE_ROUTE_TEE, SIDE_TCP, SIDE_PIPE, 3, CASE_BYTES},
-        {SLUICE_ROUTE_TEE, SIDE_TCP, SIDE_FILE, 3, CASE_BYTES},
-        {SLUICE_ROUTE_TEE, SIDE_PIPE, SIDE_UNIX, 2, CASE_BYTES},
-        {SLUICE_ROUTE_REFLINK, SIDE_FILE, SIDE_FILE, 1, SMALL_BYTES},
+        /* What is read once for several sinks must not count twice, and what is not copied not at all. */
+        {SLUICE_ROUTE_COPY, SIDE_FILE, SIDE_TCP, 2, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_COPY, SIDE_PIPE, SIDE_TCP, 2, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_COPY, SIDE_TCP, SIDE_TCP, 3, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_TEE, SIDE_PIPE, SIDE_PIPE, 2, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_TEE, SIDE_PIPE, SIDE_TCP, 3, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_TEE, SIDE_PIPE, SIDE_FILE, 2, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_TEE, SIDE_TCP, SIDE_TCP, 2, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_TEE, SIDE_TCP, SIDE_PIPE, 3, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_TEE, SIDE_TCP, SIDE_FILE, 3, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_TEE, SIDE_PIPE, SIDE_UNIX, 2, CASE_BYTES, BY_CALLS},
+        /* It shares nothing, as it has no extents. */
+        {SLUICE_ROUTE_REFLINK, SIDE_FILE, SIDE_FILE, 1, SMALL_BYTES, BY_CALLS},
+        /* READ_FIXED and WRITE_FIXED with the pool's buffers, and what goes on from there by other ways. */
+        {SLUICE_ROUTE_COPY, SIDE_FILE, SIDE_FILE, 1, CASE_BYTES, BY_RING},
+        {SLUICE_ROUTE_COPY, SIDE_FILE, SIDE_PIPE, 1, CASE_BYTES, BY_RING},
+        {SLUICE_ROUTE_COPY, SIDE_FILE, SIDE_TCP, 1, CASE_BYTES, BY_RING},
+        {SLUICE_ROUTE_COPY, SIDE_TCP, SIDE_FILE, 1, CASE_BYTES, BY_RING},
+        {SLUICE_ROUTE_DIRECT, SIDE_FILE, SIDE_FILE, 1, CASE_BYTES, BY_RING},
+        {SLUICE_ROUTE_DIRECT, SIDE_FILE, SIDE_TCP, 1, CASE_BYTES, BY_RING},
+        /* WRITE_FIXED, SEND and SEND_ZC from memory that is kept. */
+        {SLUICE_ROUTE_COPY, SIDE_MEMORY, SIDE_FILE, 1, CASE_BYTES, BY_RING_FROM_KEPT},
+        {SLUICE_ROUTE_COPY, SIDE_MEMORY, SIDE_TCP, 1, CASE_BYTES, BY_RING_FROM_KEPT},
+        {SLUICE_ROUTE_DIRECT, SIDE_MEMORY, SIDE_FILE, 1, CASE_BYTES, BY_RING_FROM_KEPT},
+        {SLUICE_ROUTE_URING_SEND_ZC, SIDE_MEMORY, SIDE_TCP, 1, CASE_BYTES, BY_RING_FROM_KEPT},
     };
     for (size_t i = 0; i < sizeof more / sizeof more[0]; i++) {
         int error = run_case(check, &more[i]);
         if (error < 0)
             return error;
     }
+    return 0;
+}
+
+/* To ask it, never to run it. */
+static int find_ring(struct check *check)
+{
+    struct sluice_error error;
+    if (sluice_loop_probe(&ring_options, &error) == 0)
+        return sluice_loop_new(&ring_options, &check->ring);
+    if (check->options.stream != NULL)
+        fprintf(check->options.stream, "left out: what io_uring carries: %s\n",
+                error.reason != NULL ? error.reason : text_errno_meaning(error.code));
     return 0;
 }
 
@@ -874,7 +937,9 @@ int check_open(const struct check_options *options, struct check **ret_check)
     if (check == NULL)
         return -ENOMEM;
     check->options = *options;
-    int error = collect_open(&collect, &check->collect, &check->tier, &failure);
+    int error = find_ring(check);
+    if (error == 0)
+        error = collect_open(&collect, &check->collect, &check->tier, &failure);
     if (error == 0 && options->functions && check->tier != ACCOUNT_TIER_FUNCTIONS)
         error = -ENOTSUP;
     if (error < 0) {
@@ -914,5 +979,7 @@ void check_close(struct check *check)
     if (check == NULL)
         return;
     collect_close(check->collect);
+    if (check->ring != NULL)
+        sluice_loop_free(check->ring);
     free(check);
 }

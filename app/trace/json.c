@@ -77,18 +77,18 @@ static json_t *flow_object(const struct account *account, const struct account_r
     const struct account_process *process = account_process(account, key->pid);
     uint64_t transitions = 0;
     bool transitions_known = format_transitions_per_gib(row, &transitions);
-    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "pid",
-                     integer(key->pid), "thread", known_integer(key->thread != 0, key->thread), "comm",
-                     text(process != NULL ? process->comm : ""), "source", end_object(account, key->source), "sink",
-                     end_object(account, key->sink), "mechanism",
-                     text(mechanism_name((enum trace_mechanism)key->mechanism)), "first",
-                     key->first != TRACE_NONE ? text(mechanism_name((enum trace_mechanism)key->first)) : json_null(),
-                     "way", key->way == TRACE_BY_RING ? "io_uring" : "call", "bytes", integer(row->value.bytes),
-                     "copied", integer(row->copy_bytes), "copies_per_byte",
-                     row->unknown_bytes > 0 ? json_null() : ratio((double)row->copy_bytes, (double)row->value.bytes),
-                     "unknown", integer(row->unknown_bytes), "evidence", text(account_evidence_name(row->evidence)),
-                     "copier", row->copier != NULL ? text(row->copier) : json_null(), "calls",
-                     integer(row->value.calls), "transitions_per_gib", known_integer(transitions_known, transitions));
+    return json_pack(
+        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "pid",
+        integer(key->pid), "thread", known_integer(key->thread != 0, key->thread), "comm",
+        text(process != NULL ? process->comm : ""), "source", end_object(account, key->source), "sink",
+        end_object(account, key->sink), "mechanism", text(mechanism_name((enum trace_mechanism)key->mechanism)),
+        "first", key->first != TRACE_NONE ? text(mechanism_name((enum trace_mechanism)key->first)) : json_null(), "way",
+        key->way == TRACE_BY_RING ? "io_uring" : "call", "bytes", integer(row->value.bytes), "registered",
+        integer(row->value.registered), "copied", integer(row->copy_bytes), "copies_per_byte",
+        row->unknown_bytes > 0 ? json_null() : ratio((double)row->copy_bytes, (double)row->value.bytes), "unknown",
+        integer(row->unknown_bytes), "evidence", text(account_evidence_name(row->evidence)), "copier",
+        row->copier != NULL ? text(row->copier) : json_null(), "calls", integer(row->value.calls),
+        "transitions_per_gib", known_integer(transitions_known, transitions));
 }
 
 /* Append, in which NULL is a failure. */

@@ -31,8 +31,10 @@ void report_lines(FILE *stream, struct account *account, const struct report_opt
  *                    samples_copying_user, samples_transforming, copying_share (0 to 1, of the CPU: Amdahl's ceiling)
  *   flows            pid, thread (null: all of them), comm, source and sink (each kind, name, and for those that have
  *                    them device "8:1" and inode), mechanism, first (what brought the bytes from source, or null), way
- *                    ("call" or "io_uring"), bytes, copied (a byte copied twice counts twice), copies_per_byte (null
- *                    when any of the bytes are unknown), unknown (bytes), evidence, copier, calls, transitions_per_gib
+ *                    ("call" or "io_uring"), bytes, registered (moved by io_uring into or out of memory that it has
+ *                    registered; of a byte that was both read and written so, both), copied (a byte copied twice
+ *                    counts twice), copies_per_byte (null when any of the bytes are unknown), unknown (bytes),
+ *                    evidence, copier, calls, transitions_per_gib
  *   callers          pid, copier, caller, samples
  *   findings         pid, bytes, what, advice (or null)
  *   unattributed     function, in_calls (true: of calls that moved nothing; false: of no call), calls, bytes

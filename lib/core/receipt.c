@@ -316,6 +316,11 @@ void receipt_enter_shared_read(struct sluice_receipt *receipt, uint64_t bytes)
     receipt->copy_bytes += MUTATED(RULE_COPY_SHARED_READ, 1u) * bytes;
 }
 
+void receipt_enter_registered(struct sluice_receipt *receipt, uint64_t bytes)
+{
+    receipt->registered += MUTATED(RULE_REGISTERED, 1u) * bytes;
+}
+
 void receipt_enter_received(struct sluice_receipt *receipt, bool mapped, uint64_t bytes)
 {
     struct sluice_route_count *count = receipt_count(receipt, mapped ? SLUICE_ROUTE_TCP_RECEIVE : SLUICE_ROUTE_COPY);

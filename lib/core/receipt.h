@@ -33,6 +33,7 @@ enum receipt_rule {
     RULE_GIVEN,
     RULE_LENT_COPIED,
     RULE_LENT_REFERRED_TO,
+    RULE_REGISTERED,
 };
 
 #ifdef RECEIPT_MUTANTS
@@ -67,6 +68,9 @@ void receipt_prove(struct sluice_receipt *receipt, enum sluice_route route, stru
 
 /* A hole of a source became a hole of the sink. */
 void receipt_enter_hole(struct sluice_receipt *receipt, uint64_t bytes);
+
+/* A ring moved bytes into or out of memory that it has registered. */
+void receipt_enter_registered(struct sluice_receipt *receipt, uint64_t bytes);
 
 /* Enter what a receiver handed out: mapped, or copied into memory. */
 void receipt_enter_received(struct sluice_receipt *receipt, bool mapped, uint64_t bytes);

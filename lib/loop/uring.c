@@ -1199,7 +1199,7 @@ static void land(struct flight *flight)
         if (flight->results[i] == -EINTR) /* nothing was done: lane_next will ask for it again */
             break;
         if (flight->fixed & 1u << i && flight->results[i] > 0)
-            lane->receipt.registered += (uint64_t)flight->results[i];
+            receipt_enter_registered(&lane->receipt, (uint64_t)flight->results[i]);
         go_on = lane_complete(lane, &flight->ops[i], flight->results[i]);
     }
     if (flight->sink != NULL)

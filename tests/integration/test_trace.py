@@ -1170,7 +1170,7 @@ def documented_fields():
         assert isinstance(report[field], kind), "%s is %r" % (field, report[field])
     assert report["elapsed_seconds"] > 0
     for row in report["flows"]:
-        for field in ("pid", "comm", "source", "sink", "mechanism", "first", "way", "bytes", "copied",
+        for field in ("pid", "comm", "source", "sink", "mechanism", "first", "way", "bytes", "registered", "copied",
                       "copies_per_byte", "unknown", "evidence", "copier", "calls", "transitions_per_gib"):
             assert field in row, "no %s in %s" % (field, row)
         assert set(row["source"]) >= {"kind", "name"} and set(row["sink"]) >= {"kind", "name"}, row

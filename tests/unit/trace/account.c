@@ -209,6 +209,23 @@ TEST("requests by io_uring and by calls of their own are different rows")
     CHECK_EQ(row_count(false), 2);
 }
 
+TEST("bytes by registered memory: of what was read and written so, both; of what was read so and sent, one")
+{
+    begin(ACCOUNT_TIER_TRACEPOINTS);
+    struct trace_flow_key read = flow_key(TRACE_NONE, TRACE_READ, ISO, 0);
+    struct trace_flow_key write = flow_key(TRACE_READ, TRACE_WRITE, ISO, COPY);
+    struct trace_flow_key send = flow_key(TRACE_READ, TRACE_SEND, ISO, TCP);
+    struct trace_flow_value value = {.bytes = 3 * MIB, .registered = 3 * MIB, .forwarded = 3 * MIB, .calls = 3};
+    CHECK_EQ(account_enter_flow(account, &read, &value), 0);
+    value = (struct trace_flow_value){.bytes = 2 * MIB, .registered = 2 * MIB, .calls = 2};
+    CHECK_EQ(account_enter_flow(account, &write, &value), 0);
+    value = (struct trace_flow_value){.bytes = MIB, .calls = 1};
+    CHECK_EQ(account_enter_flow(account, &send, &value), 0);
+    CHECK_EQ(row_of(TRACE_READ, TRACE_WRITE, ISO, COPY)->value.registered, 4 * MIB);
+    CHECK_EQ(row_of(TRACE_READ, TRACE_SEND, ISO, TCP)->value.registered, MIB);
+    CHECK_EQ(row_count(false), 2);
+}
+
 TEST("what is in the unused member of a key makes no second row")
 {
     begin(ACCOUNT_TIER_TRACEPOINTS);

@@ -65,8 +65,9 @@ TEST("it has the members that report.h names")
     static const char *const names[] = {"tier",  "elapsed_seconds", "counted_seconds", "notice",       "processes",
                                         "flows", "callers",         "findings",        "unattributed", "lost"};
     static const char *const flow_names[] = {
-        "pid",   "thread", "comm",  "source",  "sink",   "first",    "mechanism",       "way",
-        "bytes", "copied", "calls", "unknown", "copier", "evidence", "copies_per_byte", "transitions_per_gib"};
+        "pid",       "thread", "comm",  "source",  "sink",   "first",    "mechanism",       "way",
+        "bytes",     "copied", "calls", "unknown", "copier", "evidence", "copies_per_byte", "transitions_per_gib",
+        "registered"};
     CLEANUP_ACCOUNT struct account *account = invented();
     CLEANUP_JSON json_t *root = parsed(account);
     CHECK_EQ(json_object_size(root), sizeof names / sizeof names[0]);

@@ -70,8 +70,28 @@ NOTICED("a receipt that says that writing from received pages copies nothing is 
         SLUICE_ROUTE_TCP_RECEIVE)
 NOTICED("a receipt that says pages were copied that tee gave to several sinks is caught", RULE_TEE, SLUICE_ROUTE_TEE)
 
-NOTICED("a receipt that says memory lent by a ring was not copied, where it was, is caught", RULE_LENT_COPIED,
-        SLUICE_ROUTE_URING_SEND_ZC)
+static void require_ring(void)
+{
+    static const struct sluice_loop_options options = {.size = sizeof options, .kind = SLUICE_LOOP_IO_URING};
+    struct sluice_error error;
+    if (sluice_loop_probe(&options, &error) < 0)
+        SKIP(error.reason != NULL ? error.reason : "no io_uring");
+}
+
+#define NOTICED_BY_RING(sentence, rule, route)                                                                         \
+    TEST(sentence)                                                                                                     \
+    {                                                                                                                  \
+        require_ring();                                                                                                \
+        struct check_result result = check_in(NULL, rule, route);                                                      \
+        CHECK(result.disagreed > 0);                                                                                   \
+    }
+
+NOTICED_BY_RING("a receipt that says memory lent by a ring was not copied, where it was, is caught", RULE_LENT_COPIED,
+                SLUICE_ROUTE_URING_SEND_ZC)
+NOTICED_BY_RING("a receipt that says a ring sent nothing from memory that it has registered is caught", RULE_REGISTERED,
+                SLUICE_ROUTE_URING_SEND_ZC)
+NOTICED_BY_RING("a receipt that says a ring read and wrote by memory that it has not registered is caught",
+                RULE_REGISTERED, SLUICE_ROUTE_COPY)
 
 /* What files share depends on where they are. */
 #define NOTICED_ON(type, sentence, rule, route)                                                                        \
