@@ -502,6 +502,18 @@ static const char *next_message(struct mover *mover, sluice_release_fn **ret_rel
     return data;
 }
 
+static struct sluice_transfer_options message_transfer(struct mover *mover, const struct sluice_segment *segment)
+{
+    return (struct sluice_transfer_options){
+        .size = sizeof(struct sluice_transfer_options),
+        .segments = segment,
+        .segment_count = 1,
+        .sinks = &mover->end,
+        .sink_count = 1,
+        .route = o.route,
+    };
+}
+
 /* At the end of every turn of the loop. Whatever stops it, the socket or memory that is out, makes the loop turn. */
 static void pump(void *context)
 {
@@ -513,15 +525,8 @@ static void pump(void *context)
         struct sluice_segment segment = {.kind = SLUICE_SEGMENT_MEMORY, .length = o.size};
         segment.data = next_message(mover, &segment.release, &segment.release_context);
         bool wanted = mover->receipt_wanted = wants_receipt();
-        struct sluice_transfer_options options = {
-            .size = sizeof options,
-            .segments = &segment,
-            .segment_count = 1,
-            .sinks = &mover->end,
-            .sink_count = 1,
-            .route = o.route,
-            .settled = wanted ? message_settled : NULL,
-        };
+        struct sluice_transfer_options options = message_transfer(mover, &segment);
+        options.settled = wanted ? message_settled : NULL;
         const struct sluice_receipt *receipt;
         struct sluice_error error;
         int result = sluice_loop_transfer(mover->loop, &options, message_done, mover, NULL, &receipt, &error);
@@ -539,15 +544,13 @@ static void pump(void *context)
         sluice_loop_stop(mover->loop);
 }
 
-/* Ends where the plan says that this pair of ends never goes by the forced route: memory segments do not mind. A plan
- * does not know the loop; what only a ring carries shows in the receipt. */
-static void ask_plan(const struct sluice_segment *segment, struct sluice_end *sink)
+/* Ends where this transfer never goes by the forced route. loop: NULL: by none. */
+static void require_route(const struct sluice_loop *loop, const struct sluice_transfer_options *options)
 {
-    struct sluice_plan plan;
-    if (o.route == SLUICE_ROUTE_AUTO || o.loop == SLUICE_LOOP_IO_URING || sluice_plan_make(segment, sink, &plan) < 0)
-        return;
+    struct sluice_plan plan = {0};
+    sluice_loop_plan(loop, options, 0, 0, &plan);
     for (unsigned i = 0; i < plan.count; i++)
-        if (plan.entries[i].route == o.route && plan.entries[i].verdict == SLUICE_NEVER)
+        if (plan.entries[i].route == options->route && plan.entries[i].verdict == SLUICE_NEVER)
             absent("%s", plan.entries[i].reason ? plan.entries[i].reason : "never for this pair");
 }
 
@@ -571,7 +574,8 @@ static void move_memory(int fd)
     segment.data = memory ? sluice_memory_data(memory) : mover.pool.memory;
     segment.release = memory ? sluice_memory_release : memory_released;
     segment.release_context = memory ? (void *)memory : &mover;
-    ask_plan(&segment, mover.end);
+    struct sluice_transfer_options transfer = message_transfer(&mover, &segment);
+    require_route(mover.loop, &transfer);
     if (memory)
         sluice_memory_release(memory, NULL, 0);
     sluice_loop_each_turn(mover.loop, pump, &mover);
@@ -674,7 +678,7 @@ static void move_file(int from, int to, uint64_t size)
     };
     struct sluice_receipt receipt;
     struct sluice_error error;
-    ask_plan(&segment, sink);
+    require_route(NULL, &options);
     if (sluice_transfer_run(&options, &receipt, &error) < 0)
         transfer_failed(&error);
     receipt_add(&receipt);
@@ -778,7 +782,7 @@ static void append_records(void)
                 struct sluice_receipt receipt;
                 struct sluice_error error;
                 if (at == 0)
-                    ask_plan(&segment, sink);
+                    require_route(NULL, &options);
                 if (sluice_transfer_run(&options, &receipt, &error) < 0)
                     transfer_failed(&error);
                 receipt_add(&receipt);

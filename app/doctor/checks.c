@@ -150,7 +150,7 @@ static void check_io_uring(const struct checks_options *options, struct findings
  */
 
 /* MSG_ZEROCOPY wants many megabytes on their way, or it waits for acknowledgements (1: 2 MiB in flight made 0.19 GB/s).
- */
+ * What lib/core/memlock.c and sluice-routes(7) say, too. */
 #define MEMLOCK_WANTED (16u << 20)
 
 static void check_memlock(const struct checks_options *options, struct findings *findings)
@@ -167,7 +167,8 @@ static void check_memlock(const struct checks_options *options, struct findings 
                                                text_format_size(limit.rlim_cur, size, sizeof size));
         finding_why(finding, "Memory that a zero-copy send lends to the kernel counts, and so do io_uring's registered "
                              "buffers: beyond the limit it is copied (ENOBUFS, ENOMEM).");
-        finding_remedy(finding, "ulimit -l 65536, or LimitMEMLOCK=64M of the service.");
+        finding_remedy(finding, "ulimit -l %u, or LimitMEMLOCK=%uM of the service.", MEMLOCK_WANTED >> 10,
+                       MEMLOCK_WANTED >> 20);
         return;
     }
     findings_add(findings, FINDING_OK, "enough memory may be locked (ulimit -l)");

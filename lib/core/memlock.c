@@ -20,13 +20,16 @@
 #define PAGE 4096u
 #define ASKED_AGAIN_MS 1000
 
-/* Reasons live as long as the process: one for each limit that was met, which are few. */
-#define REASONS 8
+/* Reasons live as long as the process: one for each limit and size of call that was met. Limits are few, and so are
+ * sizes: only below a limit of 1 MiB does it matter what a call lends. */
+#define REASONS 16
+#define REMEDY "allow 16 MiB or more, by ulimit -l 16384, or LimitMEMLOCK=16M of a systemd unit"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic uint64_t limit_known, asked_until;
 static struct {
     uint64_t limit;
+    size_t bytes;
     char text[256];
 } reasons[REASONS];
 static unsigned reason_count;
@@ -57,30 +60,37 @@ void memlock_forget(void)
     atomic_store_explicit(&asked_until, 0, memory_order_relaxed);
 }
 
-static const char *reason_for(uint64_t limit)
+/* So much is charged for a call that lends so many bytes. */
+static uint64_t charge_of(size_t bytes)
+{
+    return ((uint64_t)bytes / PAGE + 2) * PAGE;
+}
+
+static const char *reason_for(size_t bytes, uint64_t limit)
 {
     const char *reason = NULL;
     pthread_mutex_lock(&lock);
     for (unsigned i = 0; i < reason_count; i++)
-        if (reasons[i].limit == limit)
+        if (reasons[i].limit == limit && reasons[i].bytes == bytes)
             reason = reasons[i].text;
     if (reason == NULL && reason_count < REASONS) {
+        bool whole = bytes >= 1u << 20 && bytes % (1u << 20) == 0;
         reasons[reason_count].limit = limit;
+        reasons[reason_count].bytes = bytes;
         snprintf(reasons[reason_count].text, sizeof reasons[0].text,
-                 "a call lends 1 MiB, and the user may have %" PRIu64
-                 " KiB of locked memory in all (RLIMIT_MEMLOCK): allow 16 MiB or more, by ulimit -l 16384, or "
-                 "LimitMEMLOCK=16M of a systemd unit",
+                 "a call that lends %zu %s takes %" PRIu64 " KiB of locked memory, and the user may have %" PRIu64
+                 " KiB in all (RLIMIT_MEMLOCK): " REMEDY,
+                 whole ? bytes >> 20 : (bytes + 1023) >> 10, whole ? "MiB" : "KiB", charge_of(bytes) >> 10,
                  limit >> 10);
         reason = reasons[reason_count++].text;
     }
     pthread_mutex_unlock(&lock);
     return reason != NULL ? reason
-                          : "a call lends 1 MiB, and the user may have less locked memory in all (RLIMIT_MEMLOCK): "
-                            "allow 16 MiB or more, by ulimit -l 16384, or LimitMEMLOCK=16M of a systemd unit";
+                          : "a call takes more locked memory than the user may have in all (RLIMIT_MEMLOCK): " REMEDY;
 }
 
 const char *memlock_shortage(size_t bytes)
 {
     uint64_t limit = limit_now();
-    return (bytes / PAGE + 2) * PAGE > limit ? reason_for(limit) : NULL;
+    return charge_of(bytes) > limit ? reason_for(bytes, limit) : NULL;
 }
