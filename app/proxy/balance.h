@@ -18,7 +18,7 @@ struct server_state {
     _Atomic uint32_t claimed;     /* workers in which somebody waits for a place at this server */
     /* for health.c and the metrics: */
     _Atomic uint64_t checks, checks_failed, changes; /* of up and down */
-    _Atomic uint64_t total, failures, refused;       /* connections made, failed to connect, turned away (limits) */
+    _Atomic uint64_t total, failures;                /* connections made, failed to connect */
 };
 
 /* Of one service, shared likewise. */

@@ -105,7 +105,6 @@ static void inherit_servers(struct generation *generation, const struct generati
             state->changes = before->changes;
             state->total = before->total;
             state->failures = before->failures;
-            state->refused = before->refused;
         }
     }
 }
