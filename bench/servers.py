@@ -262,9 +262,9 @@ def descriptors():
 
 def proxied_connections(name):
     """How many connections this proxy can have: two descriptors each, and its pipes. HAProxy that is not told how many
-    pipes reckons with one for every four connections, sluice with two for each."""
+    pipes reckons with one for every four connections; those of sluice are shared."""
     if "sluice" in name:
-        return (descriptors() - 64) // 6
+        return (descriptors() - 64 - 512) // 2
     pipes = {"haproxy-splice": HAPROXY_PIPES, "haproxy-auto": descriptors() // 10}.get(name, 0)
     return (descriptors() - 2 * pipes - 128) // 2
 

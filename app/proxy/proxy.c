@@ -110,15 +110,16 @@ static int fail(struct proxy *proxy, const char *what, int code)
     return EXIT_CODE_FAILED;
 }
 
-/* Two sockets for each connection, and two pipe ends for each direction that streams: so a sixth of the descriptors,
- * less what the process itself has open. */
+/* Two sockets for each connection; pipes are shared by those that stream just now, and without one, bytes are copied.
+ */
 static unsigned connections_each(const struct proxy_config *config)
 {
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
         limit.rlim_cur = 1024;
     uint64_t descriptors = limit.rlim_cur < INT_MAX ? limit.rlim_cur : INT_MAX;
-    uint64_t most = descriptors > 64 + 6 ? (descriptors - 64) / 6 : 1;
+    uint64_t others = 64 + (descriptors < 32 * 512 ? descriptors / 32 : 512);
+    uint64_t most = descriptors > others + 2 ? (descriptors - others) / 2 : 1;
     uint64_t each = (config->max_connections + config->workers - 1) / config->workers;
     return (unsigned)(config->max_connections > 0 && each < most ? each : most);
 }

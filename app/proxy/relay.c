@@ -4,12 +4,16 @@
 #include "proxy/session.h"
 
 #include <errno.h>
+#include <linux/sockios.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
-/* A stream that brings less than this before it falls silent is of small messages. */
-#define QUIET_BELOW 16384
+/* Up to about 32 KiB at a time, recv and send cost less than two splices (docs/when-splicing-pays.md). */
+#define SPLICE_FROM 32768
+/* So much without an answer is no message, however it comes in. */
+#define BULK_FROM 65536
 
 /* All that return bool: false: the connection was closed and freed. */
 static bool stream(struct relay *relay);
@@ -29,7 +33,6 @@ void relay_prepare(struct service_at_work *service)
     };
     service->stream = service->message;
     service->stream.route = given->route;
-    service->stream.quiet_below = given->route == SLUICE_ROUTE_SPLICE ? 0 : QUIET_BELOW;
 }
 
 /* Only the peer of a socket that is broken may still learn what came from it: the other direction goes on. */
@@ -128,6 +131,10 @@ static bool stream(struct relay *relay)
     options->sinks = &sink;
     relay->state = RELAY_STREAMING;
     relay->streamed = 0;
+    if (options->route == SLUICE_ROUTE_SPLICE)
+        options->quiet_below = 0;
+    else
+        options->quiet_below = relay->run < BULK_FROM ? SPLICE_FROM : RELAY_MESSAGE_MAX;
     sluice_loop_receive_pause(loop_of(relay), segment.end);
     int result;
     if (relay->mirror != NULL)
@@ -141,6 +148,17 @@ static bool stream(struct relay *relay)
     return streamed(relay, result, &error);
 }
 
+static bool is_bulk(const struct relay *relay, size_t length)
+{
+    int waiting = 0;
+    if (length < RELAY_MESSAGE_MAX)
+        return false;
+    if (relay->run >= BULK_FROM)
+        return true;
+    return ioctl(sluice_end_fd(relay_source(relay)), SIOCINQ, &waiting) == 0 &&
+           waiting >= SPLICE_FROM - RELAY_MESSAGE_MAX;
+}
+
 /* What the loop received is sent from where it lies. */
 static void send_message(struct relay *relay, const char *data, size_t length)
 {
@@ -152,6 +170,8 @@ static void send_message(struct relay *relay, const char *data, size_t length)
     const struct sluice_receipt *receipt;
     options->segments = &segment;
     options->sinks = &sink;
+    relay->run = relay->run < BULK_FROM ? relay->run + (uint32_t)length : BULK_FROM;
+    (relay->upward ? &session->down : &session->up)->run = 0;
     session_count_received(session, relay, length);
     int result = sluice_loop_transfer(loop_of(relay), options, on_sent, relay, &relay->transfer, &receipt, NULL);
     if (result == 0) {
@@ -163,7 +183,7 @@ static void send_message(struct relay *relay, const char *data, size_t length)
     session_count(session, relay, receipt);
     if (result < 0)
         sink_failed(relay, result);
-    else if (length == RELAY_MESSAGE_MAX)
+    else if (is_bulk(relay, length))
         stream(relay);
 }
 

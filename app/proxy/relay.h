@@ -8,8 +8,9 @@
  *   STREAMING   bulk: a transfer until the end of the stream, through a pooled pipe. A mirrored direction is always so
  *   ENDED       the source has ended, and the sink was told
  *
- *   RECEIVING -> STREAMING    a receive filled its buffer
- *   STREAMING -> RECEIVING    the source fell silent after less than that
+ *   RECEIVING -> STREAMING    a receive filled its buffer, and much more waits behind it, or much has come already
+ *                             without an answer
+ *   STREAMING -> RECEIVING    the source fell silent after too little of that
  */
 #ifndef SLUICE_PROXY_RELAY_H
 #define SLUICE_PROXY_RELAY_H
@@ -18,7 +19,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* From so many bytes at once a pair of splices costs less than recv and send (docs/when-splicing-pays.md). */
+/* Received at a time: what a bulk stream on a new connection is copied of before it is known for one. */
 #define RELAY_MESSAGE_MAX 8192
 
 enum relay_state { RELAY_IDLE, RELAY_RECEIVING, RELAY_SENDING, RELAY_STREAMING, RELAY_ENDED };
@@ -34,6 +35,7 @@ struct relay {
     bool upward;       /* from the client to the server */
     bool broken;       /* its sink takes no more */
     bool was_reset;    /* because it was reset, before it had ended its own stream */
+    uint32_t run;      /* bytes that came since the other relay was given any, as far as they were received */
     uint64_t streamed; /* by the transfer under way, when the idle timer looked last */
 };
 
