@@ -46,7 +46,7 @@ struct supervisor_options {
     const char *name;    /* begins messages: "sluice serve" */
     unsigned workers;    /* at least 1 */
     unsigned slots;      /* at least workers; 0: as many. A reload needs as many free ones as there are to be workers */
-    uint64_t drain_ms;   /* for workers when all shall end; 0: no limit */
+    uint64_t drain_ms;   /* for workers when all shall end; 0: no limit. This and the next may be changed by reload */
     uint64_t retire_ms;  /* for old workers after a reload; 0: no limit */
     uint64_t restart_ms; /* 0: 100 */
     uint64_t start_ms;   /* in which the workers of a reload must be ready; 0: a minute */

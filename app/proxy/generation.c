@@ -5,6 +5,7 @@
 #include "proxy/session.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
@@ -126,38 +127,43 @@ static const struct proxy_listen *listen_at(const struct generation *generation,
     return NULL;
 }
 
-static bool same_congestion(const char *a, const char *b)
-{
-    return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
-}
-
-/* A socket of previous on the same address with the same settings, or -1. */
-static int find_listener(const struct generation *previous, const struct proxy_service *service,
-                         const struct proxy_listen *wanted)
+/* A socket of previous on the same address, or -1. */
+static int find_listener(const struct generation *previous, const struct proxy_listen *wanted)
 {
     for (unsigned i = 0; previous != NULL && i < previous->listener_count; i++) {
         const struct proxy_service *other = NULL;
         const struct proxy_listen *listen = listen_at(previous, i, &other);
         if (strcmp(listen->text, wanted->text) == 0 && listen->address.length == wanted->address.length &&
-            memcmp(&listen->address.any, &wanted->address.any, wanted->address.length) == 0 &&
-            same_congestion(other->congestion, service->congestion))
+            memcmp(&listen->address.any, &wanted->address.any, wanted->address.length) == 0)
             return previous->listeners[i];
     }
     return -1;
 }
 
-static int open_listener(const struct proxy_service *service, const struct proxy_listen *wanted, int *ret_fd,
-                         struct failure *failure)
+/* The host's congestion control, or "": as it is. */
+static const char *host_congestion(char buffer[32])
 {
-    struct listen_options options = {.congestion = service->congestion};
-    int r = address_listen(&wanted->address, &options, ret_fd, failure);
-    if (r < 0 || wanted->address.any.sa_family == AF_UNIX)
-        return r;
-    /* Accepted sockets inherit both. The library says itself where more follows. */
-    int on = 1;
-    if (setsockopt(*ret_fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0)
-        return failure_set(failure, -errno, "TCP_NODELAY: %s", text_errno_meaning(errno));
-    return 0;
+    CLEANUP_FD int fd = open("/proc/sys/net/ipv4/tcp_congestion_control", O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? 0 : read(fd, buffer, 31);
+    buffer[length > 0 ? length : 0] = '\0';
+    buffer[strcspn(buffer, "\n")] = '\0';
+    return buffer;
+}
+
+/* What accepted sockets inherit. After a reload it may be something else, on the same socket: to bind another one is
+ * not possible while this one listens. Nothing here keeps the service from working. */
+static void set_up_listener(const struct proxy_service *service, const struct proxy_listen *listen, int fd)
+{
+    char host[32];
+    const char *congestion = service->congestion != NULL ? service->congestion : host_congestion(host);
+    int keep_alive = service->keepalive > 0, no_delay = 1;
+    if (listen->address.any.sa_family == AF_UNIX)
+        return;
+    setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, congestion, (socklen_t)strlen(congestion));
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &no_delay,
+               sizeof no_delay); /* the library says itself where more follows */
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &keep_alive, sizeof keep_alive);
+    proxy_keep_alive(fd, service->keepalive);
 }
 
 static int start_listening(struct generation *generation, const struct generation *previous, struct failure *failure)
@@ -165,14 +171,14 @@ static int start_listening(struct generation *generation, const struct generatio
     for (unsigned i = 0; i < generation->listener_count; i++) {
         const struct proxy_service *service = NULL;
         const struct proxy_listen *wanted = listen_at(generation, i, &service);
-        generation->listeners[i] = find_listener(previous, service, wanted);
-        if (generation->listeners[i] < 0) {
-            int r = open_listener(service, wanted, &generation->listeners[i], failure);
-            if (r < 0)
-                return r;
-        }
-        if (wanted->address.any.sa_family != AF_UNIX)
-            proxy_keep_alive(generation->listeners[i], service->keepalive);
+        struct listen_options options = {.congestion = service->congestion};
+        generation->listeners[i] = find_listener(previous, wanted);
+        if (generation->listeners[i] >= 0)
+            continue; /* it is set up when this generation has come into force: generation_stop_listening */
+        int r = address_listen(&wanted->address, &options, &generation->listeners[i], failure);
+        if (r < 0)
+            return r;
+        set_up_listener(service, wanted, generation->listeners[i]);
     }
     return 0;
 }
@@ -212,10 +218,10 @@ int generation_new(struct proxy_config *config, const struct generation *previou
     generation->config = *config;
     generation->metrics = -1;
     generation->serial = ++last_serial;
+    generation->services = calloc(config->service_count, sizeof *generation->services);
     for (unsigned i = 0; i < config->service_count; i++)
         generation->listener_count += config->services[i].listen_count;
-    generation->services = calloc(config->service_count, sizeof *generation->services);
-    generation->listeners = calloc(generation->listener_count, sizeof *generation->listeners);
+    generation->listeners = reallocarray(NULL, generation->listener_count, sizeof *generation->listeners);
     int r = 0;
     if (generation->services == NULL || generation->listeners == NULL)
         r = failure_set(failure, -ENOMEM, "no memory");
@@ -239,9 +245,37 @@ int generation_new(struct proxy_config *config, const struct generation *previou
     return 0;
 }
 
+/* Not only closed: workers that drain have it open, too, and those that were forked while it was. */
+static void end_listener(int fd, const struct address *address)
+{
+    if (fd < 0)
+        return;
+    shutdown(fd, SHUT_RDWR);
+    close_fd(fd);
+    if (address != NULL)
+        address_remove_stale(address);
+}
+
+void generation_stop_listening(struct generation *generation, const struct generation *next)
+{
+    const struct proxy_service *service = NULL;
+    for (unsigned i = 0; generation->listeners != NULL && i < generation->listener_count; i++) {
+        if (!uses(next, generation->listeners[i]))
+            end_listener(generation->listeners[i], &listen_at(generation, i, &service)->address);
+        generation->listeners[i] = -1;
+    }
+    if (!uses(next, generation->metrics))
+        end_listener(generation->metrics, NULL);
+    generation->metrics = -1;
+    for (unsigned i = 0; next != NULL && i < next->listener_count; i++) {
+        const struct proxy_listen *listen = listen_at(next, i, &service);
+        set_up_listener(service, listen, next->listeners[i]);
+    }
+}
+
 void generation_close_listeners(struct generation *generation, const struct generation *next)
 {
-    for (unsigned i = 0; generation->listeners != NULL && i < generation->listener_count; i++) {
+    for (unsigned i = 0; i < generation->listener_count; i++) {
         if (!uses(next, generation->listeners[i]))
             close_fd(generation->listeners[i]);
         generation->listeners[i] = -1;
@@ -255,7 +289,7 @@ void generation_free(struct generation *generation, const struct generation *nex
 {
     if (generation == NULL)
         return;
-    generation_close_listeners(generation, next);
+    generation_stop_listening(generation, next);
     for (unsigned i = 0; generation->services != NULL && i < generation->config.service_count; i++)
         close_fd(generation->services[i].freed_fd);
     if (generation->memory != NULL)

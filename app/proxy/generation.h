@@ -40,10 +40,14 @@ struct generation {
 int generation_new(struct proxy_config *config, const struct generation *previous, struct generation **ret_generation,
                    struct failure *failure);
 
-/* Close the listening sockets that next (NULL: none) does not use. */
+/* For the supervisor. End the listening sockets that next (NULL: none) does not use, whoever else has them open, and
+ * remove the files of Unix sockets. Those that it uses get what its services say of them. */
+void generation_stop_listening(struct generation *generation, const struct generation *next);
+
+/* For workers: the same sockets are only closed, so that they are not kept for nothing. */
 void generation_close_listeners(struct generation *generation, const struct generation *next);
 
-/* With the listening sockets, as above. */
+/* For the supervisor. With the listening sockets, as above. */
 void generation_free(struct generation *generation, const struct generation *next);
 
 /* What worker index of this generation takes part in a service by. */

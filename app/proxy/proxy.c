@@ -39,6 +39,7 @@ struct proxy {
     struct generation *current;  /* its older ones after it */
     struct generation *fallback; /* during a reload: what was current before */
     struct shared slots;
+    struct supervisor_options supervisor;
     struct sluice_loop_options loop;
     struct log *log, *error_log; /* standard error is error_log's and the receipts' */
 };
@@ -61,8 +62,6 @@ static void on_stop(void *context)
 {
     struct proxying *proxying = context;
     proxy_worker_drain(proxying->worker);
-    /* As long as somebody has them open, those that no successor uses would listen. */
-    generation_close_listeners(proxying->proxy->current, NULL);
 }
 
 static void on_drained(void *context)
@@ -242,6 +241,13 @@ static void on_worker_ended(void *context, unsigned slot_number, bool crashed)
         free_older(proxy);
 }
 
+/* How long workers may drain is as the configuration in force says. */
+static void set_times(struct proxy *proxy)
+{
+    proxy->supervisor.drain_ms = proxy->current->config.drain_timeout;
+    proxy->supervisor.retire_ms = proxy->current->config.retire_timeout;
+}
+
 static int on_reload(void *context, unsigned *workers)
 {
     struct proxy *proxy = context;
@@ -260,6 +266,7 @@ static int on_reload(void *context, unsigned *workers)
     *workers = next->config.workers;
     next->older = proxy->fallback = proxy->current;
     proxy->current = next;
+    set_times(proxy);
     return 0;
 }
 
@@ -269,14 +276,15 @@ static void on_reloaded(void *context, bool done)
     struct generation *before = proxy->fallback;
     proxy->fallback = NULL;
     if (done) {
-        generation_close_listeners(before, proxy->current);
+        generation_stop_listening(before, proxy->current);
         print_listeners(proxy);
     } else {
         struct generation *failed = proxy->current;
         proxy->current = before;
         failed->older = before->older; /* its last workers may still be ending */
         before->older = failed;
-        generation_close_listeners(failed, before);
+        set_times(proxy);
+        generation_stop_listening(failed, before);
     }
     free_older(proxy);
 }
@@ -284,9 +292,12 @@ static void on_reloaded(void *context, bool done)
 static void on_stopping(void *context)
 {
     struct proxy *proxy = context;
-    /* Workers have the sockets open, too: as long as one listens, the kernel would take connections for nobody. */
-    for (unsigned i = 0; i < proxy->current->listener_count; i++)
-        shutdown(proxy->current->listeners[i], SHUT_RDWR);
+    /* Workers have the sockets open, too: as long as one listens, the kernel would take connections for nobody. Those
+     * of older generations have been ended, but for the one that is in force as long as a reload is under way. */
+    for (const struct generation *each = proxy->current; each != NULL; each = each->older)
+        for (unsigned i = 0; i < each->listener_count; i++)
+            if (each->listeners[i] >= 0)
+                shutdown(each->listeners[i], SHUT_RDWR);
 }
 
 static void on_report(void *context)
@@ -349,12 +360,10 @@ static int run(struct proxy *proxy)
         fprintf(stderr, "sluice proxy: %s\n", failure.text);
         return EXIT_CODE_FAILED;
     }
-    struct supervisor_options supervisor = {
+    proxy->supervisor = (struct supervisor_options){
         .name = "sluice proxy",
         .workers = proxy->current->config.workers,
         .slots = proxy->slots.count,
-        .drain_ms = proxy->current->config.drain_timeout,
-        .retire_ms = proxy->current->config.retire_timeout,
         .context = proxy,
         .worker_main = worker_main,
         .ready = on_ready,
@@ -365,7 +374,8 @@ static int run(struct proxy *proxy)
         .worker_ended = on_worker_ended,
         .say = on_say,
     };
-    int code = supervisor_run(&supervisor);
+    set_times(proxy);
+    int code = supervisor_run(&proxy->supervisor);
     if (proxy->current->config.receipts)
         on_report(proxy);
     return code;
