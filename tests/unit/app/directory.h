@@ -40,7 +40,7 @@ static int directory_make(void)
     return open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
 }
 
-static void file_write(const char *path, const char *text)
+__attribute__((unused)) static void file_write(const char *path, const char *text)
 {
     FILE *file = fopen(path, "w");
     if (file == NULL || fputs(text, file) < 0 || fclose(file) < 0)
