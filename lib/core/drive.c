@@ -77,8 +77,6 @@ int sluice_transfer_step(struct sluice_transfer *transfer, struct sluice_waits *
     if (may_raise_sigpipe(transfer))
         sigpipe_block(&guard);
     int result = transfer_step(transfer, ret_waits);
-    if (result > 0 && transfer_keep_borrowed(transfer) < 0)
-        result = transfer->error.code;
     sigpipe_restore(&guard);
     if (transfer->fanout != NULL)
         fanout_tell(transfer, false);

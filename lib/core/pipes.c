@@ -86,9 +86,12 @@ int pipe_get(struct pipe *ret_pipe, uint64_t *calls)
     if (sys.pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0)
         return -errno;
     struct pipe pipe = {.read = fds[0], .write = fds[1]};
-    *calls += 2;
-    sys.fcntl(pipe.write, F_SETPIPE_SZ, (long)PIPE_CAPACITY); /* EPERM past the user's limit: then it stays smaller */
-    int capacity = sys.fcntl(pipe.write, F_GETPIPE_SZ, 0);
+    ++*calls;
+    int capacity = sys.fcntl(pipe.write, F_SETPIPE_SZ, (long)PIPE_CAPACITY);
+    if (capacity <= 0) { /* EPERM past the user's limit: then it stays smaller */
+        ++*calls;
+        capacity = sys.fcntl(pipe.write, F_GETPIPE_SZ, 0);
+    }
     if (capacity <= 0) {
         int error = errno;
         close_pipe(&pipe);

@@ -181,10 +181,12 @@ static int keep_rest(struct sluice_transfer *transfer, uint32_t index)
     return 0;
 }
 
-int transfer_keep_borrowed(struct sluice_transfer *transfer)
+/* The first step ends, and the transfer goes on: after it the memory is the caller's. Returns 0, or -ENOMEM after the
+ * transfer failed. */
+static int keep_borrowed(struct sluice_transfer *transfer)
 {
     int result = 0;
-    if (transfer->kept)
+    if (transfer->kept || transfer->blocking)
         return 0;
     for (uint32_t i = 0; i < transfer->segment_count && result == 0; i++)
         if (is_borrowed(&transfer->segments[i]))
@@ -1263,6 +1265,10 @@ static int would_block(struct lane *lane, const struct op *op)
     if (blocker == OP_BLOCKS_ON_SOURCE) {
         lane_note_silence(lane);
         lane->wait = LANE_WAITS_SOURCE;
+        /* A stream may be silent for long, and a user has few large pipes (64 of 1 MiB, pipe(7)): others may need it.
+         */
+        if (transfer->fanout == NULL && lane->in_pipe == 0)
+            pipe_put(&lane->pipe, 0);
     } else {
         lane->wait = transfer->fanout != NULL ? LANE_TAKES : LANE_WAITS_SINK;
     }
@@ -1839,6 +1845,9 @@ int transfer_step(struct sluice_transfer *transfer, struct sluice_waits *ret_wai
         return moved;
     if (done)
         return SLUICE_STEP_DONE;
+    int kept = keep_borrowed(transfer);
+    if (kept < 0)
+        return kept;
     if (running)
         return SLUICE_STEP_YIELD;
     ret_waits->count = 0;

@@ -225,10 +225,9 @@ void transfer_settle(struct sluice_transfer *transfer);
 /* Settle, and free everything but the struct itself. */
 void transfer_end(struct sluice_transfer *transfer);
 
-/* Is memory among its segments that the caller takes back when it is called back? Then nothing may go on using it. */
+/* Is this the first step of a transfer with memory that is the caller's again after it? Until what is left of it has
+ * been copied, no op may be under way. */
 bool transfer_borrows(const struct sluice_transfer *transfer);
-/* Before that: copy what is left of it. Returns 0, or -ENOMEM after the transfer failed. */
-int transfer_keep_borrowed(struct sluice_transfer *transfer);
 
 /* The lane's stream has nothing now: is that a reason to end (quiet_below)? If it is not, note that it has nothing. */
 bool lane_is_quiet(const struct lane *lane);

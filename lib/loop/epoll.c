@@ -33,13 +33,17 @@ static void unwatch_fd(struct sluice_loop *loop, int fd)
 
 /* ---- Ends --------------------------------------------------------------------------------------------------- */
 
-static int socket_error(const struct sluice_end *end)
+/* To be told to the receiver: the socket will not say it again. */
+static int take_error(struct sluice_end *end)
 {
     int error = 0;
     socklen_t size = sizeof error;
-    if (end_is_socket(end) && sys.getsockopt(end->fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error != 0)
-        return -error;
-    return -ECONNRESET;
+    if (!end_is_socket(end))
+        return -ECONNRESET;
+    if (sys.getsockopt(end->fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0 || error == 0)
+        error = ECONNRESET;
+    end->socket.broke = (int16_t)-error;
+    return -error;
 }
 
 /* One call of the receiver. A short count empties a socket, so the next EAGAIN need not be met, except when the peer
@@ -112,7 +116,7 @@ static void end_event(struct loop_end *state, uint32_t events)
     if (!state->paused)
         receive_some(state);
     else if (state->broken && events & EPOLLERR && state->writer == NULL && !loop_waits_to_read(state))
-        loop_end_receiving(state, socket_error(state->end));
+        loop_end_receiving(state, take_error(state->end));
 }
 
 static int meet(struct loop_end *state)
@@ -127,10 +131,8 @@ static void part(struct loop_end *state)
 
 static int receive(struct loop_end *state)
 {
-    if (state->readable || state->hangup) { /* no edge follows that of the end */
-        state->readable = true;
+    if (state->readable)
         loop_mark_ready(state);
-    }
     return 0;
 }
 

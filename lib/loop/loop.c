@@ -88,19 +88,8 @@ void loop_unmark_ready(struct loop_end *state)
 void loop_end_receiving(struct loop_end *state, ssize_t how)
 {
     state->receive_ended = true;
-    if (how < 0 && end_is_socket(state->end))
-        state->end->socket.broke = (int16_t)how;
     loop_unmark_ready(state);
     state->receive(state->receive_context, NULL, how);
-}
-
-bool loop_waits_to_read(const struct loop_end *state)
-{
-    const struct sluice_transfer *reader = state->reader;
-    for (uint32_t i = 0; reader != NULL && i < reader->lane_count; i++)
-        if (reader->lanes[i].wait == LANE_WAITS_SOURCE)
-            return true;
-    return false;
 }
 
 static void end_lingering(struct loop_end *state)
@@ -538,10 +527,6 @@ int sluice_loop_transfer(struct sluice_loop *loop, const struct sluice_transfer_
         transfer_fail(&transfer->lanes[0], result, "recv", NULL, NULL);
     transfer->carrier = transfer->lane_count == 1 ? loop->carrier : NULL;
     result = step_on_loop(loop, transfer);
-    if (result == 1 && transfer_keep_borrowed(transfer) < 0) {
-        detach(loop, transfer);
-        result = transfer->error.code;
-    }
     if (result == 1) {
         if (ret_transfer != NULL)
             *ret_transfer = transfer;

@@ -158,7 +158,14 @@ void loop_unmark_ready(struct loop_end *state);
 void loop_end_receiving(struct loop_end *state, ssize_t how);
 
 /* Does a transfer wait for something to read from the end? It may have done so before, and wait for its sink now. */
-bool loop_waits_to_read(const struct loop_end *state);
+static inline bool loop_waits_to_read(const struct loop_end *state)
+{
+    const struct sluice_transfer *reader = state->reader;
+    for (uint32_t i = 0; reader != NULL && i < reader->lane_count; i++)
+        if (reader->lanes[i].wait == LANE_WAITS_SOURCE)
+            return true;
+    return false;
+}
 
 /* Step it when this turn's events are handled. */
 void loop_queue_transfer(struct sluice_loop *loop, struct sluice_transfer *transfer);

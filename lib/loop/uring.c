@@ -625,6 +625,8 @@ static void ended(struct uring_end *state, ssize_t how)
     struct loop_end *common = &state->common;
     if (common->receive == NULL || common->receive_ended || common->source.dead)
         return;
+    if (how < 0 && end_is_socket(common->end))
+        common->end->socket.broke = (int16_t)how; /* it will not say it again */
     bool broke = how < 0 && common->paused && !written_to(state);
     if (broke || (!common->paused && state->held == NULL)) {
         drop_held(state);
@@ -1161,13 +1163,6 @@ static bool launch(struct uring_loop *ring, struct lane *lane, const struct op *
     return true;
 }
 
-/* Is the op to be carried out at once or not at all? What is borrowed would be gone when the ring looks at it; and a
- * stream may be quiet enough for the transfer to end. */
-static bool must_not_wait(const struct lane *lane, const struct op *op)
-{
-    return op->kind == OP_WRITE ? transfer_borrows(lane->transfer) : lane_is_quiet(lane);
-}
-
 static bool carry(struct op_carrier *carrier, struct lane *lane, const struct op *ops, int count, ssize_t *ret_result)
 {
     struct uring_loop *ring = (struct uring_loop *)((char *)carrier - offsetof(struct uring_loop, carrier));
@@ -1175,13 +1170,13 @@ static bool carry(struct op_carrier *carrier, struct lane *lane, const struct op
         *ret_result = -ENOBUFS; /* no memory to keep account of it */
         return !launch(ring, lane, ops, 1);
     }
-    if (may_block(lane, &ops[0]) && !(ops[0].kind == OP_WRITE && transfer_borrows(lane->transfer)) &&
-        launch(ring, lane, ops, count))
+    if (may_block(lane, &ops[0]) && !transfer_borrows(lane->transfer) && launch(ring, lane, ops, count))
         return false;
     *ret_result = op_execute(&ops[0], &lane->receipt.system_calls);
     if (*ret_result > 0 && ops[0].kind == OP_WRITE && ops[0].flags & MSG_ZEROCOPY && lane->sink->loop != NULL)
         ask_broken(end_state(lane->sink->loop)); /* the error queue will say when the memory is back */
-    if (*ret_result != -EAGAIN || !can_wait(&ops[0]) || must_not_wait(lane, &ops[0]) || !launch(ring, lane, ops, 1))
+    if (*ret_result != -EAGAIN || !can_wait(&ops[0]) || transfer_borrows(lane->transfer) ||
+        (ops[0].kind == OP_READ && lane_is_quiet(lane)) || !launch(ring, lane, ops, 1))
         return true;
     if (ops[0].kind == OP_READ)
         lane_note_silence(lane);

@@ -267,9 +267,9 @@ TEST("a connection that was given up is not told of, and its socket can be close
     sluice_connect_cancel(ready.connect);
     sluice_connect_cancel(NULL);
     close(fd);
-    close(ready_fd);
     run_briefly();
     CHECK_EQ(silent.calls + ready.calls, 0);
+    close(ready_fd);
     CHECK_EQ(begin_connect(&silent, fd = stream_socket(AF_INET), &full), 0); /* and one that is left to the very end */
     sluice_connect_cancel(silent.connect);
     end();
@@ -832,6 +832,39 @@ TEST("a receiver that is resumed after a transfer saw the end of its stream is t
     }
 }
 
+TEST("streams that wait for their source share a pipe")
+{
+    enum { STREAMS = 20 };
+    struct between between[STREAMS];
+    struct job jobs[STREAMS];
+    begin();
+    int before = open_descriptors();
+    for (int i = 0; i < STREAMS; i++) {
+        struct sluice_segment segment;
+        open_between(&between[i], tcp_pair, tcp_pair);
+        struct sluice_transfer_options options = quiet_options(&between[i], &segment, SLUICE_ROUTE_SPLICE, 0);
+        feed(&between[i], 0, 100);
+        job_start(&jobs[i], &options);
+        check_arrived(&between[i], 0, 100);
+    }
+    CHECK_EQ(open_descriptors() - before, 4 * STREAMS + 2);
+    for (int i = 0; i < STREAMS; i++)
+        feed(&between[i], 100, 1000);
+    run_briefly();
+    CHECK_EQ(open_descriptors() - before, 4 * STREAMS + 2);
+    for (int i = 0; i < STREAMS; i++) {
+        check_arrived(&between[i], 100, 1000);
+        shutdown(between[i].feed, SHUT_WR);
+    }
+    for (int i = 0; i < STREAMS; i++) {
+        job_finish(&jobs[i]);
+        CHECK_EQ(jobs[i].result, 0);
+        CHECK_EQ(jobs[i].receipt.bytes, 1100);
+        close_between(&between[i]);
+    }
+    end();
+}
+
 /* A relay of one direction as a proxy has it: small messages by a receiver and borrowed memory, what fills a buffer by
  * a stream transfer, until that falls quiet. */
 struct relay {
@@ -1055,6 +1088,66 @@ TEST("a paused receiver of a stream that fell quiet learns of a reset at once")
         close_between(&between);
         end();
     }
+}
+
+/* ---- A sink that is still connecting -------------------------------------------------------------------------- */
+
+TEST("a socket that is still connecting is a sink that is full, also beside others; one that is refused fails")
+{
+    struct sockaddr_in full, closing;
+    struct sluice_error errors[3];
+    struct between between;
+    struct job job;
+    size_t size;
+    int listener = listen_somewhere(&full, 0), other = listen_somewhere(&closing, 0);
+    int first = fill_queue(&full), second = fill_queue(&closing);
+    int fds[] = {stream_socket(AF_INET), stream_socket(AF_INET)};
+    connect(fds[0], (struct sockaddr *)&full, sizeof full);
+    CHECK_EQ(errno, EINPROGRESS);
+    connect(fds[1], (struct sockaddr *)&closing, sizeof closing);
+    CHECK_EQ(errno, EINPROGRESS);
+    begin();
+    open_between(&between, tcp_pair, tcp_pair);
+    struct sluice_end *sinks[] = {between.sink, end_of(fds[0]), end_of(fds[1])};
+    struct sluice_segment segment = stream_segment(between.source, SLUICE_UNTIL_END);
+    struct sluice_transfer_options options = {.size = sizeof options,
+                                              .segments = &segment,
+                                              .segment_count = 1,
+                                              .sinks = sinks,
+                                              .sink_count = 3,
+                                              .policy = SLUICE_FANOUT_DROP,
+                                              .patience = 5000,
+                                              .sink_errors = errors};
+    job_start(&job, &options);
+    feed(&between, 0, 100000);
+    run_briefly();
+    check_arrived(&between, 0, 100000); /* the live connection is not held up */
+    close(accept(listener, NULL, NULL));
+    close(other);
+    feed(&between, 100000, 100000);
+    shutdown(between.feed, SHUT_WR);
+    job_finish(&job);
+    CHECK_EQ(job.result, 0);
+    CHECK_EQ(errors[0].code, 0);
+    CHECK_EQ(errors[1].code, 0);
+    CHECK_EQ(errors[2].code, -ECONNREFUSED);
+    check_arrived(&between, 100000, 100000);
+    int peer = accept(listener, NULL, NULL);
+    struct collector *collector = collector_start(peer, false);
+    for (int i = 1; i < 3; i++) {
+        sluice_loop_forget(loop, sinks[i]);
+        sluice_end_close(sinks[i]);
+    }
+    unsigned char *data = collector_finish(collector, &size);
+    CHECK_EQ(size, 200000);
+    CHECK_EQ(pattern_wrong(data, 0, size), size);
+    free(data);
+    close_between(&between);
+    close(peer);
+    close(listener);
+    close(first);
+    close(second);
+    end();
 }
 
 int main(int argc, char **argv)
