@@ -1276,6 +1276,15 @@ static void show_in(struct sluice_listener *common, int fd)
     common->accept(common->context, fd, (struct sockaddr *)&address, size);
 }
 
+/* The one that has waited longest. */
+static void show_in_held(struct uring_listener *listener)
+{
+    int fd = listener->held[0];
+    listener->held_count--;
+    memmove(listener->held, listener->held + 1, listener->held_count * sizeof *listener->held);
+    show_in(&listener->common, fd);
+}
+
 static void unlisten(struct sluice_listener *common, bool for_good)
 {
     struct uring_listener *listener = (struct uring_listener *)common;
@@ -1289,7 +1298,7 @@ static void unlisten(struct sluice_listener *common, bool for_good)
     settle(ring, &common->source, NULL);
     /* Their clients believe themselves connected; to close them would be to reset them. */
     while (listener->held_count > 0)
-        show_in(common, listener->held[--listener->held_count]);
+        show_in_held(listener);
     free(listener->held);
     listener->held = NULL;
     listener->held_size = 0;
@@ -1338,7 +1347,7 @@ static void callers(struct uring_listener *listener)
     struct sluice_listener *common = &listener->common;
     listener->asked = false;
     while (listener->held_count > 0 && !common->paused && !common->source.dead)
-        show_in(common, listener->held[--listener->held_count]);
+        show_in_held(listener);
     if (!common->paused && !common->source.dead)
         listen_on(common);
 }
