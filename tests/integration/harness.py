@@ -255,36 +255,36 @@ _servers = []
 OPTIONS = os.environ.get("SLUICE_TEST_OPTIONS", "").split()  # for every server, as "--loop io_uring"
 
 
-class Server:
-    """sluice serve, running. Use it in a with statement: leaving it without an exception checks its end."""
+class Program:
+    """A command that goes on until it is told to end, in a session of its own. Use it in a with statement: leaving it
+    without an exception checks its end."""
 
-    def __init__(self, root, *options, workers=1, env=None, wrap=(), listen=LOCAL + ":0", cwd=None):
-        self.root = root
+    def __init__(self, command, env=None, cwd=None, ready=10, **more):
+        """ready: seconds that it may take until is_ready. more: of subprocess.Popen."""
         self.out = tempfile.TemporaryFile()
         self.err = tempfile.TemporaryFile()
         environment = dict(os.environ, **(env or {}))
         environment.setdefault("ASAN_OPTIONS", "halt_on_error=1:exitcode=99:detect_stack_use_after_return=1")
         environment.setdefault("UBSAN_OPTIONS", "halt_on_error=1:print_stacktrace=1:exitcode=99")
         environment.setdefault("TSAN_OPTIONS", "halt_on_error=1:exitcode=99")
-        command = [*wrap, SLUICE, "serve", root, "--listen", listen, "--workers", str(workers), *OPTIONS, *options]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.err,
-                                        env=environment, cwd=cwd, start_new_session=True)
+                                        env=environment, cwd=cwd, start_new_session=True, **more)
         self.code = None
         _servers.append(self)
+
+        def prepared():
+            if self.process.poll() is not None:
+                raise AssertionError("the server ended with code %d: %s" % (self.process.returncode, self.errors()))
+            return self.is_ready()
         try:
-            match = until(self._serving, 10, "the server's address on standard output")
+            until(prepared, ready, "the server's readiness")
         except BaseException:
             self.kill()
             raise
-        self.port = int(match[1])
-        self.address = (LOCAL, self.port)
-        self.url = "http://%s:%d" % self.address
-        self.workers = workers
 
-    def _serving(self):
-        if self.process.poll() is not None:
-            raise AssertionError("the server ended with code %d: %s" % (self.process.returncode, self.errors()))
-        return re.search(r"http://\S+:(\d+)/", self.output())
+    def is_ready(self):
+        """Of each kind of program."""
+        raise NotImplementedError
 
     def _read(self, file):
         text = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
@@ -347,6 +347,24 @@ class Server:
             self.kill()
         if kind is not None and issubclass(kind, (AssertionError, OSError)) and self.errors():
             note("standard error of the server: " + self.errors()[-2000:].replace("\n", "\n#   "))
+
+
+class Server(Program):
+    """sluice serve, running."""
+
+    def __init__(self, root, *options, workers=1, env=None, wrap=(), listen=LOCAL + ":0", cwd=None):
+        self.root = root
+        self.workers = workers
+        super().__init__([*wrap, SLUICE, "serve", root, "--listen", listen, "--workers", str(workers), *OPTIONS,
+                          *options], env=env, cwd=cwd)
+
+    def is_ready(self):
+        match = re.search(r"http://\S+:(\d+)/", self.output())
+        if match:
+            self.port = int(match[1])
+            self.address = (LOCAL, self.port)
+            self.url = "http://%s:%d" % self.address
+        return match
 
 
 def shared_server(root, *options, name="the server of these cases", **more):
