@@ -65,6 +65,7 @@ TEST("an address that stays keeps its socket, and one that goes refuses, whoever
     snprintf(metrics_text, sizeof metrics_text, "127.0.0.1:%u", metrics);
     CHECK_EQ(make(NULL, &current, "-l %s -l %s -t 10.0.0.1:1 --metrics %s", gone_text, kept_text, metrics_text), 0);
     CLEANUP_FD int worker_has = dup(current->listeners[0]), worker_has_too = dup(current->metrics);
+    CHECK(worker_has >= 0 && worker_has_too >= 0);
     int socket = current->listeners[1];
     CHECK_EQ(make(current, &next, "-l %s -t 10.0.0.1:1", kept_text), 0);
     CHECK_EQ(next->listeners[0], socket);
@@ -90,6 +91,7 @@ TEST("the file of a Unix socket is there for as long as a generation uses it")
     snprintf(text, sizeof text, "unix:%s", path);
     CHECK_EQ(make(NULL, &current, "-l %s -t 10.0.0.1:1", text), 0);
     CLEANUP_FD int worker_has = dup(current->listeners[0]);
+    CHECK(worker_has >= 0);
     CHECK_EQ(make(current, &next, "-l %s -t 10.0.0.2:1", text), 0);
     succeed(&current, next);
     CHECK_EQ(try_connect(text), 0);
@@ -113,6 +115,7 @@ TEST("a reload that is taken back ends the new sockets and leaves the old ones")
     CHECK_EQ(make(NULL, &current, "-l %s -t 10.0.0.1:1", kept_text), 0);
     CHECK_EQ(make(current, &next, "-l %s -l %s -t 10.0.0.1:1", fresh_text, kept_text), 0);
     CLEANUP_FD int worker_has = dup(next->listeners[0]);
+    CHECK(worker_has >= 0);
     CHECK_EQ(try_connect(fresh_text), 0);
     generation_free(next, current);
     CHECK_EQ(try_connect(fresh_text), -ECONNREFUSED);

@@ -329,6 +329,7 @@ TEST("a Unix socket whose queue is full is in use")
 {
     const char *text = local_path();
     CLEANUP_FD int fd = listen_at(text, &(struct listen_options){.backlog = 1});
+    CHECK(fd >= 0);
     int clients[4], full = 0;
     struct address address;
     CHECK_EQ(address_parse(text, &address, NULL), 0);
