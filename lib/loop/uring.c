@@ -449,7 +449,7 @@ static int ask_readable(struct uring_end *state)
 /* A multishot receive goes on while buffers last, whatever the receiver thinks of it: from a client that sends without
  * end the loop would have to keep a MiB for each connection that is paused. So it is told to end after as much as one
  * call of the receiver takes (the field that is file_index for others, Linux 6.17), and to bring no more than that at a
- * time (len, likewise); where that is not known (EINVAL), receives are asked for one at a time. */
+ * time (len, likewise); where that is not known, receives are asked for one at a time. */
 static void fill_receive(const struct uring_loop *ring, int fd, uint32_t most, struct io_uring_sqe *entry)
 {
     entry->opcode = IORING_OP_RECV;
@@ -728,8 +728,6 @@ static void received(struct uring_end *state, const struct io_uring_cqe *report)
         give_buffer(ring, id);
     } else if (report->res == 0) {
         ended(state, 0);
-    } else if (report->res == -EINVAL && ring->bounded) {
-        ring->bounded = false;
     } else if (report->res != -ENOBUFS && report->res != -ECANCELED) {
         ended(state, report->res);
     }
@@ -784,7 +782,7 @@ static int keep(struct uring_end *state, const struct io_uring_cqe *report)
             result = hold(state, provided_buffer(ring, id), (size_t)report->res);
         give_buffer(ring, id);
     }
-    if (report->res < 0 && report->res != -ENOBUFS && report->res != -ECANCELED && report->res != -EINVAL)
+    if (report->res < 0 && report->res != -ENOBUFS && report->res != -ECANCELED)
         result = report->res;
     return result;
 }
@@ -1720,6 +1718,7 @@ static int bounds_receives(struct uring_loop *ring)
     struct io_uring_cqe report;
     struct io_uring_sqe *entry = &ring->entries[ring->tail++ & ring->sq_mask];
     memset(entry, 0, sizeof *entry); /* its user data too: ABOUT_NOTHING */
+    ring->bounded = true;            /* to be asked for so */
     fill_receive(ring, -1, RECEIVE_MAX, entry);
     for (int tries = 0; !take_report(ring, &report); tries++) {
         int result = enter(ring, true, -1);
@@ -1735,7 +1734,6 @@ static int set_up(struct uring_loop *ring, const struct sluice_loop_options *opt
     parameters.flags =
         IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER;
     ring->fd = -1;
-    ring->bounded = true;
     ring->polled = options->flags & SLUICE_LOOP_SQPOLL;
     if (ring->polled) {
         parameters.flags |= IORING_SETUP_SQPOLL;
@@ -1758,11 +1756,12 @@ static int set_up(struct uring_loop *ring, const struct sluice_loop_options *opt
     }
     if (result < 0)
         return refused(result, options, ret_error);
-    if (options->kind != SLUICE_LOOP_AUTO)
-        return 0;
     result = bounds_receives(ring);
-    if (result != 0)
-        return result < 0 ? refused(result, options, ret_error) : 0;
+    if (result < 0)
+        return refused(result, options, ret_error);
+    ring->bounded = result;
+    if (ring->bounded || options->kind != SLUICE_LOOP_AUTO)
+        return 0;
     if (ret_error != NULL)
         *ret_error = (struct sluice_error){.code = -EOPNOTSUPP, .operation = "io_uring_enter", .reason = not_cheaper};
     return -EOPNOTSUPP;
