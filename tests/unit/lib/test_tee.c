@@ -288,7 +288,7 @@ TEST("of a first and others the first gets every byte in any weather, another al
     static const size_t pipe_sizes[] = {0, 1, 100, 4096, 5000, 9000};
     unsigned given_up = 0, complete = 0;
     make_bytes();
-    for (uint64_t seed = 0; seed < 12000; seed += STRIDE) {
+    for (uint64_t seed = 0; seed < 6000; seed += STRIDE) {
         struct sinks how = first_of(seed, 2 + seed % 2);
         struct simulation simulation = {
             .seed = seed, .lies = (unsigned)(8 + seed % 100), .pipe_size = pipe_sizes[seed / 12 % 6]};
@@ -299,7 +299,7 @@ TEST("of a first and others the first gets every byte in any weather, another al
         for (unsigned i = 1; i < how.count; i++)
             *(got.errors[i].code != 0 ? &given_up : &complete) += 1;
     }
-    CHECK(given_up > 100 && complete > 100);
+    CHECK(given_up > 50 && complete > 50);
 }
 
 TEST("of a first and others one that breaks or is refused at any byte is dropped there, and the first gets everything")
