@@ -198,6 +198,60 @@ def slow_sink(policy):
     same_bytes(got, data[:len(got)])
 
 
+@case("--policy first: a TCP sink that takes nothing is reset at once, without patience; the first gets everything")
+def first():
+    root, data = new_root(), content(24 * 1024 * 1024)
+    slow, fast = Listener(reads=False, receive_buffer=1 << 16), Listener(unix=root + "/socket")
+    begun = time.monotonic()
+    done = fanout("--policy", "first", "--patience", "1min", "--json", fast.name, slow.name, data=data, code=1)
+    assert time.monotonic() - begun < 30, "it was patient"
+    same_bytes(fast.end(), data)
+    sinks = report(done)
+    equal([sinks[name]["outcome"] for name in (slow.name, fast.name)], ["dropped", "complete"])
+    assert "too far behind the first" in sinks[slow.name]["error"], sinks[slow.name]["error"]
+    assert sinks[fast.name]["receipt"]["routes"]["splice"]["bytes"] > 0, sinks[fast.name]
+    got = slow.end()
+    assert isinstance(slow.error, ConnectionResetError), slow.error
+    same_bytes(got, data[:len(got)])
+
+
+@case("--policy first: the first one's reader sees the end while another still has to read")
+def first_ends():
+    root, data = new_root(), content(600 * 1024)
+    for kind in ("tcp", "unix"):
+        ahead = Listener(unix=root + "/ahead" if kind == "unix" else None)
+        behind = Listener(unix=root + "/behind." + kind, reads=False)
+        with subprocess.Popen([SLUICE, "fanout", "--policy", "first", "--patience", "20s", ahead.name, behind.name],
+                              stdin=subprocess.PIPE) as process:
+            process.stdin.write(data)
+            process.stdin.close()
+            same_bytes(ahead.end(), data)
+            equal(process.poll(), None)
+            same_bytes(behind.end(), data)
+            equal(process.wait(10), 0)
+
+
+@case("--policy first: if the first fails or cannot be opened that is the end, of another it is not")
+def first_fails():
+    root, data = new_root(), content(SIZE)
+    reader, writer = os.pipe()
+    os.close(reader)
+    dead = "fd:%d" % writer
+    done = fanout("--policy", "first", dead, root + "/a", data=data, code=1, pass_fds=[writer])
+    assert b"EPIPE" in done.stderr, done.stderr
+    assert os.path.getsize(root + "/a") < SIZE
+    done = fanout("--policy", "first", "--json", root + "/a", dead, data=data, code=1, pass_fds=[writer])
+    os.close(writer)
+    same_bytes(read(root + "/a"), data)
+    equal([sink["outcome"] for sink in json.loads(done.stdout)["sinks"]], ["complete", "dropped"])
+    os.remove(root + "/a")
+    fanout("--policy", "first", root + "/nowhere/b", root + "/a", data=data, code=1)
+    equal(os.path.getsize(root + "/a"), 0)
+    done = fanout("--policy", "first", "--json", root + "/a", root + "/nowhere/b", data=data, code=1)
+    same_bytes(read(root + "/a"), data)
+    equal([sink["outcome"] for sink in json.loads(done.stdout)["sinks"]], ["complete", "not opened"])
+
+
 @case("--policy copy: a sink that pauses gets everything, while the others run ahead of it")
 def pause():
     root, data = new_root(), content(12 * 1024 * 1024)
