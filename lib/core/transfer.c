@@ -471,6 +471,12 @@ static void hand_over(struct lane *lane, const struct route *to, int error, cons
     receipt_enter_fallback(&lane->receipt, &fallback);
 }
 
+/* A shortage of descriptors, pipes or memory is no trait of the pair. */
+static bool passes(int error)
+{
+    return error == EMFILE || error == ENFILE || error == ENOMEM;
+}
+
 /* The route turned out not to serve this pair: the next one goes on at this very byte. error: positive errno. */
 static int demote(struct lane *lane, int error, const char *operation, const char *reason)
 {
@@ -484,7 +490,7 @@ static int demote(struct lane *lane, int error, const char *operation, const cha
     if (to == NULL)
         return transfer_fail(lane, -error, operation, reason, NULL);
     hand_over(lane, to, error, reason);
-    if (segment->kind != SLUICE_SEGMENT_MEMORY && transfer->order == NULL)
+    if (segment->kind != SLUICE_SEGMENT_MEMORY && transfer->order == NULL && !passes(error))
         end_remember_refusal(lane->sink, segment->end, from->id);
     if (segment->kind == SLUICE_SEGMENT_FILE && end_is_file(lane->sink) && transfer->order == NULL)
         file_systems_remember_refusal(segment->end, lane->sink, from->id, error, &lane->receipt.system_calls);
@@ -554,7 +560,7 @@ int lane_drop(struct lane *lane, int code, const char *operation, const char *re
 static int sink_failed(struct lane *lane, int code, const char *operation, const char *remedy)
 {
     enum sluice_fanout_policy policy = lane->transfer->fanout->policy;
-    if (policy == SLUICE_FANOUT_BLOCK || (policy == SLUICE_FANOUT_FIRST && !fanout_is_shadow(lane)))
+    if (policy == SLUICE_FANOUT_BLOCK || policy == SLUICE_FANOUT_FIRST) /* lane_failed tells who of these it is */
         return transfer_fail(lane, code, operation, NULL, remedy);
     return lane_drop(lane, code, operation, NULL, remedy);
 }
@@ -1800,8 +1806,12 @@ static int run_lanes(struct sluice_transfer *transfer, bool *ret_running, bool *
         struct lane *lane = &transfer->lanes[i];
         if (lane->wait == LANE_RUNS || lane->wait == LANE_TAKES) {
             int result = run_lane(lane);
-            if (result < 0 && (result = lane_failed(lane, result)) < 0)
-                return result;
+            if (result < 0) {
+                result = lane_failed(lane, result);
+                if (result < 0)
+                    return result;
+                result = 1; /* others need not wait for it any more */
+            }
             moved |= result > 0;
         }
         *ret_done &= lane->wait == LANE_DONE;

@@ -12,6 +12,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -351,43 +352,62 @@ TEST("while the first takes nothing the source is left alone, and the shadow get
         scene.options.route = by_copy ? SLUICE_ROUTE_COPY : SLUICE_ROUTE_AUTO;
         scene.options.window = 1000;
         size_t filled = fill_up(&scene, 0);
-        feed_pattern(&scene, 0, 4096);
+        feed_pattern(&scene, 0, 600);
         CHECK_EQ(sluice_transfer_new(&scene.options, &transfer, NULL), 0);
         CHECK_EQ(step_on(&scene, transfer, 10), SLUICE_STEP_WAIT);
-        CHECK_EQ(recv(scene.peers[1], got, sizeof got, MSG_DONTWAIT), 1000);
+        CHECK_EQ(recv(scene.peers[1], got, sizeof got, MSG_DONTWAIT), 600);
+        feed_pattern(&scene, 600, 3496);
         CHECK_EQ(step_on(&scene, transfer, 10), SLUICE_STEP_WAIT);
         CHECK_EQ(recv(scene.peers[1], got, sizeof got, MSG_DONTWAIT), -1);
         read_away(scene.peers[0], filled);
         CHECK_EQ(step_on(&scene, transfer, 10), SLUICE_STEP_WAIT);
         CHECK_EQ(recv(scene.peers[0], got, sizeof got, MSG_DONTWAIT), 4096);
         CHECK_EQ(pattern_wrong((unsigned char *)got, 0, 4096), 4096);
-        CHECK_EQ(recv(scene.peers[1], got, sizeof got, MSG_DONTWAIT), 3096);
+        CHECK_EQ(recv(scene.peers[1], got, sizeof got, MSG_DONTWAIT), 3496);
         CHECK_EQ(scene.told, 0);
         sluice_transfer_free(transfer);
         close_scene(&scene);
     }
 }
 
-TEST("a shadow may be behind by a byte less than the window, in however small pieces, and is lost with the next byte")
+/* In bytes of their own: more pieces than a pipe can hold. */
+static void fall_behind(struct scene *scene, struct sluice_transfer *transfer, size_t from, size_t to)
 {
-    for (int by_copy = 0; by_copy < 2; by_copy++) {
+    struct sluice_waits waits;
+    char got[8];
+    for (size_t i = from; i < to; i++) {
+        feed_pattern(scene, i, 1);
+        CHECK_EQ(sluice_transfer_step(transfer, &waits), SLUICE_STEP_WAIT);
+        CHECK_EQ(recv(scene->peers[0], got, sizeof got, MSG_DONTWAIT), 1);
+        CHECK(got[0] == (char)pattern_byte(i));
+    }
+}
+
+TEST(
+    "a shadow may be behind by a byte less than the window, in however small pieces, and is lost when it is the window "
+    "behind, or more at once")
+{
+    for (int way = 0; way < 4; way++) {
         struct scene scene;
         struct sluice_transfer *transfer;
-        char got[8];
+        struct sluice_waits waits;
+        char got[1024];
+        const size_t window = 600, more = way / 2 ? window : 1;
         open_scene(&scene, UNIX, UNIX, UNIX);
-        scene.options.route = by_copy ? SLUICE_ROUTE_COPY : SLUICE_ROUTE_AUTO;
-        scene.options.window = 600; /* in bytes of their own: more pieces than a pipe can hold */
+        scene.options.route = way % 2 ? SLUICE_ROUTE_COPY : SLUICE_ROUTE_AUTO;
+        scene.options.window = window;
         fill_up(&scene, 1);
         CHECK_EQ(sluice_transfer_new(&scene.options, &transfer, NULL), 0);
-        struct sluice_waits waits;
-        for (size_t i = 0; i < 602; i++) {
-            feed_pattern(&scene, i, 1);
-            CHECK_EQ(sluice_transfer_step(transfer, &waits), SLUICE_STEP_WAIT);
-            CHECK_EQ(recv(scene.peers[0], got, sizeof got, MSG_DONTWAIT), 1);
-            CHECK(got[0] == (char)pattern_byte(i));
-            CHECK_EQ(scene.told, i < 599 ? 0 : 1); /* when it wants more than these 600 */
-        }
+        fall_behind(&scene, transfer, 0, window - 1);
+        CHECK_EQ(scene.told, 0);
+        feed_pattern(&scene, window - 1, more);
+        CHECK_EQ(sluice_transfer_step(transfer, &waits), SLUICE_STEP_WAIT);
+        CHECK_EQ(recv(scene.peers[0], got, sizeof got, MSG_DONTWAIT), more);
+        CHECK_EQ(scene.told, 1); /* the first wants more, whether there is some or not */
         CHECK_EQ(scene.ends[1].code, -ENOBUFS);
+        CHECK_EQ(sluice_transfer_receipt(transfer, 0)->routes[way % 2 ? SLUICE_ROUTE_COPY : SLUICE_ROUTE_TEE].bytes,
+                 window - 1 + more); /* in one piece, read while the shadow was there */
+        fall_behind(&scene, transfer, window - 1 + more, window + 9);
         sluice_transfer_free(transfer);
         close_scene(&scene);
     }
@@ -429,32 +449,54 @@ TEST("a shadow that catches up does not take the first's turn")
     close_scene(&scene);
 }
 
+struct steady {
+    int fd;
+    size_t got;
+};
+
+/* More slowly in all than the patience, but never so long nothing. */
+static void *read_steadily(void *argument)
+{
+    struct steady *steady = argument;
+    static char bytes[20000];
+    for (;;) {
+        struct pollfd readable = {.fd = steady->fd, .events = POLLIN};
+        poll(&readable, 1, -1);
+        ssize_t got = read(steady->fd, bytes, sizeof bytes);
+        if (got <= 0)
+            return NULL;
+        steady->got += (size_t)got;
+        usleep(15000);
+    }
+}
+
 TEST("the first is told to have everything while a shadow is behind; that may finish, as long as it gets somewhere")
 {
     for (int how = STEP; how < DRIVES; how++)
-        for (int reads = 0; reads < 2; reads++) {
+        for (int reads = 0; reads < (how == EPOLL ? 2 : 1); reads++) {
             struct scene scene;
-            const size_t size = 60000;
+            const size_t size = reads ? 700000 : 60000;
             open_scene(&scene, UNIX, TCP, UNIX);
-            scene.options.patience = 100;
+            small_buffers(&scene, 1);
+            scene.options.patience = reads ? 400 : 100;
+            struct steady steady = {.fd = scene.peers[1]};
             size_t filled = fill_up(&scene, 1);
-            feed_pattern(&scene, 0, size);
-            close(scene.feed);
+            struct feeder *feeder = feeder_start(scene.feed, 0, size);
             scene.feed = -1;
             struct collector *collector = collector_start(scene.peers[0], false);
-            struct collector *slow = reads ? collector_start(scene.peers[1], true) : NULL;
+            pthread_t thread;
+            if (reads)
+                CHECK_EQ(pthread_create(&thread, NULL, read_steadily, &steady), 0);
             CHECK_EQ(carry_out(&scene, (enum drive)how), 0);
             CHECK_EQ(scene.told, 2);
             CHECK_EQ(scene.told_of[0], 0);
             CHECK_EQ(scene.ends[0].code, 0);
             CHECK_EQ(scene.ends[1].code, reads ? 0 : -ENOBUFS);
             finish(collector, 0, size);
+            feeder_finish(feeder);
             if (reads) {
-                size_t got;
-                unsigned char *data = collector_finish(slow, &got);
-                CHECK_EQ(got, filled + size);
-                CHECK_EQ(pattern_wrong(data + filled, 0, size), size);
-                free(data);
+                pthread_join(thread, NULL);
+                CHECK_EQ(steady.got, filled + size);
             } else {
                 CHECK_STR(scene.ends[1].reason, "the sink took nothing more after the first had everything");
             }
@@ -710,6 +752,42 @@ static void both_by_copy(bool no_descriptors, int error, const char *reason)
     while (count > 0)
         close(held[--count]);
     setrlimit(RLIMIT_NOFILE, &before);
+    close_scene(&scene);
+}
+
+/* One sink, some bytes. Returns the receipt. */
+static struct sluice_receipt relay_some(struct scene *scene)
+{
+    struct sluice_segment stream = stream_segment(scene->source, 50000);
+    struct sluice_transfer_options options = one_to_one(&stream, &scene->sinks[0], SLUICE_ROUTE_AUTO);
+    struct sluice_receipt receipt;
+    static unsigned char got[50000];
+    feed_pattern(scene, 0, sizeof got);
+    CHECK_EQ(sluice_transfer_run(&options, &receipt, NULL), 0);
+    CHECK_EQ(recv(scene->peers[0], got, sizeof got, MSG_WAITALL), sizeof got);
+    CHECK_EQ(pattern_wrong(got, 0, sizeof got), sizeof got);
+    return receipt;
+}
+
+TEST("a pair that copied for want of a pipe splices again when there is one")
+{
+    struct scene scene;
+    struct rlimit before, few = {.rlim_cur = 64};
+    int held[64];
+    pipes_drain();
+    open_scene(&scene, UNIX, UNIX, UNIX);
+    CHECK_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+    few.rlim_max = before.rlim_max;
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+    int count = take_descriptors(held, 64);
+    struct sluice_receipt receipt = relay_some(&scene);
+    while (count > 0)
+        close(held[--count]);
+    setrlimit(RLIMIT_NOFILE, &before);
+    CHECK_EQ(receipt.routes[SLUICE_ROUTE_COPY].bytes, 50000);
+    CHECK_EQ(receipt.fallbacks[0].error, EMFILE);
+    receipt = relay_some(&scene);
+    CHECK_EQ(receipt.routes[SLUICE_ROUTE_SPLICE].bytes, 50000);
     close_scene(&scene);
 }
 
