@@ -662,11 +662,8 @@ static int source_broke(struct lane *lane, const char *operation)
 bool lane_is_quiet(const struct lane *lane)
 {
     const struct sluice_transfer *transfer = lane->transfer;
-    const struct stage *stage = &lane->stage;
-    if (transfer->quiet_below == 0 || lane->segment + 1 != transfer->segment_count)
-        return false;
-    bool staged = stage->segment == lane->segment && stage->end > lane->at;
-    return !staged && lane->in_pipe == 0 && lane->at - transfer->silent_at < transfer->quiet_below;
+    return transfer->quiet_below != 0 && lane->segment + 1 == transfer->segment_count &&
+           lane->at - transfer->silent_at < transfer->quiet_below;
 }
 
 void lane_note_silence(struct lane *lane)

@@ -229,7 +229,8 @@ void transfer_end(struct sluice_transfer *transfer);
  * been copied, no op may be under way. */
 bool transfer_borrows(const struct sluice_transfer *transfer);
 
-/* The lane's stream has nothing now: is that a reason to end (quiet_below)? If it is not, note that it has nothing. */
+/* The lane's stream has nothing now, and all that it brought was delivered, as more is not taken before: is that a
+ * reason to end (quiet_below)? If it is not, note that it has nothing. */
 bool lane_is_quiet(const struct lane *lane);
 void lane_note_silence(struct lane *lane);
 

@@ -4,6 +4,7 @@
  * epoll and, as test-lib-relay io_uring, on io_uring: the same tests.
  */
 #include "../check.h"
+#include "simulated.h"
 #include "sys.h"
 #include "world.h"
 #include <arpa/inet.h>
@@ -1006,6 +1007,47 @@ TEST("a relay that changes between messages and streams loses no byte and sends 
     }
     printf("# %u messages, %u streams\n", messages, streams);
     CHECK(messages > 100 && streams > 50);
+}
+
+TEST("whenever a stream is found quiet, by whichever route, its bytes all arrive once and in order")
+{
+    static const enum sluice_route routes[] = {SLUICE_ROUTE_AUTO, SLUICE_ROUTE_AUTO, SLUICE_ROUTE_COPY,
+                                               SLUICE_ROUTE_TCP_RECEIVE};
+    static unsigned char data[200000];
+    unsigned transfers = 0;
+    draw_seed();
+    pattern_fill(data, 0, sizeof data);
+    for (int round = 0; round < 300; round++) {
+        struct simulation simulation = {.seed = seed + (uint64_t)round, .lies = 10 + draw(80)};
+        size_t size = 1 + draw(sizeof data);
+        simulation.pipe_size = 4096u << draw(3);
+        if (draw(2) == 0) /* then copy finds some bytes in the pipe */
+            simulation.refusal =
+                (struct simulated_refusal){.route = SLUICE_ROUTE_SPLICE, .at = draw((uint32_t)size), .at_drain = true};
+        simulation_begin(&simulation);
+        struct sluice_end *source = simulated_end(&simulation, SIMULATED_STREAM, SLUICE_END_TCP, data, size);
+        struct sluice_end *sink = simulated_end(&simulation, SIMULATED_SINK, SLUICE_END_TCP, data, size);
+        while (simulation.objects[1].at < size) { /* many end before the stream does */
+            struct sluice_segment segment = stream_segment(source, SLUICE_UNTIL_END);
+            struct sluice_transfer_options options =
+                one_to_one(&segment, &sink, routes[draw(sizeof routes / sizeof *routes)]);
+            options.quiet_below = 1 + draw(100000);
+            struct sluice_transfer *transfer;
+            CHECK_EQ(sluice_transfer_new(&options, &transfer, NULL), 0);
+            int result = simulation_run(&simulation, transfer);
+            size_t taken = simulation.objects[0].at, delivered = simulation.objects[1].at;
+            sluice_transfer_free(transfer);
+            if (result < 0 || taken != delivered || simulation.objects[1].wrong || ++transfers > 100000) {
+                simulation_end();
+                CHECK_FAIL("result %d, %zu bytes taken, %zu delivered", result, taken, delivered);
+            }
+        }
+        sluice_end_close(source);
+        sluice_end_close(sink);
+        simulation_end();
+    }
+    printf("# %u transfers\n", transfers);
+    CHECK(transfers > 400); /* of 300 streams */
 }
 
 /* ---- Resets --------------------------------------------------------------------------------------------------- */
