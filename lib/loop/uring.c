@@ -18,6 +18,7 @@
 #include "../base/list.h"
 #include "../core/sys.h"
 #include "loop.h"
+#include "uring_memory.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
@@ -42,10 +43,6 @@
 #define RECEIVE_PIECES (BUFFERS / RECEIVES_IN_PIECE)
 #define SQPOLL_IDLE_MS 50 /* so long the kernel's thread looks for submissions after the last one, and burns a core */
 #define IDLE_FLIGHTS 64   /* kept for reuse; more are freed */
-/* Regions of memory that the ring knows by number. */
-#define PLACES 64
-#define REGISTERED_MAX (UINT64_C(1) << 30) /* of one, says the kernel */
-#define REFUSED_PAUSE_MS 1000              /* after the user's limit on locked memory was met */
 /* A receive that waits takes 1.8 KB of the kernel's memory more than waiting by epoll, a poll about as much as that
  * (bench/README.md): one that has waited for so long is changed into a poll. */
 #define REST_AFTER_MS 2000
@@ -124,12 +121,6 @@ struct notice {
     struct notice *next, **previous;
 };
 
-/* A region that is registered with the ring; NULL: none. It is told from another at the same address by its life. */
-struct place {
-    struct region_life *life;
-    const char *data;
-};
-
 struct uring_loop {
     struct sluice_loop common;
     struct op_carrier carrier;
@@ -150,11 +141,7 @@ struct uring_loop {
     struct io_uring_buf_ring *provided;
     char *buffers[RECEIVE_PIECES];
 
-    bool registers; /* there is a table of registered memory */
-    struct place places[PLACES];
-    unsigned place_count; /* of the first so many, some are in use */
-    uint64_t refused_until;
-
+    struct uring_memory memory; /* that is registered */
     struct io_uring_cqe *stash;
     size_t stash_at, stash_count, stash_size;
     struct flight *idle;
@@ -892,92 +879,6 @@ static int await(struct loop_end *common, enum sluice_wait_kind kind, bool fresh
     return 0;
 }
 
-/* ---- Registered memory -------------------------------------------------------------------------------------- */
-
-/* Of memory that it knows the kernel need not look up, pin and count the pages for every request. The pool's large
- * slabs and struct sluice_memory are registered when the ring is first given some of theirs. What is registered stays
- * pinned, and counted against the user's limit on locked memory, until it is unmapped; then the ring lets go of it
- * before it sleeps again (whoever unmaps it may be on another thread). */
-
-static int register_at(struct uring_loop *ring, unsigned number, const char *data, size_t size)
-{
-    const struct iovec memory = {.iov_base = (char *)data, .iov_len = size};
-    struct io_uring_rsrc_update2 update = {.offset = number, .data = (uintptr_t)&memory, .nr = 1};
-    int result = sys.io_uring_register(ring->fd, IORING_REGISTER_BUFFERS_UPDATE, &update, sizeof update);
-    return result < 0 ? -errno : 0;
-}
-
-static void forget_place(struct uring_loop *ring, unsigned number)
-{
-    struct place *place = &ring->places[number];
-    region_life_drop(place->life);
-    *place = (struct place){.life = NULL};
-    while (ring->place_count > 0 && ring->places[ring->place_count - 1].life == NULL)
-        ring->place_count--;
-}
-
-static void forget_unmapped(struct uring_loop *ring)
-{
-    for (unsigned i = ring->place_count; i-- > 0;) {
-        const struct place *place = &ring->places[i];
-        /* If it fails the number stays in use, so that it is not taken for other memory; the ring's end frees it. */
-        if (place->life != NULL && region_life_is_over(place->life) && register_at(ring, i, NULL, 0) == 0)
-            forget_place(ring, i);
-    }
-}
-
-/* The number by which the ring knows a region, which is in use and so not about to be unmapped; negative: it does not.
- */
-static int place_of(struct uring_loop *ring, struct region *region)
-{
-    unsigned vacant = PLACES;
-    if (!ring->registers || region == NULL || region->size > REGISTERED_MAX)
-        return -1;
-    for (unsigned i = 0; i < ring->place_count; i++) {
-        const struct place *place = &ring->places[i];
-        if (place->life != NULL && place->data == region->data && !region_life_is_over(place->life))
-            return (int)i;
-        if (place->life == NULL && vacant == PLACES)
-            vacant = i;
-    }
-    if (vacant == PLACES)
-        vacant = ring->place_count;
-    if (vacant == PLACES || ring->common.now < ring->refused_until)
-        return -1;
-    struct region_life *life = region_life_keep(region);
-    if (life == NULL)
-        return -1;
-    if (register_at(ring, vacant, region->data, region->size) < 0) {
-        region_life_drop(life);
-        ring->refused_until = ring->common.now + REFUSED_PAUSE_MS;
-        return -1;
-    }
-    ring->places[vacant] = (struct place){.life = life, .data = region->data};
-    if (vacant == ring->place_count)
-        ring->place_count++;
-    return (int)vacant;
-}
-
-static bool lies_in(const struct region *region, const char *data, size_t length)
-{
-    size_t at = (size_t)(data - region->data);
-    return data >= region->data && at <= region->size && length <= region->size - at;
-}
-
-/* The number of the memory that this piece of the lane's lies in; negative: none. */
-static int place_of_piece(struct uring_loop *ring, const struct lane *lane, const char *data, size_t length)
-{
-    const struct sluice_transfer *transfer = lane->transfer;
-    struct region *region = NULL;
-    if (lane->stage.data != NULL && data >= lane->stage.data && data < lane->stage.data + BUFFER_SIZE)
-        region = buffer_region(lane->stage.data);
-    else if (lane->segment < transfer->segment_count &&
-             lane_segment(lane, lane->segment)->kind == SLUICE_SEGMENT_MEMORY &&
-             lane_segment(lane, lane->segment)->memory != NULL)
-        region = memory_region(lane_segment(lane, lane->segment)->memory);
-    return region != NULL && lies_in(region, data, length) ? place_of(ring, region) : -1;
-}
-
 /* ---- Ops ---------------------------------------------------------------------------------------------------- */
 
 static struct flight *take_flight(struct uring_loop *ring)
@@ -1030,7 +931,7 @@ static bool has_opcode(const struct op *op)
 static void use_place(struct flight *flight, int index, struct io_uring_sqe *entry, uint8_t opcode, const char *data,
                       size_t length)
 {
-    int place = place_of_piece(flight->ring, flight->lane, data, length);
+    int place = uring_memory_number(&flight->ring->memory, flight->lane, data, length, flight->ring->common.now);
     if (place < 0)
         return;
     entry->opcode = opcode;
@@ -1456,8 +1357,7 @@ static int turn(struct sluice_loop *loop, int timeout)
     struct uring_loop *ring = ring_of(loop);
     struct io_uring_cqe report;
     bool ready = ring->stash_count > 0 || *ring->cq_head != load(ring->cq_tail);
-    if (ring->place_count > 0)
-        forget_unmapped(ring);
+    uring_memory_let_go(&ring->memory);
     int result = enter(ring, timeout != 0 && !ready, timeout);
     if (result < 0 && !passes(-result))
         return result;
@@ -1656,13 +1556,6 @@ static int provide_buffers(struct uring_loop *ring)
     return 0;
 }
 
-/* An empty table, to be filled while the loop runs. Without it memory is handed over by address. */
-static void prepare_places(struct uring_loop *ring)
-{
-    struct io_uring_rsrc_register table = {.nr = PLACES, .flags = IORING_RSRC_REGISTER_SPARSE};
-    ring->registers = sys.io_uring_register(ring->fd, IORING_REGISTER_BUFFERS2, &table, sizeof table) >= 0;
-}
-
 /* The ring's own descriptor need not be looked up for every call, in a process that has several threads. Not fatal: a
  * thread may have 16 such. */
 static void enter_by_number(struct uring_loop *ring)
@@ -1750,7 +1643,7 @@ static int set_up(struct uring_loop *ring, const struct sluice_loop_options *opt
     if (result == 0)
         result = provide_buffers(ring);
     if (result == 0) {
-        prepare_places(ring);
+        uring_memory_prepare(&ring->memory, ring->fd);
         enter_by_number(ring);
         result = restrict_ring(ring);
     }
@@ -1770,9 +1663,7 @@ static int set_up(struct uring_loop *ring, const struct sluice_loop_options *opt
 static void take_down(struct uring_loop *ring)
 {
     enter_by_descriptor(ring);
-    for (unsigned i = ring->place_count; i-- > 0;)
-        if (ring->places[i].life != NULL)
-            region_life_drop(ring->places[i].life);
+    uring_memory_free(&ring->memory);
     if (ring->fd >= 0)
         sys.close(ring->fd);
     if (ring->entries != NULL)
