@@ -25,8 +25,7 @@ import termios
 import threading
 import time
 
-from harness import (LOCAL, OPTIONS, PATIENCE, SLUICE, Program, Skip, case, children, equal, new_root, together,
-                     until)
+from harness import LOCAL, OPTIONS, PATIENCE, SLUICE, Program, Skip, case, children, equal, new_root, together
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEERS = pathlib.Path(os.environ.get("SLUICE_TEST_PEERS", ROOT / "build/peers"))
@@ -250,8 +249,9 @@ class Proxy(Program):
         if nofile:
             def before():
                 resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
-        super().__init__([*wrap, *self.command(to, listen, options), *arguments], env={**self.environment, **(env or {})},
-                         cwd=cwd, preexec_fn=before, pass_fds=self.inherited())
+        super().__init__([*wrap, *self.command(to, listen, options), *arguments],
+                         env={**self.environment, **(env or {})}, cwd=cwd, preexec_fn=before,
+                         pass_fds=self.inherited())
 
     def command(self, to, listen, options):
         command = [SLUICE, "proxy", "--workers", str(self.workers)]
@@ -602,11 +602,11 @@ class Network:
     """A hub, where the proxy is, and hosts around it, each in a network namespace of its own: host N is 10.77.N.2, and
     reaches the hub as 10.77.N.1."""
 
-    def __init__(self, count):
+    def __init__(self, count, name="net"):
         if os.geteuid() != 0 or not shutil.which("ip"):
             raise Skip("needs root, for network namespaces, and ip: apt-get install iproute2")
-        self.hub = "sluice-%d-hub" % os.getpid()
-        self.hosts = ["sluice-%d-%d" % (os.getpid(), number) for number in range(1, count + 1)]
+        self.hub = "sluice-%d-%s-hub" % (os.getpid(), name)
+        self.hosts = ["sluice-%d-%s-%d" % (os.getpid(), name, number) for number in range(1, count + 1)]
         self.made = []
 
     def __enter__(self):
@@ -619,7 +619,8 @@ class Network:
                 self.made.append(name)
                 ip("-n", name, "link", "set", "lo", "up")
             for number, name in enumerate(self.hosts, 1):
-                ip("-n", self.hub, "link", "add", "to%d" % number, "type", "veth", "peer", "name", "eth0", "netns", name)
+                ip("-n", self.hub, "link", "add", "to%d" % number, "type", "veth", "peer", "name", "eth0",
+                   "netns", name)
                 ip("-n", self.hub, "addr", "add", "10.77.%d.1/24" % number, "dev", "to%d" % number)
                 ip("-n", self.hub, "link", "set", "to%d" % number, "up")
                 ip("-n", name, "addr", "add", "10.77.%d.2/24" % number, "dev", "eth0")

@@ -10,8 +10,9 @@ import statistics
 import time
 
 from harness import PATIENCE, case, content, equal, main, new_root, note, same_bytes, together, until
-from proxying import (CONTROL, MIB, Backend, Proxy, Refusing, Silent, ask_name, both_loops, count_open, echo, fill, filled,
-                      how_it_ends, listening, named, needs_sluice, own_sockets, private_memory, queued, read_all,
+from proxying import (CONTROL, MIB, Backend, Proxy, Refusing, Silent, ask_name, both_loops, count_open, echo, fill,
+                      filled, how_it_ends, listening, named, needs_sluice, own_sockets, private_memory, queued,
+                      read_all,
                       read_exactly, reset, send_in_background, told,
                       turned_away)
 
@@ -83,6 +84,7 @@ def each(name, limit=30, combinations=COMBINATIONS, at_once=True):
 
 
 # ---- Half-closes ----
+
 
 @each("a side that has ended its direction gets all that the other one goes on sending")
 def half_close(proxy):
@@ -166,7 +168,7 @@ def resets_under_pressure(proxy):
     for first in (0, 1):
         # The one that resets has been sending; the other one does not read.
         with proxy.pair(receive_buffer=65536) as ends:
-            sent = fill(ends[first])
+            sent = fill(ends[first], quiet=0.15)
             assert sent > 100_000
             reset(ends[first])
             time.sleep(0.1)
@@ -175,7 +177,7 @@ def resets_under_pressure(proxy):
         # The one that resets has not been reading.
         with proxy.pair(receive_buffer=65536) as ends:
             victim = ends[1 - first]
-            fill(victim)
+            fill(victim, quiet=0.15)
             reset(ends[first])
             until(lambda: victim.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 2, "the reset")
 
@@ -215,6 +217,7 @@ def reset_connecting(loop):
         if CONTROL:
             return  # keeps them until the timeout
         until(lambda: count_open(pid) <= idle, 2, "no connection left")
+
 
 @both_loops("a client that has ended its direction while its server is being connected to is still served")
 def end_connecting(loop):
@@ -334,8 +337,9 @@ def rounds(one, other, count, size, answer=None):
 
 
 def no_stall(took, what):
+    """At most one in a hundred may take 50 ms, or two: the machine has other work. A stall comes each time."""
     took.sort()
-    p99 = took[int(len(took) * 0.99)]
+    p99 = took[-max(3, len(took) // 100)]
     note("%s: median %.0f us, p99 %.1f ms, longest %.1f ms" % (what, statistics.median(took) * 1e6, p99 * 1e3,
                                                              took[-1] * 1e3))
     assert p99 < 0.05 * PATIENCE, "p99 %.1f ms" % (p99 * 1e3)
@@ -376,6 +380,7 @@ def pieces(proxy):
 
 
 # ---- Socket options ----
+
 
 @each("both sockets of a connection have keep-alive as told, and no Nagle delay", combinations=COMBINATIONS[:2])
 def keepalive(proxy):
@@ -428,6 +433,7 @@ def connect_timeout(loop):
             client.sendall(b"GET / HTTP/1.0\r\n\r\n")
             ends_after(client, 0.25, 1)
 
+
 @both_loops("--retries 2: three attempts, then the client is told")
 def connect_attempts(loop):
     with Silent() as one, Silent() as two, Silent() as three, Proxy(
@@ -435,23 +441,25 @@ def connect_attempts(loop):
         with proxy.connect() as client:
             ends_after(client, 0.5, 1.5)
 
+
 @both_loops("a connection on which nothing moves for --idle-timeout is closed, on both sides")
 def idle_timeout(loop):
     with listening() as listener, Proxy(listener.getsockname(), idle_timeout="500ms", loop=loop) as proxy:
         with proxy.connect() as client:
             server, _ = listener.accept()
             # Bytes in one direction count for both.
-            for number in range(5):
+            for number in range(3):
                 (client, server)[number % 2].sendall(b"x")
                 read_exactly((server, client)[number % 2], 1)
                 time.sleep(0.25)
-            for _ in range(3):
+            for _ in range(2):
                 server.sendall(b"x")
                 read_exactly(client, 1)
                 time.sleep(0.25)
             ends_after(client, 0.15, 1.2)
             how_it_ends(server, 0.5)
             server.close()
+
 
 @both_loops("a bulk that flows steadily, however slowly, is not idle")
 def slow_bulk(loop):
@@ -471,22 +479,28 @@ def slow_bulk(loop):
             same_bytes(bytes(got), DATA[:4 * MIB])
             server.close()
 
+
 @both_loops("a connection with one direction ended is closed after --half-close-timeout of silence")
 def half_close_timeout(loop):
     with listening() as listener, \
             Proxy(listener.getsockname(), half_close_timeout="500ms", idle_timeout="10s", loop=loop) as proxy:
+        pairs = []  # who has ended, and who goes on
         for first in (0, 1):
-            with proxy.connect() as client:
-                server, _ = listener.accept()
-                ends = (client, server)
-                ends[first].shutdown(socket.SHUT_WR)
-                equal(ends[1 - first].recv(10), b"")
-                for _ in range(4):  # not while it is used
-                    time.sleep(0.25)
-                    ends[1 - first].sendall(b"x")
-                    read_exactly(ends[first], 1)
-                ends_after(ends[first], 0.3, 1.5)
-                server.close()
+            client = proxy.connect()
+            ends = (client, listener.accept()[0])
+            ends[first].shutdown(socket.SHUT_WR)
+            equal(ends[1 - first].recv(10), b"")
+            pairs.append((ends[first], ends[1 - first]))
+        for _ in range(4):  # not while it is used
+            time.sleep(0.25)
+            for done, going in pairs:
+                going.sendall(b"x")
+                read_exactly(done, 1)
+        for done, going in pairs:
+            ends_after(done, 0.3 if done is pairs[0][0] else 0, 1.5)
+            done.close()
+            going.close()
+
 
 @both_loops("a client that waits in the queue is turned away after --queue-timeout")
 def queue_timeout(loop):
@@ -506,6 +520,7 @@ def queue_timeout(loop):
         server.close()
         third.close()
 
+
 @both_loops("a client that sends no PROXY header, or only a part, is closed after --hello-timeout")
 def hello_timeout(loop):
     needs_sluice()
@@ -520,6 +535,7 @@ def hello_timeout(loop):
 
 # ---- Another server before the first byte ----
 
+
 @both_loops("where one server refuses, another one is tried before the client's first byte is gone")
 def another_server(loop):
     with Refusing() as one, Refusing() as two, Backend(named("good")) as good, \
@@ -531,6 +547,7 @@ def another_server(loop):
             equal(read_exactly(client, 15), b"to the good one")
             client.close()
 
+
 @both_loops("where one server does not answer, another one is tried after the connect timeout, with all bytes")
 def another_after_timeout(loop):
     with Silent() as silent, Backend(echo) as good, \
@@ -540,6 +557,7 @@ def another_after_timeout(loop):
                 message = DATA[:50_000]
                 client.sendall(message)
                 same_bytes(read_exactly(client, len(message)), message)
+
 
 @both_loops("where all servers refuse, the client is told at once, and nothing is left")
 def all_refuse(loop):
