@@ -46,6 +46,7 @@ struct scene {
     int told_of[3]; /* which, in order */
     struct end_told ends[2];
     bool cancels;
+    bool keeps; /* the ends stay as they are */
     bool finished;
     int result;
 };
@@ -77,6 +78,8 @@ static void sink_ended(void *context, unsigned sink, const struct sluice_error *
     scene->ends[sink] = (struct end_told){
         .code = error->code, .reason = error->reason, .delivered = error->delivered, .receipt = *receipt};
     CHECK_EQ(error->code, scene->errors[sink].code);
+    if (scene->keeps)
+        return;
     if (scene->loop != NULL)
         sluice_loop_forget(scene->loop, scene->sinks[sink]);
     sluice_end_close(scene->sinks[sink]);
@@ -387,6 +390,7 @@ TEST(
     "a shadow may be behind by a byte less than the window, in however small pieces, and is lost when it is the window "
     "behind, or more at once")
 {
+    uint64_t calls[4];
     for (int way = 0; way < 4; way++) {
         struct scene scene;
         struct sluice_transfer *transfer;
@@ -405,8 +409,12 @@ TEST(
         CHECK_EQ(recv(scene.peers[0], got, sizeof got, MSG_DONTWAIT), more);
         CHECK_EQ(scene.told, 1); /* the first wants more, whether there is some or not */
         CHECK_EQ(scene.ends[1].code, -ENOBUFS);
-        CHECK_EQ(sluice_transfer_receipt(transfer, 0)->routes[way % 2 ? SLUICE_ROUTE_COPY : SLUICE_ROUTE_TEE].bytes,
-                 window - 1 + more); /* in one piece, read while the shadow was there */
+        const enum sluice_route route = way % 2 ? SLUICE_ROUTE_COPY : SLUICE_ROUTE_TEE;
+        const struct sluice_route_count *count = &sluice_transfer_receipt(transfer, 0)->routes[route];
+        CHECK_EQ(count->bytes, window - 1 + more); /* read while the shadow was there */
+        calls[way] = count->calls;
+        if (way / 2)
+            CHECK_EQ(calls[way], calls[way - 2]); /* in one piece, as a byte is */
         fall_behind(&scene, transfer, window - 1 + more, window + 9);
         sluice_transfer_free(transfer);
         close_scene(&scene);
@@ -904,6 +912,35 @@ TEST("cancelled from within sink_ended a transfer is done once, after that")
         CHECK(scene.finished);
         CHECK_EQ(scene.result, -ECANCELED);
         CHECK_EQ(scene.told, 1);
+        close_loop(&scene);
+        close_scene(&scene);
+    }
+}
+
+TEST("an end that has ended and is kept tells the transfer nothing any more")
+{
+    for (int how = EPOLL; how <= RING; how++) {
+        struct scene scene;
+        struct sluice_timer timer = {0};
+        const size_t size = 3u << 20;
+        open_scene(&scene, UNIX, UNIX, UNIX);
+        scene.keeps = true;
+        size_t filled = fill_up(&scene, 1);
+        struct collector *collector = collector_start(scene.peers[0], false);
+        struct feeder *feeder = feeder_start(scene.feed, 0, size);
+        scene.feed = -1;
+        open_loop(&scene, (enum drive)how);
+        start_on_loop(&scene);
+        if (!scene.finished)
+            CHECK_EQ(sluice_loop_run(scene.loop), 0);
+        CHECK_EQ(scene.result, 0);
+        CHECK_EQ(scene.ends[1].code, -ENOBUFS);
+        read_away(scene.peers[1], filled); /* it can be written to again */
+        sluice_timer_start(scene.loop, &timer, 1, stop, scene.loop);
+        CHECK_EQ(sluice_loop_run(scene.loop), 0);
+        shutdown(sluice_end_fd(scene.sinks[0]), SHUT_WR);
+        finish(collector, 0, size);
+        feeder_finish(feeder);
         close_loop(&scene);
         close_scene(&scene);
     }
