@@ -663,8 +663,7 @@ static int fill(struct lane *lane, struct op *ops)
     if (fanout_is_shadow(lane))
         return wait_for_others(lane);
     if (fanout->ended != 0) {
-        if (fanout->policy != SLUICE_FANOUT_FIRST &&
-            find_room(lane->transfer) < fanout->tolerance) /* somebody has not got it all yet */
+        if (find_room(lane->transfer) < fanout->tolerance) /* somebody has not got it all yet */
             return wait_for_others(lane);
         if (fanout->ended > 0)
             return FANOUT_SHORT;

@@ -584,6 +584,32 @@ TEST("a first that fails ends the transfer at once, whatever the shadow still ha
     }
 }
 
+TEST("a source that breaks ends the transfer when the first has what was read of it, though the shadow has not")
+{
+    for (int by_copy = 0; by_copy < 2; by_copy++) {
+        struct scene scene;
+        struct sluice_transfer *transfer;
+        struct sluice_waits waits;
+        const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+        char got[8192];
+        open_scene(&scene, TCP, UNIX, UNIX);
+        scene.options.route = by_copy ? SLUICE_ROUTE_COPY : SLUICE_ROUTE_AUTO;
+        fill_up(&scene, 1);
+        feed_pattern(&scene, 0, 5000);
+        CHECK_EQ(sluice_transfer_new(&scene.options, &transfer, NULL), 0);
+        CHECK_EQ(step_on(&scene, transfer, 10), SLUICE_STEP_WAIT);
+        CHECK_EQ(recv(scene.peers[0], got, sizeof got, MSG_DONTWAIT), 5000);
+        setsockopt(scene.feed, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+        close(scene.feed);
+        scene.feed = -1;
+        CHECK_EQ(sluice_transfer_step(transfer, &waits), -ECONNRESET);
+        CHECK_EQ(sluice_transfer_error(transfer)->side, SLUICE_SIDE_SOURCE);
+        CHECK_EQ(scene.told, 0);
+        sluice_transfer_free(transfer);
+        close_scene(&scene);
+    }
+}
+
 /* ---- One that is not there yet ------------------------------------------------------------------------------ */
 
 /* A shadow whose connecting is under way: the listener's queue is full, and its kernel does not answer until that is
