@@ -185,6 +185,7 @@ static void run_for(unsigned time)
 /* ---- What the ring may do ------------------------------------------------------------------------------------- */
 
 static ssize_t how_it_ended;
+static unsigned ended;
 
 static void take(void *context, const char *data, ssize_t length)
 {
@@ -194,6 +195,7 @@ static void take(void *context, const char *data, ssize_t length)
         return;
     }
     how_it_ended = length;
+    ended++;
     sluice_loop_stop(loop);
 }
 
@@ -247,6 +249,7 @@ TEST("where the kernel does not bound a multishot receive, receives are asked fo
     struct sluice_end *receivers[BOTH];
     struct feeder *feeders[BOTH];
     begin(not_bounded);
+    ended = 0;
     for (int i = 0; i < BOTH; i++) {
         int fds[2];
         unix_pair(fds);
@@ -254,7 +257,7 @@ TEST("where the kernel does not bound a multishot receive, receives are asked fo
         CHECK_EQ(sluice_loop_receive(loop, receivers[i], 0, take, &size[i]), 0);
         feeders[i] = feeder_start(fds[0], 0, 500000);
     }
-    for (int i = 0; i < BOTH; i++) {
+    while (ended < BOTH) { /* maybe both in one turn */
         how_it_ended = -1;
         CHECK_EQ(sluice_loop_run(loop), 0);
         CHECK_EQ(how_it_ended, 0);
