@@ -236,7 +236,7 @@ bool fanout_is_shadow(const struct lane *lane)
 
 uint64_t fanout_more_turn(const struct lane *lane)
 {
-    return fanout_of(lane) != NULL && fanout_is_shadow(lane) ? fanout_of(lane)->ring_size : 0;
+    return fanout_is_shadow(lane) ? fanout_of(lane)->ring_size : 0;
 }
 
 void fanout_forget(struct lane *lane, const struct sluice_error *error)

@@ -1539,7 +1539,7 @@ static void lane_begin(struct lane *lane, struct sluice_transfer *transfer, stru
     lane->sink_offset = end_is_file(sink) ? offset : SLUICE_APPEND;
     lane->route = NULL;
     lane->started = lane->cork = lane->paced = lane->fills_holes = lane->positioned = lane->alone = false;
-    lane->more_turn = fanout_more_turn(lane);
+    lane->more_turn = transfer->fanout != NULL ? fanout_more_turn(lane) : 0;
     lane->sampled = false;
     lane->unproven = 0;
     lane->stage = (struct stage){.data = NULL};
