@@ -148,15 +148,11 @@ static bool stream(struct relay *relay)
     return streamed(relay, result, &error);
 }
 
-static bool is_bulk(const struct relay *relay, size_t length)
+/* What a full buffer was not all of. */
+static unsigned waiting_at_source(const struct relay *relay)
 {
     int waiting = 0;
-    if (length < RELAY_MESSAGE_MAX)
-        return false;
-    if (relay->run >= BULK_FROM)
-        return true;
-    return ioctl(sluice_end_fd(relay_source(relay)), SIOCINQ, &waiting) == 0 &&
-           waiting >= SPLICE_FROM - RELAY_MESSAGE_MAX;
+    return ioctl(sluice_end_fd(relay_source(relay)), SIOCINQ, &waiting) == 0 && waiting > 0 ? (unsigned)waiting : 0;
 }
 
 /* What the loop received is sent from where it lies. */
@@ -172,6 +168,9 @@ static void send_message(struct relay *relay, const char *data, size_t length)
     options->sinks = &sink;
     relay->run = relay->run < BULK_FROM ? relay->run + (uint32_t)length : BULK_FROM;
     (relay->upward ? &session->down : &session->up)->run = 0;
+    /* A packet more for the rest of a message costs as much as sending it. */
+    unsigned waiting = length == RELAY_MESSAGE_MAX ? waiting_at_source(relay) : 0;
+    options->flags = waiting > 0 ? SLUICE_TRANSFER_MORE : 0;
     session_count_received(session, relay, length);
     int result = sluice_loop_transfer(loop_of(relay), options, on_sent, relay, &relay->transfer, &receipt, NULL);
     if (result == 0) {
@@ -183,7 +182,7 @@ static void send_message(struct relay *relay, const char *data, size_t length)
     session_count(session, relay, receipt);
     if (result < 0)
         sink_failed(relay, result);
-    else if (is_bulk(relay, length))
+    else if (length == RELAY_MESSAGE_MAX && (relay->run >= BULK_FROM || waiting >= SPLICE_FROM - RELAY_MESSAGE_MAX))
         stream(relay);
 }
 
@@ -214,6 +213,7 @@ static int send_early(struct relay *relay, const char *header, size_t header_len
     options.segments = header_length > 0 ? segments : segments + 1;
     options.segment_count = (header_length > 0 ? 1u : 0u) + (early_length > 0 ? 1u : 0u);
     options.sinks = &sink;
+    options.flags = 0;
     session_count_received(relay->session, relay, early_length);
     int result = sluice_loop_transfer(loop_of(relay), &options, on_sent, relay, &relay->transfer, &receipt, NULL);
     if (result == 0)

@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 /* Received at a time: what a bulk stream on a new connection is copied of before it is known for one. */
-#define RELAY_MESSAGE_MAX 8192
+#define RELAY_MESSAGE_MAX 16384
 
 enum relay_state { RELAY_IDLE, RELAY_RECEIVING, RELAY_SENDING, RELAY_STREAMING, RELAY_ENDED };
 

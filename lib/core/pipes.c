@@ -5,13 +5,22 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 
 #define PIPES_KEPT 32
+/* A user without CAP_SYS_RESOURCE may have 64 pipes of a MiB in all (fs.pipe-user-pages-soft); then further ones get
+ * two pages each. So only the first ones of a thread are as large as that; a quarter of it costs 5 % more per byte
+ * (KERNEL-FACTS 1). */
+#define LARGE_PIPES 16
+#define LARGE_CAPACITY (1u << 20)
+#define CAPACITY (256u << 10)
+#define MADE_CAPACITY (64u << 10) /* unasked, unless the user has no pages left */
 
 struct pipes {
     struct pipe pipes[PIPES_KEPT];
     unsigned count;
+    unsigned made;       /* by this thread, and not closed by it */
     unsigned generation; /* of the process that made them */
 };
 
@@ -28,6 +37,7 @@ static void close_pipe(struct pipe *pipe)
 
 static void close_pipes(struct pipes *pipes)
 {
+    pipes->made = pipes->made > pipes->count ? pipes->made - pipes->count : 0;
     while (pipes->count > 0)
         close_pipe(&pipes->pipes[--pipes->count]);
 }
@@ -74,23 +84,19 @@ static struct pipes *pool(void)
     return mine;
 }
 
-int pipe_get(struct pipe *ret_pipe, uint64_t *calls)
+static int make_pipe(long wanted, struct pipe *ret_pipe, uint64_t *calls)
 {
-    struct pipes *mine = pool();
-    if (mine != NULL && mine->count > 0) {
-        *ret_pipe = mine->pipes[--mine->count];
-        return 0;
-    }
     int fds[2];
     ++*calls;
     if (sys.pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0)
         return -errno;
     struct pipe pipe = {.read = fds[0], .write = fds[1]};
     ++*calls;
-    int capacity = sys.fcntl(pipe.write, F_SETPIPE_SZ, (long)PIPE_CAPACITY);
-    if (capacity <= 0) { /* EPERM past the user's limit: then it stays smaller */
+    int capacity = sys.fcntl(pipe.write, F_SETPIPE_SZ, wanted);
+    if (capacity <= 0) { /* EPERM past the user's limit: then it stays as it was made */
         ++*calls;
         capacity = sys.fcntl(pipe.write, F_GETPIPE_SZ, 0);
+        pipe.starved = capacity < (int)MADE_CAPACITY;
     }
     if (capacity <= 0) {
         int error = errno;
@@ -102,15 +108,32 @@ int pipe_get(struct pipe *ret_pipe, uint64_t *calls)
     return 0;
 }
 
+int pipe_get(struct pipe *ret_pipe, uint64_t *calls)
+{
+    struct pipes *mine = pool();
+    if (mine != NULL && mine->count > 0) {
+        *ret_pipe = mine->pipes[--mine->count];
+        return 0;
+    }
+    bool large = mine == NULL || mine->made < LARGE_PIPES;
+    int result = make_pipe(large ? LARGE_CAPACITY : CAPACITY, ret_pipe, calls);
+    if (result == 0 && mine != NULL)
+        mine->made++;
+    return result;
+}
+
 void pipe_put(struct pipe *pipe, size_t residue)
 {
     if (pipe->read < 0)
         return;
     struct pipes *mine = pool();
-    if (residue == 0 && mine != NULL && mine->count < PIPES_KEPT)
+    if (residue == 0 && !pipe->starved && mine != NULL && mine->count < PIPES_KEPT) {
         mine->pipes[mine->count++] = *pipe;
-    else
+    } else {
         close_pipe(pipe);
+        if (mine != NULL && mine->made > 0)
+            mine->made--;
+    }
     *pipe = (struct pipe){.read = -1, .write = -1};
 }
 

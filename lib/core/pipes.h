@@ -6,18 +6,19 @@
 #ifndef SLUICE_CORE_PIPES_H
 #define SLUICE_CORE_PIPES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 struct pipe {
     int read, write;
-    size_t capacity; /* as F_GETPIPE_SZ says: past pipe-user-pages-soft a new pipe has 8 KiB, without an error */
+    size_t capacity;
+    bool starved; /* of two pages, as the user's pipes may hold no more: through it copying is cheaper, and it is not
+                     kept (pipe(7), fs.pipe-user-pages-soft) */
 };
 
-/* 1 MiB, the most an unprivileged pipe may have, and the cheapest per byte (KERNEL-FACTS 3). */
-#define PIPE_CAPACITY (1u << 20)
-
-/* An empty pipe. Returns 0 or a negative errno (EMFILE, ENFILE). calls grows by the system calls made. */
+/* An empty pipe, of a MiB where that is to be had (the most an unprivileged one may have). Returns 0 or a negative
+ * errno (EMFILE, ENFILE). calls grows by the system calls made. */
 int pipe_get(struct pipe *ret_pipe, uint64_t *calls);
 
 /* Give a pipe back. One that still holds bytes is closed: they would turn up in somebody else's stream. */

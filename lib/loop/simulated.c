@@ -122,7 +122,7 @@ static int simulated_pipe2(int fds[2], int flags)
 static int simulated_fcntl(int fd, int command, long argument)
 {
     (void)fd, (void)argument;
-    return command == F_GETPIPE_SZ ? (int)pipe_size(current) : 0;
+    return command == F_GETPIPE_SZ || command == F_SETPIPE_SZ ? (int)pipe_size(current) : 0;
 }
 
 static int simulated_close(int fd)

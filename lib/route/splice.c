@@ -102,6 +102,10 @@ static int step(struct lane *lane, uint32_t index, uint64_t at, struct op *ops, 
             int result = pipe_get(&lane->pipe, &lane->receipt.system_calls);
             if (result < 0)
                 return result;
+            if (lane->pipe.starved && lane->transfer->forced != SLUICE_ROUTE_SPLICE) {
+                pipe_put(&lane->pipe, 0);
+                return -ENOMEM;
+            }
         }
         ops[0] = splice_op(lane, OP_FILL, source->fd, lane->pipe.write);
         ops[0].length = lane->limit < lane->pipe.capacity ? lane->limit : lane->pipe.capacity;
@@ -142,6 +146,11 @@ static void leave(struct lane *lane)
 /* Out of descriptors or pipe memory is a refusal as well: copying needs neither. */
 static const int refusals[] = {EINVAL, ENOSYS, EOPNOTSUPP, EBADF, EMFILE, ENFILE, ENOMEM, 0};
 
+static const char *explain(int error)
+{
+    return error == ENOMEM ? "the user's pipes may hold no more (fs.pipe-user-pages-soft)" : NULL;
+}
+
 const struct route route_splice = {
     .id = SLUICE_ROUTE_SPLICE,
     .name = "splice",
@@ -151,5 +160,6 @@ const struct route route_splice = {
     .complete = complete,
     .leave = leave,
     .refusals = refusals,
+    .explain = explain,
     .refusal_reason = "these ends do not splice, or no pipe is to be had",
 };
