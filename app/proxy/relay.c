@@ -5,6 +5,8 @@
 
 #include <errno.h>
 #include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -51,12 +53,23 @@ void relay_sink_has_all(struct relay *relay)
     shutdown(sluice_end_fd(relay_sink(relay)), SHUT_WR);
 }
 
+/* A socket says once that it was reset. If the other relay, which sends to it, has been told, this is no end. The ring
+ * may report it here before it reports there: a stream that has really ended leaves the socket in CLOSE_WAIT. */
+static bool was_reset(const struct relay *relay)
+{
+    const struct relay *other = relay->upward ? &relay->session->down : &relay->session->up;
+    if (other->transfer == NULL)
+        return other->was_reset;
+    uint8_t state = TCP_ESTABLISHED; /* the first byte of struct tcp_info */
+    socklen_t size = sizeof state;
+    getsockopt(sluice_end_fd(relay_source(relay)), IPPROTO_TCP, TCP_INFO, &state, &size);
+    return state == TCP_CLOSE;
+}
+
 static bool source_ended(struct relay *relay)
 {
-    struct session *session = relay->session;
-    /* A socket says once that it was reset. If the other relay, which sends to it, has been told, this is no end. */
-    if ((relay->upward ? &session->down : &session->up)->was_reset) {
-        session_source_failed(session, relay);
+    if (was_reset(relay)) {
+        session_source_failed(relay->session, relay);
         return false;
     }
     if (relay->state != RELAY_ENDED)
