@@ -77,7 +77,7 @@ static bool source_ended(struct relay *relay)
     if (relay->mirror != NULL)
         mirror_end(relay->mirror, false);
     relay->mirror = NULL;
-    return session_half_closed(session, relay);
+    return session_half_closed(relay->session, relay);
 }
 
 static bool go_on_receiving(struct relay *relay)
@@ -265,13 +265,17 @@ bool relay_start(struct relay *relay, const char *header, size_t header_length, 
                                                                                                    : true;
 }
 
+/* A slow peer takes what lies in the socket for long before there is room for more: that is progress, too. How fast, a
+ * second look shows. */
 bool relay_progressed(struct relay *relay)
 {
-    uint64_t before = relay->streamed;
-    if (relay->transfer == NULL)
-        return false;
-    relay->streamed = sluice_transfer_receipt(relay->transfer, 0)->sent;
-    return relay->streamed != before;
+    uint64_t streamed = relay->streamed;
+    int unsent = 0, before = relay->unsent;
+    if (relay->transfer != NULL)
+        relay->streamed = sluice_transfer_receipt(relay->transfer, 0)->sent;
+    ioctl(sluice_end_fd(relay_sink(relay)), TIOCOUTQ, &unsent);
+    relay->unsent = unsent;
+    return relay->streamed != streamed || unsent < before || (before == 0 && unsent > 0);
 }
 
 void relay_stop(struct relay *relay, bool reset)

@@ -36,7 +36,8 @@ struct relay {
     bool broken;       /* its sink takes no more */
     bool was_reset;    /* because it was reset, before it had ended its own stream */
     uint32_t run;      /* bytes that came since the other relay was given any, as far as they were received */
-    uint64_t streamed; /* by the transfer under way, when the idle timer looked last */
+    int unsent;        /* in its sink's socket, when the idle timer looked last */
+    uint64_t streamed; /* by the transfer under way, likewise */
 };
 
 /* Begin with bytes of the source that were received already (and with what goes before them to the sink alone, the
