@@ -37,12 +37,17 @@ void relay_prepare(struct service_at_work *service)
     service->stream.route = given->route;
 }
 
-/* Only the peer of a socket that is broken may still learn what came from it: the other direction goes on. */
+/* Only the peer of a socket that is broken may still learn what came from it: the other direction goes on. After an
+ * error of another kind (no memory, no way to the host) there is nothing to wait for. */
 static bool sink_failed(struct relay *relay, int error)
 {
     relay->state = RELAY_ENDED;
     relay->broken = true;
     relay->was_reset = error != -EPIPE; /* tcp_reset(): EPIPE when the FIN had come before */
+    if (error != -EPIPE && error != -ECONNRESET) {
+        session_sink_lost(relay->session, relay);
+        return false;
+    }
     sluice_loop_receive_pause(loop_of(relay), relay_source(relay));
     return session_sink_failed(relay->session, relay);
 }

@@ -159,10 +159,18 @@ bool session_sink_failed(struct session *session, struct relay *relay)
 {
     struct relay *other = relay->upward ? &session->down : &session->up;
     /* What the broken side had sent before may still lie in its socket: it is passed on, and then the reset. */
-    if (!relay_is_over(other))
+    if (!relay_is_over(other)) {
+        session->heard = sluice_loop_now(loop_of(session));
+        watch_silence(session);
         return true;
-    session_close(session, relay->upward ? PROXY_END_SERVER_RESET : PROXY_END_CLIENT_RESET, true);
+    }
+    session_sink_lost(session, relay);
     return false;
+}
+
+void session_sink_lost(struct session *session, struct relay *relay)
+{
+    session_close(session, relay->upward ? PROXY_END_SERVER_RESET : PROXY_END_CLIENT_RESET, true);
 }
 
 void session_source_failed(struct session *session, struct relay *relay)
@@ -557,9 +565,10 @@ static void look_for_silence(struct session *session)
     if (now - session->heard < limit)
         sluice_timer_start(loop_of(session), &session->timer, limit - (unsigned)(now - session->heard), on_timeout,
                            session);
-    else /* a reset only where it drops bytes that nobody takes */
+    else /* a reset only where bytes are dropped that nobody takes */
         session_close(session, half_closed(session) ? PROXY_END_HALF_CLOSE_TIMEOUT : PROXY_END_IDLE_TIMEOUT,
-                      session->up.transfer != NULL || session->down.transfer != NULL);
+                      session->up.transfer != NULL || session->down.transfer != NULL || session->up.broken ||
+                          session->down.broken);
 }
 
 static void on_timeout(void *context)

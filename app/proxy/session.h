@@ -97,8 +97,9 @@ void session_close(struct session *session, enum proxy_end why, bool reset);
 bool session_half_closed(struct session *session, struct relay *relay);
 bool session_sink_failed(struct session *session, struct relay *relay);
 
-/* The source of a relay failed: closes the connection. */
+/* The source or the sink of a relay failed, and there is nothing to wait for: closes the connection. */
 void session_source_failed(struct session *session, struct relay *relay);
+void session_sink_lost(struct session *session, struct relay *relay);
 
 /* What a relay has moved; and what it was given by the loop, which has copied that out of the socket: the receipt of
  * the transfer that sends it knows of the second copy only. */
