@@ -353,7 +353,7 @@ static void check_bytes(struct side *side, const unsigned char *data, size_t len
         size_t at = 0;
         while (data[at] == pool[(side->peer.seed + side->received + at) % POOL])
             at++;
-        wrong(side, "a wrong byte at %llu", (unsigned long long)(side->received + at));
+        wrong(side, "a wrong byte at %llu", (unsigned long long)side->received + at);
     }
     side->received += length;
     if (side->other != NULL && side->received > side->other->sent)
@@ -473,7 +473,7 @@ static void accept_servers(int listener, int family)
             wrong(NULL, "accept: %s", strerror(errno));
         if (server_count == server_capacity) {
             server_capacity = server_capacity * 2 + 64;
-            servers = realloc(servers, server_capacity * sizeof *servers);
+            servers = reallocarray(servers, server_capacity, sizeof(struct side *));
         }
         struct side *side = calloc(1, sizeof *side);
         if (servers == NULL || side == NULL)
@@ -505,7 +505,7 @@ static void finish(struct pair *pair)
 static void run(uint64_t started, uint64_t end)
 {
     size_t active_count = 0, capacity = 2 * (size_t)options.concurrent + ADDRESSES_MAX;
-    struct pair **active = calloc(options.concurrent, sizeof *active);
+    struct pair **active = calloc(options.concurrent, sizeof(struct pair *));
     struct pollfd *polled = NULL;
     struct side **sides = NULL;
     size_t polled_capacity = 0;
@@ -522,8 +522,8 @@ static void run(uint64_t started, uint64_t end)
         size_t needed = active_count + server_count + ADDRESSES_MAX, count = 0;
         if (needed > polled_capacity) {
             polled_capacity = needed + capacity;
-            polled = realloc(polled, polled_capacity * sizeof *polled);
-            sides = realloc(sides, polled_capacity * sizeof *sides);
+            polled = reallocarray(polled, polled_capacity, sizeof *polled);
+            sides = reallocarray(sides, polled_capacity, sizeof(struct side *));
             if (polled == NULL || sides == NULL)
                 abort();
         }
