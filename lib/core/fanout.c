@@ -42,10 +42,6 @@
 /* Filled anew when this part of the window is free: less would be many calls for few bytes, with one slow sink. */
 #define FILL_PART 4
 
-/* A pipe without its own default size: the user's quota of pages is used up (pipe(7): pipe-user-pages-soft), and two
- * pages are left. Every byte would take four calls per 8 KiB, where reading and writing take three per 256. */
-#define LEAST_PIPE (64u << 10)
-
 static struct fanout *fanout_of(const struct lane *lane)
 {
     return lane->transfer->fanout;
@@ -194,7 +190,6 @@ int fanout_begin(struct sluice_transfer *transfer, const struct sluice_transfer_
     if (fanout->policy == SLUICE_FANOUT_COPY)
         fanout->tolerance += options->buffer != 0 ? options->buffer : SLUICE_FANOUT_BUFFER;
     fanout->ring_size = fanout->tolerance + (fanout->policy == SLUICE_FANOUT_FIRST ? fanout->window : 0);
-    fanout->least_pipe = LEAST_PIPE;
     fanout->live = transfer->lane_count;
     fanout->segment = UINT32_MAX;
     fanout->pipe = (struct pipe){.read = -1, .write = -1};
@@ -437,8 +432,8 @@ static int wait_for_others(struct lane *lane)
 
 static const char *tee_reason(int error)
 {
-    if (error == EPERM)
-        return "a pipe would be too small: this user's pages for pipes are used up (fs.pipe-user-pages-soft)";
+    if (error == ENOMEM)
+        return "the user's pipes may hold no more (fs.pipe-user-pages-soft)";
     return route_registry[SLUICE_ROUTE_TEE]->refusal_reason;
 }
 
@@ -486,16 +481,16 @@ static struct op pipe_op(const struct lane *lane, enum op_kind kind, int in, int
                        .sink = lane->sink};
 }
 
-/* One that is too small would stay so in the pool. */
+/* Not one of two pages: every byte would take four calls per 8 KiB, where reading and writing take three per 256. */
 static int get_pipe(struct lane *lane, struct pipe *ret_pipe)
 {
     struct pipe pipe;
     int result = pipe_get(&pipe, &lane->receipt.system_calls);
     if (result < 0)
         return result;
-    if (pipe.capacity < fanout_of(lane)->least_pipe && lane->transfer->forced != SLUICE_ROUTE_TEE) {
-        pipe_put(&pipe, pipe.capacity);
-        return -EPERM;
+    if (pipe.starved && lane->transfer->forced != SLUICE_ROUTE_TEE) {
+        pipe_put(&pipe, 0);
+        return -ENOMEM;
     }
     *ret_pipe = pipe;
     return 0;

@@ -28,17 +28,15 @@ struct fanout_lane {
 
 struct fanout {
     enum sluice_fanout_policy policy;
-    size_t window;     /* read at once, at most */
-    size_t tolerance;  /* a sink that is so far behind is in the way */
-    size_t ring_size;  /* so far behind one can be: FIRST drops it when more is to be read, not before */
-    size_t least_pipe; /* smaller ones are not worth their calls; a test's */
-    uint32_t live;     /* lanes that were not dropped */
-    uint32_t segment;  /* the stream that is shared now; UINT32_MAX: none yet */
-    bool by_pipe;      /* the window is `pipe`; else it is `memory` */
-    int refused;       /* why it is not the pipe any more: positive errno, and in words */
-    const char *refusal;
-    bool busy; /* somebody takes from the source at this moment */
-    int ended; /* 1: the source has no more; a negative errno: it failed */
+    size_t window;    /* read at once, at most */
+    size_t tolerance; /* a sink that is so far behind is in the way */
+    size_t ring_size; /* so far behind one can be: FIRST drops it when more is to be read, not before */
+    uint32_t live;    /* lanes that were not dropped */
+    uint32_t segment; /* the stream that is shared now; UINT32_MAX: none yet */
+    bool by_pipe;     /* the window is `pipe`; else it is `memory` */
+    int refused;      /* why it is not the pipe any more: positive errno */
+    bool busy;        /* somebody takes from the source at this moment */
+    int ended;        /* 1: the source has no more; a negative errno: it failed */
     const char *ended_by;
     struct pipe pipe;
     uint64_t head, tail; /* the pipe holds these; tail: all that was taken from the source */

@@ -64,6 +64,10 @@ static int step(struct lane *lane, uint32_t index, uint64_t at, struct op *ops, 
             int result = pipe_get(&lane->pipe, &lane->receipt.system_calls);
             if (result < 0)
                 return result;
+            if (lane->pipe.starved && lane->transfer->forced != SLUICE_ROUTE_VMSPLICE) {
+                pipe_put(&lane->pipe, 0);
+                return -ENOMEM;
+            }
         }
         length = length < lane->pipe.capacity ? length : lane->pipe.capacity;
         ops[0].out = lane->pipe.write;

@@ -831,7 +831,7 @@ TEST("without descriptors for pipes both go by copy, and the receipt says why")
 }
 
 /* pipe(7): past pipe-user-pages-soft (16,384 pages) a user's new pipes have two pages. Root is exempt. */
-TEST("for a user whose pages for pipes are used up both go by copy, and the receipt says why")
+TEST("for a user whose pages for pipes are used up all goes by copy, to one sink, too, and the receipt says why")
 {
     if (geteuid() != 0)
         SKIP("takes root, to become another user with pipes of its own");
@@ -852,7 +852,14 @@ TEST("for a user whose pages for pipes are used up both go by copy, and the rece
             fflush(stdout);
             _exit(6);
         }
-        both_by_copy(false, EPERM, "pipe-user-pages-soft");
+        both_by_copy(false, ENOMEM, "pipe-user-pages-soft");
+        struct scene scene;
+        open_scene(&scene, UNIX, UNIX, UNIX);
+        struct sluice_receipt receipt = relay_some(&scene);
+        CHECK_EQ(receipt.routes[SLUICE_ROUTE_COPY].bytes, 50000);
+        CHECK_EQ(receipt.fallbacks[0].from, SLUICE_ROUTE_SPLICE);
+        CHECK_EQ(receipt.fallbacks[0].error, ENOMEM);
+        CHECK(strstr(receipt.fallbacks[0].reason, "pipe-user-pages-soft") != NULL);
         _exit(0);
     }
     int status;

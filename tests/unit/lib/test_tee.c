@@ -98,7 +98,6 @@ static struct outcome simulate(struct simulation *simulation, const struct sinks
     outcome.result = transfer_begin(&transfer, &options, NULL);
     if (outcome.result == 0) {
         transfer.fanout->clock = simulated_clock;
-        transfer.fanout->least_pipe = 0;
         outcome.result = simulation_run(simulation, &transfer);
         for (unsigned i = 0; i < how->count; i++)
             outcome.receipts[i] = transfer.lanes[i].receipt;
