@@ -126,12 +126,6 @@ struct serving {
     struct http_server *server;
 };
 
-static void say(struct serve *serve, const char *text)
-{
-    log_line(serve->error_log, text, strlen(text));
-    log_flush(serve->error_log);
-}
-
 static void on_stop(void *context)
 {
     struct serving *serving = context;
@@ -157,32 +151,18 @@ static void on_turn(void *context)
 
 static int confine(struct serve *serve, unsigned index)
 {
-    struct confine_report report;
-    struct failure failure;
-    struct confine_options options = {
+    const struct confine_options options = {
         .groups = CONFINE_ACCEPT | CONFINE_THREADS | CONFINE_WATCH_FILES,
         .read_directories = &serve->root,
         .read_directory_count = 1,
     };
-    int r = confine_worker(&options, &report, &failure);
-    if (r < 0) {
-        say(serve, failure.text);
-        return r;
-    }
-    for (unsigned i = 0; serve->options.verbose && index == 0 && i < report.line_count; i++) {
-        char line[256];
-        snprintf(line, sizeof line, "sluice serve: workers: %s", report.lines[i]);
-        say(serve, line);
-    }
-    return 0;
+    return confine_worker_saying(&options, "sluice serve", serve->options.verbose && index == 0, serve->error_log);
 }
 
 static int fail(struct serve *serve, const char *what, int code)
 {
-    char line[PATH_MAX + 256];
-    snprintf(line, sizeof line, "sluice serve: worker: %s: %s (%s)", what, text_errno_meaning(code),
-             text_errno_name(code));
-    say(serve, line);
+    log_say(serve->error_log, "sluice serve: worker: %s: %s (%s)", what, text_errno_meaning(code),
+            text_errno_name(code));
     return EXIT_CODE_FAILED;
 }
 
@@ -269,24 +249,23 @@ static void on_report(void *context)
     struct http_totals sum = serve->ended;
     for (unsigned i = 0; i < serve->workers; i++)
         http_totals_add(&sum, shared_slot(&serve->shared, i));
-    char line[768], receipt[512];
-    snprintf(line, sizeof line,
-             "sluice serve: totals: %llu connections (%llu open), %llu requests, responses: %llu 2xx, %llu 3xx, "
-             "%llu 4xx, %llu 5xx, %llu unsent; %llu cut short, %llu timeouts, %llu accept failures",
-             (unsigned long long)sum.connections, (unsigned long long)sum.open, (unsigned long long)sum.requests,
-             (unsigned long long)sum.responses[2], (unsigned long long)sum.responses[3],
-             (unsigned long long)sum.responses[4], (unsigned long long)sum.responses[5],
-             (unsigned long long)sum.responses[0], (unsigned long long)sum.truncated, (unsigned long long)sum.timeouts,
-             (unsigned long long)sum.accept_failures);
-    say(serve, line);
+    char receipt[512];
+    log_say(serve->error_log,
+            "sluice serve: totals: %llu connections (%llu open), %llu requests, responses: %llu 2xx, %llu 3xx, "
+            "%llu 4xx, %llu 5xx, %llu unsent; %llu cut short, %llu timeouts, %llu accept failures",
+            (unsigned long long)sum.connections, (unsigned long long)sum.open, (unsigned long long)sum.requests,
+            (unsigned long long)sum.responses[2], (unsigned long long)sum.responses[3],
+            (unsigned long long)sum.responses[4], (unsigned long long)sum.responses[5],
+            (unsigned long long)sum.responses[0], (unsigned long long)sum.truncated, (unsigned long long)sum.timeouts,
+            (unsigned long long)sum.accept_failures);
     sluice_receipt_format(&sum.receipt, receipt, sizeof receipt);
-    snprintf(line, sizeof line, "sluice serve: receipt: %s", receipt);
-    say(serve, line);
+    log_say(serve->error_log, "sluice serve: receipt: %s", receipt);
 }
 
 static void on_say(void *context, const char *line)
 {
-    say(context, line);
+    struct serve *serve = context;
+    log_say(serve->error_log, "%s", line);
 }
 
 /* ---- Starting -------------------------------------------------------------------------------------------------- */

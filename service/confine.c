@@ -2,6 +2,7 @@
 #include "service/confine.h"
 #include "base/cleanup.h"
 #include "base/text.h"
+#include "service/log.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -480,4 +481,18 @@ int confine_worker(const struct confine_options *options, struct confine_report 
     if (result == 0 && ret_report != NULL)
         *ret_report = report;
     return result;
+}
+
+int confine_worker_saying(const struct confine_options *options, const char *program, bool tell, struct log *log)
+{
+    struct confine_report report;
+    struct failure failure;
+    int r = confine_worker(options, &report, &failure);
+    if (r < 0) {
+        log_say(log, "%s", failure.text);
+        return r;
+    }
+    for (unsigned i = 0; tell && i < report.line_count; i++)
+        log_say(log, "%s: workers: %s", program, report.lines[i]);
+    return 0;
 }

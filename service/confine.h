@@ -60,4 +60,8 @@ struct confine_report {
  * errno when the kernel has a mechanism but refused it. The process may be partly confined then: end it. */
 int confine_worker(const struct confine_options *options, struct confine_report *ret_report, struct failure *failure);
 
+/* The same for program ("sluice serve"), with a refusal said, and, if tell is set, the report. */
+struct log;
+int confine_worker_saying(const struct confine_options *options, const char *program, bool tell, struct log *log);
+
 #endif

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -312,4 +313,16 @@ void log_close(struct log *log)
     if (log->own_fd)
         close(log->fd);
     free(log);
+}
+
+void log_say(struct log *log, const char *format, ...)
+{
+    char line[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    int length = vsnprintf(line, sizeof line, format, arguments);
+    va_end(arguments);
+    if (length > 0)
+        log_line(log, line, (size_t)length < sizeof line ? (size_t)length : sizeof line - 1);
+    log_flush(log);
 }

@@ -30,6 +30,9 @@ int log_open_fd(int fd, size_t buffer_size, struct log **ret_log, struct failure
  * than PIPE_BUF on a pipe, is cut. */
 void log_line(struct log *log, const char *line, size_t length);
 
+/* One line for the operator, cut at 1 KiB, and written at once. */
+__attribute__((format(printf, 2, 3))) void log_say(struct log *log, const char *format, ...);
+
 /* A piece of text that need not be terminated; data NULL is "-". */
 struct log_text {
     const char *data;

@@ -52,12 +52,6 @@ struct proxying {
     struct proxy_worker *worker;
 };
 
-static void say(struct proxy *proxy, const char *text)
-{
-    log_line(proxy->error_log, text, strlen(text));
-    log_flush(proxy->error_log);
-}
-
 static void on_stop(void *context)
 {
     struct proxying *proxying = context;
@@ -80,32 +74,19 @@ static void on_turn(void *context)
 
 static int confine(struct proxy *proxy, unsigned index)
 {
-    struct confine_report report;
-    struct failure failure;
+    const struct proxy_config *config = &proxy->current->config;
     struct confine_options options = {.groups = CONFINE_ACCEPT | CONFINE_CONNECT | CONFINE_THREADS};
     /* Accepted sockets inherit what their listener was given; those that a worker makes have to be told. */
-    for (unsigned i = 0; i < proxy->current->config.service_count; i++)
-        if (proxy->current->config.services[i].congestion != NULL)
+    for (unsigned i = 0; i < config->service_count; i++)
+        if (config->services[i].congestion != NULL)
             options.keep_net_admin = true;
-    int r = confine_worker(&options, &report, &failure);
-    if (r < 0) {
-        say(proxy, failure.text);
-        return r;
-    }
-    for (unsigned i = 0; proxy->current->config.verbose && index == 0 && i < report.line_count; i++) {
-        char line[256];
-        snprintf(line, sizeof line, "sluice proxy: workers: %s", report.lines[i]);
-        say(proxy, line);
-    }
-    return 0;
+    return confine_worker_saying(&options, "sluice proxy", config->verbose && index == 0, proxy->error_log);
 }
 
 static int fail(struct proxy *proxy, const char *what, int code)
 {
-    char line[256];
-    snprintf(line, sizeof line, "sluice proxy: worker: %s: %s (%s)", what, text_errno_meaning(code),
-             text_errno_name(code));
-    say(proxy, line);
+    log_say(proxy->error_log, "sluice proxy: worker: %s: %s (%s)", what, text_errno_meaning(code),
+            text_errno_name(code));
     return EXIT_CODE_FAILED;
 }
 
@@ -254,13 +235,11 @@ static int on_reload(void *context, unsigned *workers)
     struct proxy_config config;
     struct generation *next;
     struct failure failure = {0};
-    char line[sizeof failure.text + 80];
     int r = proxy_config_again(proxy->argc, proxy->argv, &config, &failure);
     if (r == 0)
         r = generation_new(&config, proxy->current, &next, &failure);
     if (r < 0) {
-        snprintf(line, sizeof line, "sluice proxy: not reloaded, all goes on as before: %s", failure.text);
-        say(proxy, line);
+        log_say(proxy->error_log, "sluice proxy: not reloaded, all goes on as before: %s", failure.text);
         return r;
     }
     *workers = next->config.workers;
@@ -306,31 +285,28 @@ static void on_report(void *context)
     const struct proxy_config *config = &proxy->current->config;
     for (unsigned i = 0; i < config->service_count; i++) {
         struct proxy_totals sum;
-        char line[768], receipt[512];
+        char receipt[512];
         generation_sum(proxy->current, i, &sum);
         uint64_t failed = 0;
         for (unsigned j = 0; j < PROXY_END_COUNT; j++)
             failed += j == PROXY_END_DONE ? 0 : sum.ended[j];
-        snprintf(line, sizeof line,
-                 "sluice proxy: %s: totals: %llu connections (%llu open), %llu ended otherwise than by both sides "
-                 "closing, %llu retries, %llu accept failures",
-                 config->services[i].name, (unsigned long long)sum.connections, (unsigned long long)sum.open,
-                 (unsigned long long)failed, (unsigned long long)sum.retries, (unsigned long long)sum.accept_failures);
-        say(proxy, line);
+        log_say(proxy->error_log,
+                "sluice proxy: %s: totals: %llu connections (%llu open), %llu ended otherwise than by both sides "
+                "closing, %llu retries, %llu accept failures",
+                config->services[i].name, (unsigned long long)sum.connections, (unsigned long long)sum.open,
+                (unsigned long long)failed, (unsigned long long)sum.retries, (unsigned long long)sum.accept_failures);
         for (unsigned j = 0; j < 2; j++) {
             sluice_receipt_format(&sum.receipts[j], receipt, sizeof receipt);
-            snprintf(line, sizeof line, "sluice proxy: %s: receipt %s: %s", config->services[i].name,
-                     j == 0 ? "up" : "down", receipt);
-            say(proxy, line);
+            log_say(proxy->error_log, "sluice proxy: %s: receipt %s: %s", config->services[i].name,
+                    j == 0 ? "up" : "down", receipt);
         }
     }
 }
 
 static void on_say(void *context, const char *line)
 {
-    char text[512];
-    snprintf(text, sizeof text, "sluice proxy: %s", line);
-    say(context, text);
+    struct proxy *proxy = context;
+    log_say(proxy->error_log, "sluice proxy: %s", line);
 }
 
 /* ---- Starting -------------------------------------------------------------------------------------------------- */

@@ -21,6 +21,7 @@ struct approach {
     int fd;           /* being connected; -1: none */
     unsigned retries; /* left */
     uint64_t connect_began_us;
+    uint64_t queue_ends; /* ms; 0: has not waited */
     struct waiter waiter;
     struct list held; /* in service_at_work.held */
     struct choice choice;
@@ -42,16 +43,36 @@ static struct sluice_loop *loop_of(const struct session *session)
 
 /* ---- The end of a connection ----------------------------------------------------------------------------------- */
 
+/* Who waits for a place of the service's counts as waiting, like those who wait for one of a server's (balance.c). */
+static void hold(struct session *session)
+{
+    struct service_at_work *service = session->service;
+    list_add_last(&service->held, &session->approach->held);
+    atomic_fetch_add_explicit(&service->shared->state->waiting, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&service->balancing.own_service->waiting, 1, memory_order_relaxed);
+    proxy_worker_holds(service->worker);
+}
+
+static void stop_holding(struct session *session)
+{
+    struct service_at_work *service = session->service;
+    if (list_empty(&session->approach->held))
+        return;
+    list_remove(&session->approach->held);
+    atomic_fetch_sub_explicit(&service->shared->state->waiting, 1, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&service->balancing.own_service->waiting, 1, memory_order_relaxed);
+}
+
 static void approach_free(struct session *session)
 {
     struct approach *approach = session->approach;
     if (approach == NULL)
         return;
-    session->approach = NULL;
     sluice_connect_cancel(approach->connect);
     close_fd(approach->fd);
     balancer_stop_waiting(session->service->balancer, &approach->waiter);
-    list_remove(&approach->held);
+    stop_holding(session);
+    session->approach = NULL;
     free(approach->data);
     free(approach);
 }
@@ -349,11 +370,11 @@ static void on_place(void *context, int server)
 /* Waiting has one limit, however often it is begun. */
 static void become_queued(struct session *session)
 {
-    if (session->state == QUEUED)
-        return;
+    uint64_t now = sluice_loop_now(loop_of(session)), *end = &session->approach->queue_ends;
+    if (*end == 0)
+        *end = now + session->service->service->queue_timeout;
     session->state = QUEUED;
-    sluice_timer_start(loop_of(session), &session->timer, session->service->service->queue_timeout, on_timeout,
-                       session);
+    sluice_timer_start(loop_of(session), &session->timer, *end > now ? (unsigned)(*end - now) : 1, on_timeout, session);
 }
 
 static void choose_server(struct session *session)
@@ -372,8 +393,9 @@ static void choose_server(struct session *session)
     }
     approach->waiter.ready = on_place;
     approach->waiter.context = session;
-    if (balancer_wait(service->balancer, &approach->waiter, &approach->choice) < 0)
-        session_close(session, PROXY_END_QUEUE_FULL, true);
+    int result = balancer_wait(service->balancer, &approach->waiter, &approach->choice);
+    if (result < 0)
+        session_close(session, result == -EUSERS ? PROXY_END_QUEUE_FULL : PROXY_END_ERROR, true);
     else
         become_queued(session);
 }
@@ -397,7 +419,7 @@ bool session_let_in(struct session *session)
 {
     if (!take_place(session))
         return false;
-    list_remove(&session->approach->held);
+    stop_holding(session);
     choose_server(session);
     return true;
 }
@@ -413,8 +435,12 @@ static void ask_for_place(struct session *session)
         choose_server(session);
         return;
     }
-    list_add_last(&session->service->held, &session->approach->held);
-    proxy_worker_holds(session->service->worker);
+    const uint64_t most = session->service->service->max_queue;
+    if (most > 0 && atomic_load_explicit(&session->service->shared->state->waiting, memory_order_relaxed) >= most) {
+        session_close(session, PROXY_END_QUEUE_FULL, true);
+        return;
+    }
+    hold(session);
     become_queued(session);
 }
 

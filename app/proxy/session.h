@@ -72,7 +72,6 @@ struct session {
     uint8_t state;
     bool has_place;       /* one of the service's */
     int16_t server_index; /* whose place it has; -1: none */
-    uint8_t ended_by;     /* of enum proxy_end */
     union {
         struct sockaddr any;
         struct sockaddr_in v4;
