@@ -282,6 +282,11 @@ def markdown(results):
     return "\n".join(out)
 
 
+# As many as there are subjects in any run; told apart by people who see few colours, too (Okabe and Ito, and darker ones).
+COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#8fd175", "#d55e00", "#e69f00", "#f0e442", "#cc79a7", "#7b4173", "#999999",
+           "#333333", "#b07aa1")
+
+
 def bars(path, title, data):
     """Clustered bars by gnuplot or matplotlib, whichever is there, with a line at 1. data: (label, {name: value}) for
     each cluster. Returns the path, or None and why there is none."""
@@ -294,7 +299,8 @@ def bars(path, title, data):
         script = (f"set terminal svg size 1000,480 background 'white'; set output '{path}'; set style data histogram; "
                   "set style histogram clustered; set style fill solid 0.8; set key outside noenhanced; "
                   f"set yrange [0:*]; set ylabel \"{title}\"; set arrow from graph 0,first 1 to graph 1,first 1 "
-                  f"nohead dt 2; plot for [i=2:{len(names) + 1}] '-' using i:xtic(1) title columnheader(i)\n")
+                  f"nohead dt 2; plot for [i=2:{len(names) + 1}] '-' using i:xtic(1) title columnheader(i) "
+                  f"linecolor rgb word('{' '.join(COLOURS)}', (i - 2) % {len(COLOURS)} + 1)\n")
         done = subprocess.run(["gnuplot"], input=script + ("\n".join(lines) + "\ne\n") * len(names), text=True,
                               capture_output=True)
         return (path, None) if done.returncode == 0 else (None, f"gnuplot failed: {done.stderr.strip()[-200:]}")
@@ -307,7 +313,8 @@ def bars(path, title, data):
     figure_, axes = pyplot.subplots(figsize=(10, 4.8))
     width = 0.8 / len(names)
     for i, n in enumerate(names):
-        axes.bar([x + i * width for x in range(len(data))], [row.get(n, 0) for _, row in data], width, label=n)
+        axes.bar([x + i * width for x in range(len(data))], [row.get(n, 0) for _, row in data], width, label=n,
+                 color=COLOURS[i % len(COLOURS)])
     axes.set_xticks([x + 0.4 for x in range(len(data))], [label for label, _ in data])
     axes.axhline(1, color="black", linestyle="--", linewidth=0.8)
     axes.set_ylabel(title)
