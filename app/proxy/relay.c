@@ -12,7 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-/* Up to about 32 KiB at a time, recv and send cost less than two splices (docs/when-splicing-pays.md). */
+/* From about so many bytes at a time two splices cost less than recv and send (docs/when-splicing-pays.md). */
 #define SPLICE_FROM 32768
 /* So much without an answer is no message, however it comes in. */
 #define BULK_FROM 65536
@@ -35,6 +35,7 @@ void relay_prepare(struct service_at_work *service)
     };
     service->stream = service->message;
     service->stream.route = given->route;
+    service->stream.quiet_below = given->route == SLUICE_ROUTE_SPLICE ? 0 : RELAY_MESSAGE_MAX;
 }
 
 /* Only the peer of a socket that is broken may still learn what came from it: the other direction goes on. After an
@@ -149,10 +150,6 @@ static bool stream(struct relay *relay)
     options->sinks = &sink;
     relay->state = RELAY_STREAMING;
     relay->streamed = 0;
-    if (options->route == SLUICE_ROUTE_SPLICE)
-        options->quiet_below = 0;
-    else
-        options->quiet_below = relay->run < BULK_FROM ? SPLICE_FROM : RELAY_MESSAGE_MAX;
     sluice_loop_receive_pause(loop_of(relay), segment.end);
     int result;
     if (relay->mirror != NULL)

@@ -45,6 +45,7 @@ static void on_stop(void *context)
 {
     struct server *server = context;
     metrics_stop(server->metrics);
+    server->metrics = NULL; /* a watch may tell more than once */
     sluice_loop_stop(server->loop);
 }
 
