@@ -433,7 +433,7 @@ static int wait_for_others(struct lane *lane)
 static const char *tee_reason(int error)
 {
     if (error == ENOMEM)
-        return "the user's pipes may hold no more (fs.pipe-user-pages-soft)";
+        return PIPES_USED_UP;
     return route_registry[SLUICE_ROUTE_TEE]->refusal_reason;
 }
 
@@ -481,19 +481,9 @@ static struct op pipe_op(const struct lane *lane, enum op_kind kind, int in, int
                        .sink = lane->sink};
 }
 
-/* Not one of two pages: every byte would take four calls per 8 KiB, where reading and writing take three per 256. */
 static int get_pipe(struct lane *lane, struct pipe *ret_pipe)
 {
-    struct pipe pipe;
-    int result = pipe_get(&pipe, &lane->receipt.system_calls);
-    if (result < 0)
-        return result;
-    if (pipe.starved && lane->transfer->forced != SLUICE_ROUTE_TEE) {
-        pipe_put(&pipe, 0);
-        return -ENOMEM;
-    }
-    *ret_pipe = pipe;
-    return 0;
+    return pipe_get(ret_pipe, lane->transfer->forced == SLUICE_ROUTE_TEE, &lane->receipt.system_calls);
 }
 
 /* Up to where the lane would have to take bytes for itself alone, as every other has them: then they leave the pipe. */

@@ -108,7 +108,7 @@ static int make_pipe(long wanted, struct pipe *ret_pipe, uint64_t *calls)
     return 0;
 }
 
-int pipe_get(struct pipe *ret_pipe, uint64_t *calls)
+int pipe_get(struct pipe *ret_pipe, bool any, uint64_t *calls)
 {
     struct pipes *mine = pool();
     if (mine != NULL && mine->count > 0) {
@@ -116,10 +116,18 @@ int pipe_get(struct pipe *ret_pipe, uint64_t *calls)
         return 0;
     }
     bool large = mine == NULL || mine->made < LARGE_PIPES;
-    int result = make_pipe(large ? LARGE_CAPACITY : CAPACITY, ret_pipe, calls);
-    if (result == 0 && mine != NULL)
+    struct pipe pipe;
+    int result = make_pipe(large ? LARGE_CAPACITY : CAPACITY, &pipe, calls);
+    if (result < 0)
+        return result;
+    if (pipe.starved && !any) {
+        close_pipe(&pipe);
+        return -ENOMEM;
+    }
+    if (mine != NULL)
         mine->made++;
-    return result;
+    *ret_pipe = pipe;
+    return 0;
 }
 
 void pipe_put(struct pipe *pipe, size_t residue)

@@ -36,14 +36,10 @@ static void unwatch_fd(struct sluice_loop *loop, int fd)
 /* To be told to the receiver: the socket will not say it again. */
 static int take_error(struct sluice_end *end)
 {
-    int error = 0;
-    socklen_t size = sizeof error;
-    if (!end_is_socket(end))
-        return -ECONNRESET;
-    if (sys.getsockopt(end->fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0 || error == 0)
-        error = ECONNRESET;
-    end->socket.broke = (int16_t)-error;
-    return -error;
+    int error = loop_socket_error(end);
+    if (end_is_socket(end))
+        end->socket.broke = (int16_t)error;
+    return error;
 }
 
 /* One call of the receiver. A short count empties a socket, so the next EAGAIN need not be met, except when the peer

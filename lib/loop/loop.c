@@ -102,6 +102,15 @@ static void end_lingering(struct loop_end *state)
     state->previous_lingering = NULL;
 }
 
+int loop_socket_error(const struct sluice_end *end)
+{
+    int error = 0;
+    socklen_t size = sizeof error;
+    if (end_is_socket(end) && sys.getsockopt(end->fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error != 0)
+        return -error;
+    return -ECONNRESET;
+}
+
 static int know_end(struct sluice_loop *loop, struct sluice_end *end)
 {
     if (end->loop != NULL && end->loop->loop != loop)

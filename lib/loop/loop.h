@@ -170,6 +170,9 @@ static inline bool loop_waits_to_read(const struct loop_end *state)
 /* Step it when this turn's events are handled. */
 void loop_queue_transfer(struct sluice_loop *loop, struct sluice_transfer *transfer);
 
+/* What a connection broke of: a negative errno, which the socket tells once. */
+int loop_socket_error(const struct sluice_end *end);
+
 /* The connecting socket is connected or has failed, and is not watched any more. error: a negative errno when it could
  * not be watched; else 0. */
 void loop_connect_ended(struct sluice_connect *connect, int error);

@@ -592,15 +592,6 @@ static size_t deliver(struct loop_end *common, const char *data, size_t length)
     return length - ring->rest.length;
 }
 
-static int socket_error(const struct sluice_end *end)
-{
-    int error = 0;
-    socklen_t size = sizeof error;
-    if (end_is_socket(end) && sys.getsockopt(end->fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error != 0)
-        return -error;
-    return -ECONNRESET;
-}
-
 static bool written_to(const struct uring_end *state)
 {
     return state->common.writer != NULL || state->writing > 0;
@@ -749,7 +740,7 @@ static void broke(struct uring_end *state, const struct io_uring_cqe *report)
     /* A transfer that reads or writes is told by its own call. */
     bool others = written_to(state) || loop_waits_to_read(common) || state->reading;
     if (events & POLLERR && common->paused && common->receive != NULL && !others)
-        ended(state, socket_error(common->end));
+        ended(state, loop_socket_error(common->end));
     if (report->res == -ECANCELED && common->paused && common->receive != NULL && !common->receive_ended)
         ask_broken(state); /* it was given up while the receiver was not paused */
 }

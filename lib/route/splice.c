@@ -99,13 +99,10 @@ static int step(struct lane *lane, uint32_t index, uint64_t at, struct op *ops, 
         ops[0].flags = flags(lane, segment, at + lane->limit);
     } else {
         if (lane->pipe.read < 0) {
-            int result = pipe_get(&lane->pipe, &lane->receipt.system_calls);
+            bool forced = lane->transfer->forced == SLUICE_ROUTE_SPLICE;
+            int result = pipe_get(&lane->pipe, forced, &lane->receipt.system_calls);
             if (result < 0)
                 return result;
-            if (lane->pipe.starved && lane->transfer->forced != SLUICE_ROUTE_SPLICE) {
-                pipe_put(&lane->pipe, 0);
-                return -ENOMEM;
-            }
         }
         ops[0] = splice_op(lane, OP_FILL, source->fd, lane->pipe.write);
         ops[0].length = lane->limit < lane->pipe.capacity ? lane->limit : lane->pipe.capacity;
@@ -148,7 +145,7 @@ static const int refusals[] = {EINVAL, ENOSYS, EOPNOTSUPP, EBADF, EMFILE, ENFILE
 
 static const char *explain(int error)
 {
-    return error == ENOMEM ? "the user's pipes may hold no more (fs.pipe-user-pages-soft)" : NULL;
+    return error == ENOMEM ? PIPES_USED_UP : NULL;
 }
 
 const struct route route_splice = {

@@ -61,13 +61,10 @@ static int step(struct lane *lane, uint32_t index, uint64_t at, struct op *ops, 
     size_t length = lane->limit;
     if (!into_pipe) {
         if (lane->pipe.read < 0) {
-            int result = pipe_get(&lane->pipe, &lane->receipt.system_calls);
+            bool forced = lane->transfer->forced == SLUICE_ROUTE_VMSPLICE;
+            int result = pipe_get(&lane->pipe, forced, &lane->receipt.system_calls);
             if (result < 0)
                 return result;
-            if (lane->pipe.starved && lane->transfer->forced != SLUICE_ROUTE_VMSPLICE) {
-                pipe_put(&lane->pipe, 0);
-                return -ENOMEM;
-            }
         }
         length = length < lane->pipe.capacity ? length : lane->pipe.capacity;
         ops[0].out = lane->pipe.write;

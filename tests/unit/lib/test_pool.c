@@ -260,14 +260,14 @@ TEST("a child of fork uses neither its parent's pipes nor its parent's buffers")
     struct pipe pipe, other;
     int status;
     char byte = 0;
-    CHECK_EQ(pipe_get(&pipe, &calls), 0);
+    CHECK_EQ(pipe_get(&pipe, true, &calls), 0);
     pipe_put(&pipe, 0);
     unsigned char *buffer = buffer_get(MUCH), *mine = buffer_get(0);
     buffer_put(mine);
     memset(buffer, 'p', BUFFER_SIZE);
     pid_t child = fork();
     if (child == 0) {
-        if (pipe_get(&pipe, &calls) < 0 || write(pipe.write, "c", 1) != 1)
+        if (pipe_get(&pipe, true, &calls) < 0 || write(pipe.write, "c", 1) != 1)
             _exit(1);
         unsigned char *first = buffer_get(0);
         buffer_put(buffer); /* is no longer there */
@@ -281,7 +281,7 @@ TEST("a child of fork uses neither its parent's pipes nor its parent's buffers")
     CHECK_EQ(waitpid(child, &status, 0), child);
     CHECK(WIFEXITED(status));
     CHECK_EQ(WEXITSTATUS(status), 0);
-    CHECK_EQ(pipe_get(&other, &calls), 0);
+    CHECK_EQ(pipe_get(&other, true, &calls), 0);
     CHECK_EQ(read(other.read, &byte, 1), -1); /* empty */
     pipe_put(&other, 0);
     CHECK_EQ(buffer[0], 'p');
