@@ -10,6 +10,7 @@
 #include "service/address.h"
 #include "service/confine.h"
 #include "service/crossovers.h"
+#include "service/descriptors.h"
 #include "service/log.h"
 #include "service/loop.h"
 #include "service/options.h"
@@ -24,7 +25,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -273,17 +273,8 @@ static void on_say(void *context, const char *line)
 /* How many connections and open files a worker may have. */
 static void share_descriptors(struct serve *serve)
 {
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        limit.rlim_cur = limit.rlim_max = 1024;
-    if (limit.rlim_cur < limit.rlim_max) {
-        rlim_t soft = limit.rlim_cur;
-        limit.rlim_cur = limit.rlim_max;
-        if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
-            limit.rlim_cur = soft;
-    }
     /* An eighth for files nobody is using. Of what is left a quarter for files in use, for pipes, and for the loop. */
-    uint64_t descriptors = limit.rlim_cur < INT_MAX ? limit.rlim_cur : INT_MAX;
+    uint64_t descriptors = descriptors_raise_limit();
     uint64_t files = descriptors / 8 < 8192 ? descriptors / 8 : 8192;
     uint64_t connections = (descriptors - files) / 4 * 3;
     if (serve->options.max_connections > 0) {

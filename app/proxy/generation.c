@@ -2,12 +2,10 @@
 #include "proxy/generation.h"
 #include "base/cleanup.h"
 #include "base/text.h"
-#include "proxy/session.h"
+#include "proxy/sockets.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -151,19 +149,12 @@ static const char *host_congestion(char buffer[32])
 }
 
 /* What accepted sockets inherit. After a reload it may be something else, on the same socket: to bind another one is
- * not possible while this one listens. Nothing here keeps the service from working. */
+ * not possible while this one listens. */
 static void set_up_listener(const struct proxy_service *service, const struct proxy_listen *listen, int fd)
 {
     char host[32];
     const char *congestion = service->congestion != NULL ? service->congestion : host_congestion(host);
-    int keep_alive = service->keepalive > 0, no_delay = 1;
-    if (listen->address.any.sa_family == AF_UNIX)
-        return;
-    setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, congestion, (socklen_t)strlen(congestion));
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &no_delay,
-               sizeof no_delay); /* the library says itself where more follows */
-    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &keep_alive, sizeof keep_alive);
-    proxy_keep_alive(fd, service->keepalive);
+    socket_set_up(service, listen->address.any.sa_family, congestion, fd);
 }
 
 static int start_listening(struct generation *generation, const struct generation *previous, struct failure *failure)
@@ -256,17 +247,33 @@ static void end_listener(int fd, const struct address *address)
         address_remove_stale(address);
 }
 
-void generation_stop_listening(struct generation *generation, const struct generation *next)
+static void drop_listeners(struct generation *generation, const struct generation *next, bool for_all)
 {
     const struct proxy_service *service = NULL;
     for (unsigned i = 0; generation->listeners != NULL && i < generation->listener_count; i++) {
-        if (!uses(next, generation->listeners[i]))
-            end_listener(generation->listeners[i], &listen_at(generation, i, &service)->address);
+        int fd = generation->listeners[i];
         generation->listeners[i] = -1;
+        if (uses(next, fd))
+            continue;
+        if (for_all)
+            end_listener(fd, &listen_at(generation, i, &service)->address);
+        else
+            close_fd(fd);
     }
-    if (!uses(next, generation->metrics))
-        end_listener(generation->metrics, NULL);
+    int metrics = generation->metrics;
     generation->metrics = -1;
+    if (uses(next, metrics))
+        return;
+    if (for_all)
+        end_listener(metrics, NULL);
+    else
+        close_fd(metrics);
+}
+
+void generation_stop_listening(struct generation *generation, const struct generation *next)
+{
+    const struct proxy_service *service = NULL;
+    drop_listeners(generation, next, true);
     for (unsigned i = 0; next != NULL && i < next->listener_count; i++) {
         const struct proxy_listen *listen = listen_at(next, i, &service);
         set_up_listener(service, listen, next->listeners[i]);
@@ -275,14 +282,7 @@ void generation_stop_listening(struct generation *generation, const struct gener
 
 void generation_close_listeners(struct generation *generation, const struct generation *next)
 {
-    for (unsigned i = 0; i < generation->listener_count; i++) {
-        if (!uses(next, generation->listeners[i]))
-            close_fd(generation->listeners[i]);
-        generation->listeners[i] = -1;
-    }
-    if (!uses(next, generation->metrics))
-        close_fd(generation->metrics);
-    generation->metrics = -1;
+    drop_listeners(generation, next, false);
 }
 
 void generation_free(struct generation *generation, const struct generation *next)

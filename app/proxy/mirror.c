@@ -2,10 +2,9 @@
 #include "proxy/mirror.h"
 #include "base/cleanup.h"
 #include "proxy/session.h"
+#include "proxy/sockets.h"
 
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -35,13 +34,7 @@ static void free_mirror(struct mirror *mirror)
 
 static void close_shadow(struct mirror *mirror, bool reset)
 {
-    struct linger linger = {.l_onoff = 1, .l_linger = 0};
-    if (mirror->end == NULL)
-        return;
-    if (reset)
-        setsockopt(sluice_end_fd(mirror->end), SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
-    sluice_loop_forget(mirror->worker->loop, mirror->end);
-    sluice_end_close(mirror->end);
+    socket_close(mirror->worker->loop, mirror->end, reset);
     mirror->end = NULL;
 }
 
@@ -72,13 +65,9 @@ static void on_answer(void *context, const char *data, ssize_t length)
 static int connect_shadow(const struct proxy_service *service)
 {
     const struct address *address = &service->mirror.address;
-    int on = 1, fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int fd = socket_make(service, address);
     if (fd < 0)
-        return -errno;
-    if (address->any.sa_family != AF_UNIX) {
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-        proxy_keep_alive(fd, service->keepalive);
-    }
+        return fd;
     /* Until it is connected, it takes nothing: to the transfer it is a slow sink. */
     if (connect(fd, &address->any, address->length) == 0 || errno == EINPROGRESS)
         return fd;

@@ -10,6 +10,7 @@
 #include "proxy/generation.h"
 #include "proxy/worker.h"
 #include "service/confine.h"
+#include "service/descriptors.h"
 #include "service/log.h"
 #include "service/loop.h"
 #include "service/options.h"
@@ -17,11 +18,9 @@
 #include "service/supervisor.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -94,10 +93,7 @@ static int fail(struct proxy *proxy, const char *what, int code)
  */
 static unsigned connections_each(const struct proxy_config *config)
 {
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        limit.rlim_cur = 1024;
-    uint64_t descriptors = limit.rlim_cur < INT_MAX ? limit.rlim_cur : INT_MAX;
+    uint64_t descriptors = descriptors_raise_limit();
     uint64_t others = 64 + (descriptors < 32 * 512 ? descriptors / 32 : 512);
     uint64_t most = descriptors > others + 2 ? (descriptors - others) / 2 : 1;
     uint64_t each = (config->max_connections + config->workers - 1) / config->workers;
@@ -311,19 +307,10 @@ static void on_say(void *context, const char *line)
 
 /* ---- Starting -------------------------------------------------------------------------------------------------- */
 
-static void raise_descriptor_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= limit.rlim_max)
-        return;
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit); /* refused: as many as before */
-}
-
 static int run(struct proxy *proxy)
 {
     struct failure failure = {0};
-    raise_descriptor_limit();
+    descriptors_raise_limit();
     int r = log_open_fd(STDERR_FILENO, 0, &proxy->error_log, &failure);
     if (r == 0 && proxy->current->config.log != NULL)
         r = log_open(proxy->current->config.log, 0, &proxy->log, &failure);

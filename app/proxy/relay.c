@@ -63,7 +63,7 @@ void relay_sink_has_all(struct relay *relay)
  * may report it here before it reports there: a stream that has really ended leaves the socket in CLOSE_WAIT. */
 static bool was_reset(const struct relay *relay)
 {
-    const struct relay *other = relay->upward ? &relay->session->down : &relay->session->up;
+    const struct relay *other = relay_opposite(relay);
     if (other->transfer == NULL)
         return other->was_reset;
     uint8_t state = TCP_ESTABLISHED; /* the first byte of struct tcp_info */
@@ -182,7 +182,7 @@ static void send_message(struct relay *relay, const char *data, size_t length)
     options->segments = &segment;
     options->sinks = &sink;
     relay->run = relay->run < BULK_FROM ? relay->run + (uint32_t)length : BULK_FROM;
-    (relay->upward ? &session->down : &session->up)->run = 0;
+    relay_opposite(relay)->run = 0;
     /* A packet more for the rest of a message costs as much as sending it. */
     unsigned waiting = length == RELAY_MESSAGE_MAX ? waiting_at_source(relay) : 0;
     options->flags = waiting > 0 ? SLUICE_TRANSFER_MORE : 0;

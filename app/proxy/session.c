@@ -4,6 +4,7 @@
 #include "proxy/client_hello.h"
 #include "proxy/mirror.h"
 #include "proxy/proxy_header.h"
+#include "proxy/sockets.h"
 #include "service/log.h"
 
 #include <errno.h>
@@ -90,22 +91,6 @@ static void give_back_place(struct service_at_work *service)
     atomic_fetch_sub_explicit(&service->balancing.own_service->connections, 1, memory_order_relaxed);
 }
 
-/* So that close(2) sends a reset, and what is still to be sent is dropped. */
-static void make_reset(struct sluice_end *end)
-{
-    struct linger linger = {.l_onoff = 1, .l_linger = 0};
-    if (end != NULL)
-        setsockopt(sluice_end_fd(end), SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
-}
-
-static void close_end(struct session *session, struct sluice_end *end)
-{
-    if (end == NULL)
-        return;
-    sluice_loop_forget(loop_of(session), end);
-    sluice_end_close(end);
-}
-
 static void write_lines(struct session *session, enum proxy_end why);
 
 void session_close(struct session *session, enum proxy_end why, bool reset)
@@ -117,14 +102,10 @@ void session_close(struct session *session, enum proxy_end why, bool reset)
     relay_stop(&session->up, reset);
     relay_stop(&session->down, reset);
     approach_free(session);
-    if (reset) {
-        make_reset(session->client);
-        make_reset(session->server);
-    }
     proxy_totals_ended(service->totals, why);
     write_lines(session, why);
-    close_end(session, session->client);
-    close_end(session, session->server);
+    socket_close(worker->loop, session->client, reset);
+    socket_close(worker->loop, session->server, reset);
     give_back_server(session);
     if (session->has_place)
         give_back_place(service);
@@ -163,7 +144,7 @@ static void watch_silence(struct session *session)
 
 bool session_half_closed(struct session *session, struct relay *relay)
 {
-    struct relay *other = relay->upward ? &session->down : &session->up;
+    struct relay *other = relay_opposite(relay);
     if (!relay_is_over(other)) {
         session->heard = sluice_loop_now(loop_of(session));
         watch_silence(session);
@@ -178,7 +159,7 @@ bool session_half_closed(struct session *session, struct relay *relay)
 
 bool session_sink_failed(struct session *session, struct relay *relay)
 {
-    struct relay *other = relay->upward ? &session->down : &session->up;
+    struct relay *other = relay_opposite(relay);
     /* What the broken side had sent before may still lie in its socket: it is passed on, and then the reset. */
     if (!relay_is_over(other)) {
         session->heard = sluice_loop_now(loop_of(session));
@@ -201,7 +182,7 @@ void session_source_failed(struct session *session, struct relay *relay)
 
 void session_count(struct session *session, const struct relay *relay, const struct sluice_receipt *receipt)
 {
-    enum proxy_direction direction = relay->upward ? PROXY_TO_SERVER : PROXY_TO_CLIENT;
+    enum proxy_direction direction = relay_direction(relay);
     session->heard = sluice_loop_now(loop_of(session));
     proxy_totals_moved(session->service->totals, direction, receipt);
     if (session->account != NULL)
@@ -210,44 +191,47 @@ void session_count(struct session *session, const struct relay *relay, const str
 
 void session_count_received(struct session *session, const struct relay *relay, size_t bytes)
 {
-    enum proxy_direction direction = relay->upward ? PROXY_TO_SERVER : PROXY_TO_CLIENT;
+    enum proxy_direction direction = relay_direction(relay);
     session->service->totals->receipts[direction].copy_bytes += bytes;
     if (session->account != NULL)
         session->account->receipts[direction].copy_bytes += bytes;
 }
 
+/* The PROXY header for the server, which says who the client is. Returns its length. */
+static size_t make_header(struct session *session, enum proxy_header_version version,
+                          char header[PROXY_HEADER_WRITE_MAX])
+{
+    const struct approach *approach = session->approach;
+    const int client = sluice_end_fd(session->client);
+    struct sockaddr_storage own = {.ss_family = AF_UNSPEC}, peer = {.ss_family = AF_UNSPEC};
+    socklen_t own_size = sizeof own, peer_size = sizeof peer;
+    if (approach->has_header && !approach->header.local)
+        return proxy_header_write(
+            version, (const struct sockaddr *)&approach->header.source, sizeof approach->header.source,
+            (const struct sockaddr *)&approach->header.destination, sizeof approach->header.destination, header);
+    getsockname(client, (struct sockaddr *)&own, &own_size);
+    if (session->peer.any.sa_family != AF_UNIX)
+        return proxy_header_write(version, &session->peer.any, sizeof session->peer, (struct sockaddr *)&own, own_size,
+                                  header);
+    /* For which session.peer has no room. */
+    getpeername(client, (struct sockaddr *)&peer, &peer_size);
+    return proxy_header_write(version, (struct sockaddr *)&peer, peer_size, (struct sockaddr *)&own, own_size, header);
+}
+
 static void begin_relaying(struct session *session)
 {
-    struct service_at_work *service = session->service;
+    const struct proxy_service *given = session->service->service;
     struct approach *approach = session->approach;
-    enum proxy_header_version version = service->service->send_proxy;
     char header[PROXY_HEADER_WRITE_MAX];
     size_t header_length = 0;
-    if (version != PROXY_HEADER_NONE) {
-        const struct sockaddr *source = &session->peer.any;
-        struct sockaddr_storage own = {.ss_family = AF_UNSPEC}, peer = {.ss_family = AF_UNSPEC};
-        const struct sockaddr *destination = (struct sockaddr *)&own;
-        socklen_t source_size = sizeof session->peer, destination_size = sizeof own;
-        if (approach->has_header && !approach->header.local) {
-            source = (struct sockaddr *)&approach->header.source;
-            destination = (struct sockaddr *)&approach->header.destination;
-            source_size = sizeof approach->header.source;
-        } else {
-            getsockname(sluice_end_fd(session->client), (struct sockaddr *)&own, &destination_size);
-            if (source->sa_family == AF_UNIX) { /* for which session.peer has no room */
-                source = (struct sockaddr *)&peer;
-                source_size = sizeof peer;
-                getpeername(sluice_end_fd(session->client), (struct sockaddr *)&peer, &source_size);
-            }
-        }
-        header_length = proxy_header_write(version, source, source_size, destination, destination_size, header);
-    }
+    if (given->send_proxy != PROXY_HEADER_NONE)
+        header_length = make_header(session, given->send_proxy, header);
     session->state = RELAYING;
     session->heard = sluice_loop_now(loop_of(session));
     watch_silence(session);
-    if (service->service->mirrors && service->service->mirror_what & PROXY_MIRROR_REQUESTS)
+    if (given->mirrors && given->mirror_what & PROXY_MIRROR_REQUESTS)
         session->up.mirror = mirror_open(&session->up);
-    if (service->service->mirrors && service->service->mirror_what & PROXY_MIRROR_RESPONSES)
+    if (given->mirrors && given->mirror_what & PROXY_MIRROR_RESPONSES)
         session->down.mirror = mirror_open(&session->down);
     /* Any of these may end the connection: what is still needed is taken from it first. */
     char *early = approach->data;
@@ -266,29 +250,6 @@ static uint64_t microseconds(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
-
-/* Options that a connection to a server has as the one from its client has them from the listener. */
-static void prepare_socket(const struct proxy_service *service, int fd, int family)
-{
-    int on = 1;
-    if (family == AF_UNIX)
-        return;
-    /* The library says itself where more follows. */
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    proxy_keep_alive(fd, service->keepalive);
-    if (service->congestion != NULL)
-        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, service->congestion, (socklen_t)strlen(service->congestion));
-}
-
-void proxy_keep_alive(int fd, unsigned seconds)
-{
-    int on = 1, idle = (int)seconds, interval = seconds < 15 ? (int)seconds : 15;
-    if (seconds == 0)
-        return;
-    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
-    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
-    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
 }
 
 static void connect_failed(struct session *session)
@@ -339,12 +300,11 @@ static void connect_to(struct session *session, unsigned index)
     const struct address *address = &service->service->servers[index].address;
     session->server_index = (int16_t)index;
     session->state = CONNECTING;
-    approach->fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    approach->fd = socket_make(service->service, address);
     if (approach->fd < 0) {
         session_close(session, PROXY_END_ERROR, true);
         return;
     }
-    prepare_socket(service->service, approach->fd, address->any.sa_family);
     approach->connect_began_us = microseconds();
     int result = sluice_loop_connect(loop_of(session), approach->fd, &address->any, address->length, on_connected,
                                      session, &approach->connect);

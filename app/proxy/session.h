@@ -111,14 +111,21 @@ bool session_let_in(struct session *session);
 /* The connection that is in service_at_work.held by this link. */
 struct session *session_held(struct list *link);
 
-/* On a socket, or on the listener that it is accepted from. */
-void proxy_keep_alive(int fd, unsigned seconds);
-
 /* In worker.c: a connection is gone; one is held. */
 void proxy_worker_lost(struct proxy_worker *worker, struct service_at_work *service);
 void proxy_worker_holds(struct proxy_worker *worker);
 
-/* The ends and sinks of a relay. */
+/* Of a relay: the other direction's, its direction, its ends. */
+static inline struct relay *relay_opposite(const struct relay *relay)
+{
+    return relay->upward ? &relay->session->down : &relay->session->up;
+}
+
+static inline enum proxy_direction relay_direction(const struct relay *relay)
+{
+    return relay->upward ? PROXY_TO_SERVER : PROXY_TO_CLIENT;
+}
+
 static inline struct sluice_end *relay_source(const struct relay *relay)
 {
     return relay->upward ? relay->session->client : relay->session->server;

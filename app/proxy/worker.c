@@ -48,7 +48,7 @@ static void look_at_held(void *context)
     for (unsigned i = 0; i < worker->options->generation->config.service_count; i++)
         all = let_in(&worker->services[i]) && all;
     if (!all)
-        sluice_timer_start(worker->loop, &worker->held_timer, HELD_LOOK_MS, look_at_held, worker);
+        proxy_worker_holds(worker);
 }
 
 void proxy_worker_holds(struct proxy_worker *worker)
@@ -109,9 +109,7 @@ void proxy_worker_drain(struct proxy_worker *worker)
 static void say(void *context, const char *line)
 {
     struct proxy_worker *worker = context;
-    char text[512];
-    int length = snprintf(text, sizeof text, "sluice proxy: %s", line);
-    log_line(worker->options->error_log, text, (size_t)length < sizeof text ? (size_t)length : sizeof text - 1);
+    log_say(worker->options->error_log, "sluice proxy: %s", line);
 }
 
 static int start_service(struct proxy_worker *worker, unsigned index)
