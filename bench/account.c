@@ -266,3 +266,18 @@ unsigned parse_count(const char *text)
         die("not a number from 0 to 1000000: %s", text);
     return (unsigned)n;
 }
+
+struct sockaddr_in parse_address(const char *text)
+{
+    char host[64];
+    struct sockaddr_in found = {.sin_family = AF_INET};
+    const char *colon = strrchr(text, ':');
+    if (!colon || (size_t)(colon - text) >= sizeof(host))
+        die("not ADDRESS:PORT: %s", text);
+    memcpy(host, text, (size_t)(colon - text));
+    host[colon - text] = '\0';
+    found.sin_port = htons((uint16_t)atoi(colon + 1));
+    if (inet_pton(AF_INET, host, &found.sin_addr) != 1)
+        die("not an IPv4 address: %s", host);
+    return found;
+}

@@ -6,6 +6,7 @@
 #ifndef BENCH_ACCOUNT_H
 #define BENCH_ACCOUNT_H
 
+#include <netinet/in.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -52,6 +53,9 @@ void pin_to_core(unsigned core);
 
 /* As many descriptors as the hard limit allows; dies if these are fewer. */
 void allow_descriptors(uint64_t wanted);
+
+/* ADDRESS:PORT, of IPv4; dies at anything else. */
+struct sockaddr_in parse_address(const char *text);
 
 /* A number from 0 to a million; dies at anything else. */
 unsigned parse_count(const char *text);

@@ -572,14 +572,8 @@ static void prepare_requests(void)
 
 static void parse_target(const char *text)
 {
-    const char *colon = strrchr(text, ':');
-    if (!colon || (size_t)(colon - text) >= sizeof(o.host))
-        die("--target wants ADDRESS:PORT, not %s", text);
-    memcpy(o.host, text, (size_t)(colon - text));
-    o.target.sin_family = AF_INET;
-    o.target.sin_port = htons((uint16_t)atoi(colon + 1));
-    if (inet_pton(AF_INET, o.host, &o.target.sin_addr) != 1)
-        die("not an IPv4 address: %s", o.host);
+    o.target = parse_address(text);
+    inet_ntop(AF_INET, &o.target.sin_addr, o.host, sizeof(o.host));
 }
 
 int main(int argc, char **argv)

@@ -479,19 +479,6 @@ static const char usage[] =
     "  --cpu-of PID       measure this process (repeatable)\n"
     "Prints one JSON object.\n";
 
-static void parse_target(const char *text)
-{
-    char host[64];
-    const char *colon = strrchr(text, ':');
-    if (!colon || (size_t)(colon - text) >= sizeof(host))
-        die("--target wants ADDRESS:PORT, not %s", text);
-    memcpy(host, text, (size_t)(colon - text));
-    host[colon - text] = '\0';
-    o.target = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(colon + 1))};
-    if (inet_pton(AF_INET, host, &o.target.sin_addr) != 1)
-        die("not an IPv4 address: %s", host);
-}
-
 static uint64_t parse_bytes(const char *text)
 {
     char *end;
@@ -548,7 +535,7 @@ int main(int argc, char **argv)
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         switch (option) {
         case TARGET:
-            parse_target(optarg);
+            o.target = parse_address(optarg);
             break;
         case ORIGIN:
             o.origin = (int)parse_count(optarg);

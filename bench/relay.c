@@ -312,21 +312,6 @@ static void relay(int listener)
 
 /* --- command line ------------------------------------------------------------------------------------------- */
 
-static struct sockaddr_in parse_address(const char *text)
-{
-    char host[64];
-    struct sockaddr_in found = {.sin_family = AF_INET};
-    const char *colon = strrchr(text, ':');
-    if (!colon || (size_t)(colon - text) >= sizeof(host))
-        die("not ADDRESS:PORT: %s", text);
-    memcpy(host, text, (size_t)(colon - text));
-    host[colon - text] = '\0';
-    found.sin_port = htons((uint16_t)atoi(colon + 1));
-    if (inet_pton(AF_INET, host, &found.sin_addr) != 1)
-        die("not an IPv4 address: %s", host);
-    return found;
-}
-
 static int listen_on(struct sockaddr_in where)
 {
     const int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
