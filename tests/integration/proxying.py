@@ -25,7 +25,7 @@ import termios
 import threading
 import time
 
-from harness import LOCAL, OPTIONS, PATIENCE, SLUICE, Program, Skip, case, children, equal, new_root, together
+from harness import LOCAL, OPTIONS, PATIENCE, SLUICE, Program, Skip, case, children, equal, new_root, same_bytes, together
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEERS = pathlib.Path(os.environ.get("SLUICE_TEST_PEERS", ROOT / "build/peers"))
@@ -189,6 +189,19 @@ def send_in_background(one, data):
     thread.wrong = None
     thread.start()
     return thread
+
+
+def echoed(client, data):
+    """Everything comes back."""
+    sender = send_in_background(client, data)
+    same_bytes(read_exactly(client, len(data)), data)
+    sender.join()
+
+
+def echoed_to_the_end(client, data):
+    echoed(client, data)
+    client.shutdown(socket.SHUT_WR)
+    equal(read_all(client), b"")
 
 
 def fill(one, most=1 << 30, quiet=0.3):

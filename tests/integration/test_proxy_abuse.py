@@ -17,7 +17,8 @@ import time
 
 from harness import (PATIENCE, Skip, case, content, equal, main, note, raise_descriptor_limit,
                      same_bytes, together, until)
-from proxying import (CONTROL, MIB, Backend, Network, Proxy, Silent, both_loops, count_open, echo, how_it_ends, named,
+from proxying import (CONTROL, MIB, Backend, Network, Proxy, Silent, both_loops, count_open, echo, echoed_to_the_end,
+                      how_it_ends, named,
                       needs_sluice, read_all, read_exactly, reset, send_in_background,
                       terminate)
 
@@ -191,11 +192,7 @@ def no_pipe_pages():
         with Backend(echo) as backend, Proxy(backend.address, receipts=True, wrap=become) as proxy:
             for _ in range(3):
                 with proxy.connect() as client:
-                    sender = send_in_background(client, DATA)
-                    same_bytes(read_exactly(client, len(DATA)), DATA)
-                    sender.join()
-                    client.shutdown(socket.SHUT_WR)
-                    equal(read_all(client), b"")
+                    echoed_to_the_end(client, DATA)
             until(lambda: len(re.findall(r"^receipt 127.*", proxy.errors(), re.MULTILINE)) == 6, 3, "6 receipts")
             for line in re.findall(r"^receipt 127.*", proxy.errors(), re.MULTILINE):
                 note(line)

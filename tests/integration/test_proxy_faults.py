@@ -4,11 +4,12 @@
 nothing hangs, no byte is wrong, nothing is left, and no connection is cut short with an orderly end, as if that were
 all. A connection may be reset. One that is silent meanwhile must not notice."""
 
+import functools
 import socket
 import threading
 import time
 
-from harness import SANITIZED, case, content, equal, main, note, same_bytes, strace, until
+from harness import SANITIZED, case, content, equal, main, note, same_bytes, strace, together, until
 from proxying import MIB, Backend, Proxy, address_text, connect, count_open, echo, read_exactly
 
 DATA = content(MIB + 4321)
@@ -55,21 +56,8 @@ def talk_all(proxy, outcomes, rounds=1):
         with lock:
             outcomes[outcome] = outcomes.get(outcome, 0) + 1
     lock = threading.Lock()
-    wrong = []
-
-    def guarded(kind):
-        try:
-            one(kind)
-        except Exception as error:
-            wrong.append(error)
     for _ in range(rounds):
-        threads = [threading.Thread(target=guarded, args=(kind,)) for kind in ("small", "bulk", "nothing", "late") * 2]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    if wrong:
-        raise wrong[0]
+        together([functools.partial(one, kind) for kind in ("small", "bulk", "nothing", "late") * 2])
 
 
 # What fails, with which errors, every n-th time. Never EAGAIN where the loop waits for an edge: the kernel says EAGAIN

@@ -12,8 +12,8 @@ import threading
 import time
 
 from harness import (LOCAL, PATIENCE, SLUICE, case, content, equal, main, new_root, note, same_bytes, until, write)
-from proxying import (LOOPS, MIB, Backend, Proxy, Refusing, ask_name, connect, echo, how_it_ends, listening, metrics,
-                      named, read_all, read_exactly, reset, send_in_background, servers,
+from proxying import (LOOPS, MIB, Backend, Proxy, Refusing, ask_name, connect, echo, echoed, echoed_to_the_end,
+                      how_it_ends, listening, metrics, named, read_all, read_exactly, reset, servers,
                       turned_away)
 
 DATA = content(4 * MIB + 11)
@@ -214,9 +214,7 @@ def drains():
             except (ConnectionRefusedError, ConnectionResetError):
                 return True
         until(refused, 3, "refused connections")
-        sender = send_in_background(clients[0], DATA)
-        same_bytes(read_exactly(clients[0], len(DATA)), DATA)
-        sender.join()
+        echoed(clients[0], DATA)
         assert proxy.process.poll() is None
         for one in clients:
             one.shutdown(socket.SHUT_WR)
@@ -301,11 +299,7 @@ for loop in LOOPS:
         data = DATA * 10
         with Backend(echo) as backend, Proxy(backend.address, log=path, loop=loop) as proxy:
             with proxy.connect() as client:
-                sender = send_in_background(client, data)
-                same_bytes(read_exactly(client, len(data)), data)
-                sender.join()
-                client.shutdown(socket.SHUT_WR)
-                equal(read_all(client), b"")
+                echoed_to_the_end(client, data)
             line, = log_lines(path, 1)
         equal((int(line["up"]), int(line["down"]), line["end"]), (len(data), len(data), "done"))
         equal(sum(routes(line).values()), 2 * len(data), "bytes by route")
@@ -320,9 +314,7 @@ for loop in LOOPS:
             for bulk in (False, True):
                 with proxy.connect() as client:
                     if bulk:
-                        sender = send_in_background(client, DATA)
-                        same_bytes(read_exactly(client, len(DATA)), DATA)
-                        sender.join()
+                        echoed(client, DATA)
                         time.sleep(0.1)
                     for _ in range(2000):
                         client.sendall(DATA[:500])
@@ -384,11 +376,7 @@ def receipts():
     with Backend(echo) as backend, Proxy(backend.address, receipts=True) as proxy:
         for _ in range(3):
             with proxy.connect() as client:
-                sender = send_in_background(client, DATA)
-                same_bytes(read_exactly(client, len(DATA)), DATA)
-                sender.join()
-                client.shutdown(socket.SHUT_WR)
-                equal(read_all(client), b"")
+                echoed_to_the_end(client, DATA)
         until(lambda: len(re.findall(r"^receipt 127\S+ (?:up|down) ", proxy.errors(), re.MULTILINE)) == 6, 3,
               "6 receipts")
         proxy.signal(signal.SIGUSR1)
@@ -433,11 +421,7 @@ def figures():
                 client.shutdown(socket.SHUT_WR)
                 equal(read_all(client), b"")
         with proxy.connect() as client:
-            sender = send_in_background(client, bulk)
-            same_bytes(read_exactly(client, len(bulk)), bulk)
-            sender.join()
-            client.shutdown(socket.SHUT_WR)
-            equal(read_all(client), b"")
+            echoed_to_the_end(client, bulk)
         client = proxy.connect()
         client.sendall(b"x")
         read_exactly(client, 1)

@@ -11,8 +11,8 @@ import threading
 import time
 
 from harness import PATIENCE, case, content, equal, main, note, same_bytes, together, until
-from proxying import (MIB, Backend, Proxy, Refusing, Silent, address_text, both_loops, connect, count_open, echo, fill,
-                      how_it_ends, listening, read_all, read_exactly, reset, send_in_background)
+from proxying import (MIB, Backend, Proxy, Refusing, Silent, address_text, both_loops, connect, count_open, echo,
+                      echoed_to_the_end, fill, how_it_ends, listening, read_all, read_exactly, reset, send_in_background)
 
 DATA = content(6 * MIB + 13)
 
@@ -265,11 +265,7 @@ def many():
             def one_client(number):
                 with connect(proxy.address) as client:
                     data = DATA[number:number + 100_000]
-                    sender = send_in_background(client, data)
-                    same_bytes(read_exactly(client, len(data)), data)
-                    sender.join()
-                    client.shutdown(socket.SHUT_WR)
-                    equal(read_all(client), b"")
+                    echoed_to_the_end(client, data)
             together([functools.partial(one_client, number) for number in range(50)])
             until(lambda: len(results) == 50, 5, "50 shadow connections' ends")
     equal(sorted(data for _, data in results), sorted(DATA[number:number + 100_000] for number in range(50)))

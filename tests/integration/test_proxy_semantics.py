@@ -10,8 +10,8 @@ import statistics
 import time
 
 from harness import PATIENCE, case, content, equal, main, new_root, note, same_bytes, together, until
-from proxying import (CONTROL, MIB, Backend, Proxy, Refusing, Silent, ask_name, both_loops, count_open, echo, fill,
-                      filled, how_it_ends, listening, named, needs_sluice, own_sockets, private_memory, queued,
+from proxying import (CONTROL, MIB, Backend, Proxy, Refusing, Silent, ask_name, both_loops, count_open, echo,
+                      echoed_to_the_end, fill, filled, how_it_ends, listening, named, needs_sluice, own_sockets, private_memory, queued,
                       read_all,
                       read_exactly, reset, send_in_background, told,
                       turned_away)
@@ -575,11 +575,7 @@ def unix_sockets():
     directory = new_root()
     with Backend(echo, directory + "/server") as backend, \
             Proxy(backend.address, listen=["unix:%s/proxy" % directory]) as proxy, proxy.connect() as client:
-        sender = send_in_background(client, DATA)
-        same_bytes(read_exactly(client, len(DATA)), DATA)
-        sender.join()
-        client.shutdown(socket.SHUT_WR)
-        equal(read_all(client), b"")
+        echoed_to_the_end(client, DATA)
     with Proxy("unix:%s/nobody" % directory, listen=["unix:%s/other" % directory], retries=0) as proxy:
         turned_away(proxy.address)
 

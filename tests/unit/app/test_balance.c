@@ -4,6 +4,7 @@
  * order of events matters, and with processes where they race. Random tests print their seed; SLUICE_SEED repeats one.
  */
 #include "check.h"
+#include "each_loop.h"
 #include "proxy/balance.h"
 
 #include <arpa/inet.h>
@@ -33,7 +34,6 @@ static char names[PROXY_SERVERS_MAX][32];
 static int freed_fd = -1, freed_fds[WORKERS]; /* each worker's: an epoll takes a descriptor only once */
 static struct sluice_loop *loop;
 static struct balancer *balancers[WORKERS];
-static enum sluice_loop_kind kind = SLUICE_LOOP_EPOLL;
 
 /* ---- A world --------------------------------------------------------------------------------------------------- */
 
@@ -823,18 +823,6 @@ static void begin_full(unsigned workers, unsigned places)
     for (unsigned i = 0; i < places; i++)
         take();
     called = 0;
-}
-
-/* The loop watches eventfds in its own way: what is about waking is tested with both. */
-#define EACH_LOOP                                                                                                      \
-    for (int which = SLUICE_LOOP_EPOLL; which <= SLUICE_LOOP_IO_URING; which++, kind = SLUICE_LOOP_EPOLL)              \
-        if (choose_loop(which))
-
-static bool choose_loop(int which)
-{
-    struct sluice_loop_options options = {.size = sizeof options, .kind = (enum sluice_loop_kind)which};
-    kind = options.kind;
-    return sluice_loop_probe(&options, NULL) == 0;
 }
 
 TEST("who waits is called with a place, from the loop, first come first served")

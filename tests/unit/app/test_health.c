@@ -3,6 +3,7 @@
  * Health checks of real listeners on loopback, each served by a thread that answers as it was told. By both loops.
  */
 #include "check.h"
+#include "each_loop.h"
 #include "proxy/health.h"
 
 #include <dirent.h>
@@ -48,7 +49,6 @@ static char names[PEERS][ADDRESS_TEXT_MAX];
 static struct server_state states[PEERS];
 static struct health *health;
 static struct sluice_loop *loop;
-static enum sluice_loop_kind kind = SLUICE_LOOP_EPOLL;
 static int freed_fd;
 static char said[16][512];
 static unsigned said_count;
@@ -334,17 +334,6 @@ static unsigned descriptors(void)
         count++;
     closedir(directory);
     return count;
-}
-
-#define EACH_LOOP                                                                                                      \
-    for (int which = SLUICE_LOOP_EPOLL; which <= SLUICE_LOOP_IO_URING; which++, kind = SLUICE_LOOP_EPOLL)              \
-        if (choose_loop(which))
-
-static bool choose_loop(int which)
-{
-    struct sluice_loop_options options = {.size = sizeof options, .kind = (enum sluice_loop_kind)which};
-    kind = options.kind;
-    return sluice_loop_probe(&options, NULL) == 0;
 }
 
 /* ---- TCP ------------------------------------------------------------------------------------------------------- */

@@ -4,6 +4,7 @@
  * it on a kernel that lies.)
  */
 #include "../check.h"
+#include "checked.h"
 #include "fanout.h"
 #include "pipes.h"
 #include "world.h"
@@ -215,24 +216,6 @@ static void finish(struct collector *collector, size_t from, size_t size)
     if (pattern_wrong(data, from, got) < got)
         CHECK_FAIL("byte %zu is wrong", pattern_wrong(data, from, got));
     free(data);
-}
-
-/* Reads to the end; returns the count, or -1 after a reset. The bytes must be the stream's first ones. */
-static ssize_t read_prefix(int fd)
-{
-    static unsigned char piece[65536];
-    size_t got = 0;
-    for (;;) {
-        struct pollfd readable = {.fd = fd, .events = POLLIN};
-        CHECK(poll(&readable, 1, 5000) == 1);
-        ssize_t size = read(fd, piece, sizeof piece);
-        if (size == 0)
-            return (ssize_t)got;
-        if (size < 0)
-            return errno == ECONNRESET ? -1 : -2;
-        CHECK_EQ(pattern_wrong(piece, got, (size_t)size), size);
-        got += (size_t)size;
-    }
 }
 
 static void reset_peer(struct scene *scene, int sink)

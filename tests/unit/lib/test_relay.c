@@ -4,6 +4,7 @@
  * epoll and, as test-lib-relay io_uring, on io_uring: the same tests.
  */
 #include "../check.h"
+#include "checked.h"
 #include "simulated.h"
 #include "sys.h"
 #include "world.h"
@@ -1194,17 +1195,9 @@ TEST("a socket that is still connecting is a sink that is full, also beside othe
 
 int main(int argc, char **argv)
 {
-    struct sluice_error error;
     if (argc > 1)
         loop_options.kind = (enum sluice_loop_kind)sluice_loop_kind_by_name(argv[1]);
     if (argc > 2)
         loop_options.flags = SLUICE_LOOP_SQPOLL;
-    if (sluice_loop_probe(&loop_options, &error) < 0) {
-        char text[256];
-        sluice_error_format(&error, text, sizeof text);
-        printf("1..0 # SKIP %s; %s\n", text, error.remedy);
-        return 0;
-    }
-    alarm(60); /* a hang is a failure */
-    return check_run_all();
+    return run_all_on_loop(&loop_options);
 }

@@ -3,6 +3,7 @@
  * One stream into several sinks by tee: on a kernel that lies, and on this one.
  */
 #include "../check.h"
+#include "checked.h"
 #include "fanout.h"
 #include "simulated.h"
 #include "world.h"
@@ -484,25 +485,6 @@ TEST("a sink that cannot splice reads its own pipe, and the others go on by refe
     close(out[1]);
     sluice_end_close(segment.end);
     feeder_finish(feeder);
-}
-
-/* Reads to the end; returns the count, -1 after a reset. The bytes must be the stream's first ones. */
-static ssize_t read_prefix(int fd)
-{
-    static unsigned char piece[65536];
-    size_t got = 0;
-    for (;;) {
-        struct pollfd readable = {.fd = fd, .events = POLLIN};
-        CHECK(poll(&readable, 1, 5000) == 1);
-        ssize_t size = read(fd, piece, sizeof piece);
-        if (size == 0)
-            return (ssize_t)got;
-        if (size < 0)
-            return errno == ECONNRESET ? -1 : -2;
-        for (ssize_t i = 0; i < size; i++)
-            CHECK(piece[i] == pattern_byte(got + (size_t)i));
-        got += (size_t)size;
-    }
 }
 
 TEST("a TCP sink that is too slow is reset, the first bytes of the stream right, and the others get everything")

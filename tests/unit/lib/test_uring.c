@@ -5,6 +5,7 @@
  * test_routes.c's to say.
  */
 #include "../check.h"
+#include "checked.h"
 #include "loop.h"
 #include "memlock.h"
 #include "sys.h"
@@ -1251,13 +1252,5 @@ TEST("a thread of the kernel that polls for submissions carries transfers, too")
 
 int main(void)
 {
-    struct sluice_error error;
-    if (sluice_loop_probe(&on_ring, &error) < 0) {
-        char text[256];
-        sluice_error_format(&error, text, sizeof text);
-        printf("1..0 # SKIP %s; %s\n", text, error.remedy);
-        return 0;
-    }
-    alarm(60); /* a hang is a failure */
-    return check_run_all();
+    return run_all_on_loop(&on_ring);
 }
