@@ -45,6 +45,7 @@ struct account {
     struct trace_lost lost;    /* with no_room */
     struct trace_lost no_room; /* what this account itself had no room for */
     uint64_t elapsed_ns, counted_ns;
+    uint64_t ring_operations;
     size_t folded_flows, folded_processes; /* that were left when ended processes were last folded */
 
     bool dirty, callers_dirty;
@@ -264,6 +265,8 @@ int account_enter_flow(struct account *account, const struct trace_flow_key *key
 {
     bool full;
     account->dirty = true;
+    if (key->way == TRACE_BY_RING)
+        account->ring_operations += value->calls + value->fruitless;
     struct flow *flow = enter_flow(account, key, &full);
     if (flow == NULL && !full)
         return -ENOMEM;
@@ -832,6 +835,11 @@ enum account_tier account_tier(const struct account *account)
 uint64_t account_counted_ns(const struct account *account)
 {
     return account->counted_ns;
+}
+
+uint64_t account_ring_operations(const struct account *account)
+{
+    return account->ring_operations;
 }
 
 uint64_t account_elapsed_ns(const struct account *account)

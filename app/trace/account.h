@@ -132,6 +132,7 @@ const struct account_caller *account_callers(struct account *account, size_t *re
 const struct account_unattributed *account_unattributed(struct account *account, size_t *ret_count);
 const struct trace_lost *account_lost(const struct account *account);
 enum account_tier account_tier(const struct account *account);
+uint64_t account_ring_operations(const struct account *account); /* entered so far, with those that moved nothing */
 uint64_t account_elapsed_ns(const struct account *account);
 uint64_t account_counted_ns(const struct account *account);
 const char *account_evidence_name(enum account_evidence evidence); /* "by definition" */

@@ -493,7 +493,8 @@ static void add_up(struct session *session, uint64_t *ret_calls, uint64_t *ret_c
 {
     size_t count;
     const struct account_process *processes = account_processes(session->account, &count);
-    *ret_calls = *ret_cpu_ns = 0;
+    *ret_calls = account_ring_operations(session->account); /* a completion costs what a call costs, and is none */
+    *ret_cpu_ns = 0;
     for (size_t i = 0; i < count; i++) {
         *ret_calls += processes[i].system_calls;
         *ret_cpu_ns += processes[i].cpu_ns;

@@ -209,6 +209,19 @@ TEST("requests by io_uring and by calls of their own are different rows")
     CHECK_EQ(row_count(false), 2);
 }
 
+TEST("operations of a ring are counted, those that moved nothing too; calls are not")
+{
+    begin(ACCOUNT_TIER_TRACEPOINTS);
+    struct trace_flow_key key = {.pid = NGINX, .sink = TCP, .mechanism = TRACE_SEND};
+    struct trace_flow_value value = {.calls = 5, .fruitless = 2, .bytes = 100};
+    CHECK_EQ(account_enter_flow(account, &key, &value), 0);
+    CHECK_EQ(account_ring_operations(account), 0);
+    key.way = TRACE_BY_RING;
+    CHECK_EQ(account_enter_flow(account, &key, &value), 0);
+    CHECK_EQ(account_enter_flow(account, &key, &value), 0);
+    CHECK_EQ(account_ring_operations(account), 14);
+}
+
 TEST("bytes by registered memory: of what was read and written so, both; of what was read so and sent, one")
 {
     begin(ACCOUNT_TIER_TRACEPOINTS);
