@@ -391,7 +391,8 @@ struct session *session_held(struct list *link)
 
 static void ask_for_place(struct session *session)
 {
-    if (take_place(session)) {
+    /* Not past those who wait already, though a place has just become free: it is theirs. */
+    if (list_empty(&session->service->held) && take_place(session)) {
         choose_server(session);
         return;
     }

@@ -6,8 +6,10 @@ TLS."""
 
 import collections
 import contextlib
+import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import struct
@@ -16,9 +18,9 @@ import threading
 import time
 
 from harness import PATIENCE, Skip, case, content, equal, main, new_root, same_bytes, together, until
-from proxying import (CONTROL, LOCAL, Backend, Control, Proxy, Refusing, address_text, ask_name, echo, how_it_ends,
-                      listening, named, needs_sluice, read_all, read_exactly, reset, send_in_background, terminate,
-                      turned_away)
+from proxying import (CONTROL, LOCAL, Backend, Control, Proxy, Refusing, address_text, ask_name, count_open, echo,
+                      how_it_ends, listening, named, needs_sluice, read_all, read_exactly, reset, send_in_background,
+                      terminate, turned_away)
 
 
 def text(address, *words):
@@ -302,6 +304,25 @@ def max_connections():
         for one in more:
             equal(read_exactly(one, 2), b"0\n")
             one.close()
+
+
+@case("--max-connections 1: a client that comes just as a place becomes free does not overtake the one that waits")
+def no_overtaking():
+    needs_sluice()
+    with backends(1) as (a,), Proxy(a.address, max_connections=1) as proxy:
+        for _ in range(20):
+            held = ask_name(proxy, keep=True)[1]
+            sockets = count_open(proxy.worker())
+            waiting = proxy.connect()
+            until(lambda: count_open(proxy.worker()) == sockets + 1, 5, "the client that waits")
+            os.kill(proxy.worker(), signal.SIGSTOP)  # so that it finds both, the end and the newcomer, in one turn
+            reset(held)
+            newcomer = proxy.connect()
+            os.kill(proxy.worker(), signal.SIGCONT)
+            equal(read_exactly(waiting, 2), b"0\n")
+            waiting.close()
+            equal(read_exactly(newcomer, 2), b"0\n")
+            newcomer.close()
 
 
 @case("1,000 clients through 20 places, each for a moment: all are served, no place is lost", limit=40)
