@@ -2002,16 +2002,18 @@ int BPF_PROG(on_ring_completion, void *ring, void *request, struct io_uring_cqe 
     return 0;
 }
 
+/* Attached while nothing is counted, too: a multishot request that was submitted then completes when something is. */
 static __always_inline void on_ring_submission(struct io_kiocb *request)
 {
     __u8 opcode = BPF_CORE_READ(request, opcode);
     __u64 pointer = (__u64)request;
-    if (!state_of_current(bpf_get_current_task_btf()))
+    /* RECVMSG, RECV, READ_MULTISHOT, RECV_ZC */
+    bool receives = opcode == 10 || opcode == 27 || opcode == 49 || opcode == 58;
+    if ((!receives && !trace_functions) || !state_of_current(bpf_get_current_task_btf()))
         return;
     if (trace_functions) /* what was copied for one that is gone, and never reported */
         bpf_map_delete_elem(&works, &pointer);
-    /* RECVMSG, RECV, READ_MULTISHOT, RECV_ZC */
-    if (opcode != 10 && opcode != 27 && opcode != 49 && opcode != 58)
+    if (!receives)
         return;
     struct ring_key key = {.ring = (__u64)BPF_CORE_READ(request, ctx),
                            .user_data = BPF_CORE_READ(request, cqe.user_data)};

@@ -641,6 +641,8 @@ void collect_pause(struct collect *collect, bool pause)
         {programs->progs.on_call_left_out, &programs->links.on_call_left_out},
         {programs->progs.on_delivery, &programs->links.on_delivery},
         {programs->progs.on_page_fault, &programs->links.on_page_fault},
+        {programs->progs.on_ring_completion, &programs->links.on_ring_completion},
+        {programs->progs.on_ring_completion_pieces, &programs->links.on_ring_completion_pieces},
     };
     for (size_t i = 0; i < sizeof busy / sizeof busy[0]; i++) {
         if (pause) {

@@ -1245,6 +1245,41 @@ def sampled():
     assert re.search(r"counted \d+ % of the time: sums are of that", text), text
 
 
+@case("--sample counts the operations of a ring in the same windows, those of a receive that began before one too")
+def sampled_ring():
+    needs_ring()
+    report = trace_program(RING + """
+import time
+PROVIDE, BUFFERS, RECEIVING, SENDING, PROVIDING = 31, 7, 1, 2, 3
+pair = socket.socketpair()
+block, chosen = mmap.mmap(-1, 4096), mmap.mmap(-1, 8 * 4096)
+receive = lambda: submit(RECV, pair[1].fileno(), priority=2, flags=32, group=BUFFERS, name=RECEIVING) # multishot
+provide = lambda first, count: submit(PROVIDE, count, address(chosen) + first * 4096, 4096, first, group=BUFFERS,
+                                      name=PROVIDING)
+provide(0, 8)
+complete()
+receive()
+end = time.monotonic() + 2.5
+written = 0
+while time.monotonic() < end:
+    submit(SEND, pair[0].fileno(), address(block), 1000, name=SENDING)
+    waiting = 3
+    while waiting:
+        name, result, flags = complete()
+        waiting -= 1
+        if name == RECEIVING:
+            assert flags & 2 # it goes on
+            provide(flags >> 16, 1)
+    written += 1000
+with open(sys.argv[1], "w") as file: file.write(str(written))
+""", os.path.join(root, "written"), options=["--sample", "10"])
+    with open(os.path.join(root, "written"), encoding="ascii") as file:
+        written = int(file.read())
+    for mechanism in ("send", "recv"):
+        counted = sum(row["bytes"] for row in report.rows(mechanism=mechanism) if row["way"] == "io_uring")
+        assert 0 < counted < written / 2, "%s: %d of %d bytes were counted" % (mechanism, counted, written)
+
+
 @case("a process that does nothing but calls is counted in part, so that it is not slowed down by more than 3 %")
 def sampled_by_itself():
     process = worker(os.path.join(root, "written"), text=BUSY)
