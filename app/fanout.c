@@ -9,6 +9,7 @@
 #include "base/text.h"
 #include "commands.h"
 #include "service/address.h"
+#include "service/json.h"
 #include "service/options.h"
 #include "service/routes.h"
 
@@ -367,21 +368,6 @@ static void close_sink(struct fanout *fanout, unsigned i, bool complete)
 
 /* ---- Reporting -------------------------------------------------------------------------------------------------- */
 
-static void print_json_text(FILE *stream, const char *text)
-{
-    fputc('"', stream);
-    for (; *text != '\0'; text++) {
-        unsigned char byte = (unsigned char)*text;
-        if (byte == '"' || byte == '\\')
-            fprintf(stream, "\\%c", byte);
-        else if (byte < 0x20)
-            fprintf(stream, "\\u%04x", byte);
-        else
-            fputc(byte, stream);
-    }
-    fputc('"', stream);
-}
-
 enum outcome { COMPLETE, DROPPED, FAILED, NOT_OPENED };
 static const char *const outcomes[] = {"complete", "dropped", "failed", "not opened"};
 
@@ -409,16 +395,16 @@ static void print_json(const struct fanout *fanout, const enum outcome *each, FI
 {
     static char text[8192];
     fputs("{\"input\":", stream);
-    print_json_text(stream, fanout->input.name);
+    json_write_string(stream, fanout->input.name);
     fprintf(stream, ",\"policy\":\"%s\",\"sinks\":[", policies[fanout->options.policy]);
     for (unsigned i = 0; i < fanout->sink_count; i++) {
         fprintf(stream, "%s{\"sink\":", i > 0 ? "," : "");
-        print_json_text(stream, fanout->sinks[i].name);
+        json_write_string(stream, fanout->sinks[i].name);
         fprintf(stream, ",\"outcome\":\"%s\",", outcomes[each[i]]);
         if (each[i] != COMPLETE) {
             describe_error(fanout, i, text, sizeof text);
             fputs("\"error\":", stream);
-            print_json_text(stream, text);
+            json_write_string(stream, text);
             fputc(',', stream);
         }
         sluice_receipt_format_json(&fanout->receipts[i], text, sizeof text);

@@ -442,6 +442,7 @@ struct listing_job {
     struct http_server *server;
     struct exchange *exchange; /* NULL: the connection has gone */
     bool wanted;               /* a page; else only whether there is such a directory */
+    struct listing_view view;
     int result;
     char *text;
     size_t length;
@@ -467,7 +468,8 @@ static void listing_work(void *context)
     bool complete;
     job->result = listing_read(beneath, job->path, &entries, &count, &complete);
     if (job->result == 0) {
-        job->result = listing_render(job->path, entries, count, complete, &job->text, &job->length);
+        listing_sort(entries, count, &job->view);
+        job->result = listing_render(job->path, entries, count, complete, &job->view, &job->text, &job->length);
         listing_free(entries, count);
     }
 }
@@ -510,7 +512,12 @@ static void on_listed(void *context)
         tick(job->server);
         (void)held_request(connection, &request); /* it was parsed before */
         struct response_text page = {
-            .status = 200, .type = "text/html; charset=utf-8", .body = job->text, .body_length = job->length};
+            .status = 200,
+            .type = listing_type(&job->view),
+            .fields = listing_fields(&job->view),
+            .body = job->text,
+            .body_length = job->length,
+        };
         if (job->result == 0 && job->server->text_bytes + job->length > TEXT_BYTES_MAX)
             job->result = -ENOMEM;
         enum progress progress = job->result < 0 ? answer_error(connection, exchange, &request, job->result)
@@ -532,6 +539,7 @@ static enum progress look_at_directory(struct connection *connection, struct exc
     job->server = server;
     job->exchange = exchange;
     job->wanted = server->options->listing;
+    listing_choose(request->query, request->accept, &job->view);
     memcpy(job->path, path, length);
     if (sluice_loop_offload(server->loop, listing_work, on_listed, job) < 0) {
         free(job);

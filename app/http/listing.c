@@ -1,26 +1,100 @@
 /* SPDX-License-Identifier: MIT */
 #include "listing.h"
+#include "accept.h"
 #include "base/cleanup.h"
-#include "base/text.h"
-#include "path.h"
 
+#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/stat.h>
 
-static int compare(const void *left, const void *right)
+/* ---- Order ------------------------------------------------------------------------------------------------------- */
+
+/* By letters without regard to case, and by numbers as numbers: "episode 9" comes before "episode 10". */
+static int compare_names(const char *a, const char *b)
+{
+    const char *left = a, *right = b;
+    while (*left != '\0' && *right != '\0') {
+        if (isdigit((unsigned char)*left) && isdigit((unsigned char)*right)) {
+            left += strspn(left, "0");
+            right += strspn(right, "0");
+            size_t left_digits = strspn(left, "0123456789"), right_digits = strspn(right, "0123456789");
+            if (left_digits != right_digits)
+                return left_digits < right_digits ? -1 : 1;
+            int order = memcmp(left, right, left_digits);
+            if (order != 0)
+                return order;
+            left += left_digits;
+            right += right_digits;
+            continue;
+        }
+        int order = tolower((unsigned char)*left) - tolower((unsigned char)*right);
+        if (order != 0)
+            return order;
+        left++;
+        right++;
+    }
+    if (*left != *right)
+        return *left == '\0' ? -1 : 1;
+    return strcmp(a, b);
+}
+
+static int compare(const void *left, const void *right, void *context)
 {
     const struct listing_entry *a = left, *b = right;
+    const struct listing_view *view = context;
     if (a->directory != b->directory)
         return a->directory ? -1 : 1;
-    int order = strcasecmp(a->name, b->name);
-    return order != 0 ? order : strcmp(a->name, b->name);
+    int order = 0;
+    if (view->sort == LISTING_BY_SIZE && !a->directory)
+        order = a->size < b->size ? -1 : a->size > b->size;
+    else if (view->sort == LISTING_BY_TIME)
+        order = a->modified < b->modified ? -1 : a->modified > b->modified;
+    bool equal = order == 0;
+    if (equal)
+        order = compare_names(a->name, b->name);
+    /* Equals of another order are by name whatever its direction. */
+    return view->descending && (!equal || view->sort == LISTING_BY_NAME) ? -order : order;
 }
+
+void listing_sort(struct listing_entry *entries, size_t count, const struct listing_view *view)
+{
+    if (count > 1)
+        qsort_r(entries, count, sizeof *entries, compare, (void *)view);
+}
+
+static bool reads(struct slice slice, const char *text)
+{
+    return slice.length == strlen(text) && memcmp(slice.data, text, slice.length) == 0;
+}
+
+void listing_choose(struct slice query, struct slice accept, struct listing_view *ret_view)
+{
+    *ret_view = (struct listing_view){.sort = LISTING_BY_NAME};
+    ret_view->json = accept_media_type(accept, "application/json") > accept_media_type(accept, "text/html");
+    const char *at = query.data, *end = at != NULL ? at + query.length : NULL;
+    while (at < end) {
+        const char *next = memchr(at, '&', (size_t)(end - at));
+        struct slice pair = {at, (size_t)((next != NULL ? next : end) - at)};
+        if (reads(pair, "sort=name"))
+            ret_view->sort = LISTING_BY_NAME;
+        else if (reads(pair, "sort=size"))
+            ret_view->sort = LISTING_BY_SIZE;
+        else if (reads(pair, "sort=time"))
+            ret_view->sort = LISTING_BY_TIME;
+        else if (reads(pair, "order=asc"))
+            ret_view->descending = false;
+        else if (reads(pair, "order=desc"))
+            ret_view->descending = true;
+        at = next != NULL ? next + 1 : end;
+    }
+}
+
+/* ---- Reading ----------------------------------------------------------------------------------------------------- */
 
 void listing_free(struct listing_entry *entries, size_t count)
 {
@@ -110,97 +184,8 @@ int listing_read(const struct beneath *beneath, const char *path, struct listing
         listing_free(entries, count);
         return result;
     }
-    if (count > 1)
-        qsort(entries, count, sizeof *entries, compare);
     *ret_entries = entries;
     *ret_count = count;
     *ret_complete = complete;
-    return 0;
-}
-
-static void write_escaped(FILE *page, const char *text)
-{
-    for (; *text != '\0'; text++) {
-        switch (*text) {
-        case '&':
-            fputs("&amp;", page);
-            break;
-        case '<':
-            fputs("&lt;", page);
-            break;
-        case '>':
-            fputs("&gt;", page);
-            break;
-        case '"':
-            fputs("&quot;", page);
-            break;
-        case '\'':
-            fputs("&#39;", page);
-            break;
-        default:
-            /* HTML has no way to write a control byte: show that there is one. */
-            if ((unsigned char)*text < 0x20 || *text == 0x7f)
-                fputs("\xef\xbf\xbd", page);
-            else
-                fputc(*text, page);
-        }
-    }
-}
-
-static void write_entry(FILE *page, const struct listing_entry *entry)
-{
-    const char *slash = entry->directory ? "/" : "";
-    char link[3 * 256], size[TEXT_SIZE_MAX], date[32] = "";
-    struct tm parts;
-    http_path_encode(entry->name, link, sizeof link);
-    /* "./", as a name like "a:b" would be taken for a scheme. http_path_encode encodes colons; this does not rely on
-     * it. */
-    fprintf(page, "<tr><td><a href=\"./%s%s\">", link, slash);
-    write_escaped(page, entry->name);
-    if (gmtime_r(&entry->modified, &parts) != NULL)
-        strftime(date, sizeof date, "%Y-%m-%d %H:%M", &parts);
-    fprintf(page, "%s</a></td><td>%s</td><td>%s</td></tr>\n", slash,
-            entry->directory ? "" : text_format_size(entry->size, size, sizeof size), date);
-}
-
-int listing_render(const char *path, const struct listing_entry *entries, size_t count, bool complete, char **ret_text,
-                   size_t *ret_length)
-{
-    char *text = NULL;
-    size_t length = 0;
-    FILE *page = open_memstream(&text, &length);
-    if (page == NULL)
-        return -ENOMEM;
-    bool root = strcmp(path, ".") == 0;
-
-    fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-          "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>/",
-          page);
-    write_escaped(page, root ? "" : path);
-    fputs("</title>\n<style>\n:root { color-scheme: light dark; }\n"
-          "body { font: 16px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }\n"
-          "table { border-collapse: collapse; width: 100%; }\n"
-          "td { padding: .15em .5em; }\ntd:first-child { overflow-wrap: anywhere; }\n"
-          "td + td { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; opacity: .7; }\n"
-          "a { text-decoration: none; }\na:hover { text-decoration: underline; }\n</style>\n</head>\n<body>\n<h1>/",
-          page);
-    write_escaped(page, root ? "" : path);
-    fputs("</h1>\n<table>\n", page);
-    if (!root)
-        fputs("<tr><td><a href=\"../\">../</a></td><td></td><td></td></tr>\n", page);
-    for (size_t i = 0; i < count; i++)
-        write_entry(page, &entries[i]);
-    fputs("</table>\n", page);
-    if (!complete)
-        fprintf(page, "<p>Only the first %d entries are shown.</p>\n", LISTING_ENTRIES_MAX);
-    fputs("</body>\n</html>\n", page);
-
-    bool failed = ferror(page) != 0;
-    if (fclose(page) != 0 || failed) {
-        free(text);
-        return -ENOMEM;
-    }
-    *ret_text = text;
-    *ret_length = length;
     return 0;
 }

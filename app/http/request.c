@@ -385,6 +385,8 @@ static inline int take_field(struct http_request *request, struct framing *frami
             return take_once(&request->range, value);
         break;
     case 6:
+        if (READS(text, "accept"))
+            return take_first(&request->accept, value);
         /* Other expectations than 100-continue may be ignored (RFC 9110, 10.1.1). */
         if (READS(text, "expect"))
             framing->expects_continue |= SLICE_READS(value, "100-continue");

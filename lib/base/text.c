@@ -171,6 +171,31 @@ const char *text_errno_meaning(int code)
     return meaning != NULL ? meaning : "Unknown error";
 }
 
+/* The Unicode Standard, table 3-7: what is not well-formed shows in the first two bytes, or in one that does not
+ * continue. */
+size_t text_utf8_length(const char *text, size_t length)
+{
+    const unsigned char *bytes = (const unsigned char *)text;
+    if (length == 0)
+        return 0;
+    unsigned char first = bytes[0], low = 0x80, high = 0xbf;
+    size_t count = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
+    if (first == 0xe0)
+        low = 0xa0;
+    else if (first == 0xed)
+        high = 0x9f;
+    else if (first == 0xf0)
+        low = 0x90;
+    else if (first == 0xf4)
+        high = 0x8f;
+    if (count > length || (count > 1 && (bytes[1] < low || bytes[1] > high)))
+        return 0;
+    for (size_t i = 2; i < count; i++)
+        if ((bytes[i] & 0xc0) != 0x80)
+            return 0;
+    return count;
+}
+
 #define DISTANCE_MAX 63
 
 /* Optimal string alignment, row by row: three rows are enough to see a swap of neighbours. */

@@ -34,6 +34,10 @@ int text_parse_duration(const char *text, uint64_t *ret_milliseconds);
 const char *text_errno_name(int code);
 const char *text_errno_meaning(int code);
 
+/* How many bytes the UTF-8 character at the start of text has, 1 to 4; 0: there is none (nothing, a byte that cannot
+ * begin one, cut off, overlong, a surrogate, beyond U+10FFFF). */
+size_t text_utf8_length(const char *text, size_t length);
+
 /* The number of edits (insert, delete, replace, swap of neighbours) that turn a into b, or limit if it is that or more.
  * For "did you mean". */
 unsigned text_distance(const char *a, const char *b, unsigned limit);

@@ -38,6 +38,7 @@ static void require_sound(const struct http_request *request, const char *data, 
         request->if_unmodified_since,
         request->referer,
         request->user_agent,
+        request->accept,
         request->accept_encoding,
     };
     for (size_t i = 0; i < sizeof slices / sizeof slices[0]; i++)

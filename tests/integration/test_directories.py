@@ -2,8 +2,12 @@
 # SPDX-License-Identifier: MIT
 """Directories: redirects, index files and listings."""
 
+import base64
+import hashlib
 import html.parser
+import json
 import os
+import re
 import urllib.parse
 
 from harness import Client, Server, case, equal, get, main, new_root, shared_server, write
@@ -34,11 +38,12 @@ server = shared_server(root)
 
 
 class Page(html.parser.HTMLParser):
-    """The links of a page with their texts, and every element's name."""
+    """The links of a page's entries with their texts, those above them (sorting, the path), and every element's
+    name."""
 
     def __init__(self, text):
         super().__init__()
-        self.links, self.tags, self._open = [], [], None
+        self.above, self.links, self.tags, self._open = [], [], [], None
         self.feed(text.decode("utf-8", "surrogateescape"))
 
     def handle_starttag(self, tag, attributes):
@@ -47,7 +52,7 @@ class Page(html.parser.HTMLParser):
             assert not name.startswith("on"), "an event handler in the page: %s" % name
         if tag == "a":
             self._open = dict(attributes)["href"]
-            self.links.append([self._open, ""])
+            (self.links if "tbody" in self.tags else self.above).append([self._open, ""])
 
     def handle_endtag(self, tag):
         if tag == "a":
@@ -55,7 +60,7 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data):
         if self._open is not None:
-            self.links[-1][1] += data
+            (self.links if "tbody" in self.tags else self.above)[-1][1] += data
 
 
 @case("301 with a slash for a directory without one, and the query is kept")
@@ -140,15 +145,28 @@ def escaped():
     for name in NAMES:
         shown = "".join("\ufffd" if ord(c) < 32 or ord(c) == 127 else c for c in name)
         assert shown in texts, "%r is not among %r" % (shown, texts)
-    assert "script" not in page.tags and set(page.tags) <= {
-        "html", "head", "meta", "title", "style", "body", "h1", "table", "tr", "td", "a", "p"}, page.tags
+    assert set(page.tags) <= {
+        "html", "head", "meta", "link", "title", "style", "body", "header", "h1", "div", "p", "input", "main", "table",
+        "thead", "tbody", "tr", "th", "td", "a", "b", "i", "bdi", "span", "data", "time", "script"}, set(page.tags)
+    equal([page.tags.count(tag) for tag in ("script", "style", "title")], [1, 1, 1])
+
+
+@case("what a page may do is said by hashes: its own style and script, and nothing else")
+def policy():
+    response = get(server(), "/evil/")
+    rules = dict(rule.strip().split(" ", 1) for rule in response["Content-Security-Policy"].split(";"))
+    equal(rules["default-src"], "'none'")
+    for tag, rule in (("style", "style-src"), ("script", "script-src")):
+        text = re.search(b"<%s>(.*)</%s>" % (tag.encode(), tag.encode()), response.body, re.DOTALL)[1]
+        equal(rules[rule], "'sha256-%s'" % base64.b64encode(hashlib.sha256(text).digest()).decode(), rule)
+    assert b"http:" not in response.body and b"https:" not in response.body and b" style=" not in response.body
 
 
 @case("the heading of a listing is escaped, too")
 def heading():
     write(root, "<b>x&", "file")
     body = get(server(), "/%3Cb%3Ex%26/").body
-    assert b"<b>" not in body and b"&lt;b&gt;x&amp;" in body, body
+    assert b"<b>x" not in body and b"&lt;b&gt;x&amp;" in body, body
 
 
 @case("a listing is HTML in UTF-8 and is not sniffed")
@@ -169,14 +187,66 @@ def order():
 
 @case("the root's listing has no parent")
 def no_parent():
-    assert "../" not in [link for link, _ in Page(get(server(), "/").body).links]
+    page = Page(get(server(), "/").body)
+    assert not [link for link, _ in page.links + page.above if "../" in link]
+
+
+@case("sorted by name, size or time, both ways, as the query says; sorting is by links and goes along into directories")
+def sorting():
+    for number, (name, size) in enumerate((("b", 3), ("a", 30), ("c", 7))):
+        os.utime(write(root, "orders", name, data=b"x" * size), (0, number))
+    write(root, "orders", "sub", "f")
+    with Client(server()) as client:
+        def order(query):
+            return [link for link, _ in Page(client.get("/orders/" + query).body).links if "/" not in link[2:]]
+        equal(order(""), ["./a", "./b", "./c"])
+        equal(order("?order=desc"), ["./c", "./b", "./a"])
+        equal(order("?sort=size"), ["./b", "./c", "./a"])
+        equal(order("?sort=size&order=desc"), ["./a", "./c", "./b"])
+        equal(order("?sort=time"), ["./b", "./a", "./c"])
+        equal(order("?sort=nothing&sort=time&order=desc&x"), ["./c", "./a", "./b"])
+        page = Page(client.get("/orders/?sort=size&order=desc").body)
+        links = {text.partition(" ")[0]: link for link, text in page.above}
+        equal([order(links[name][2:]) for name in ("Name", "Size", "Modified")],
+              [["./a", "./b", "./c"], ["./b", "./c", "./a"], ["./c", "./a", "./b"]])
+        equal(page.links[:2], [["../?sort=size&order=desc", "../"], ["./sub/?sort=size&order=desc", "sub/"]])
+
+
+@case("a listing as JSON for who asks for it by Accept, with every name's file behind its link")
+def as_json():
+    with Client(server()) as client:
+        response = client.get("/evil/", "Accept: application/json")
+        equal((response.status, response["Content-Type"], response["Vary"]), (200, "application/json", "Accept"))
+        listing = json.loads(response.body)
+        equal((listing["path"], listing["complete"]), ("/evil/", True))
+        kinds = {entry["name"]: entry["type"] for entry in listing["entries"]}
+        equal(kinds, {**{name: "file" for name in NAMES}, "not-utf8-\ufffd\ufffd": "file", "Zed": "directory",
+                      "alpha": "directory"})
+        for entry in listing["entries"]:
+            body = client.get(urllib.parse.urljoin("http://test/evil/", entry["href"])[len("http://test"):]).body
+            if entry["type"] == "file":
+                equal(len(body), entry["size"], entry["name"])
+            assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", entry["modified"]), entry
+        equal(json.loads(client.get("/empty/", "Accept: application/json").body)["entries"], [])
+        sizes = [entry.get("size") for entry in json.loads(
+            client.get("/evil/?sort=size&order=desc", "Accept: application/json").body)["entries"]][2:]
+        equal(sizes, sorted(sizes, reverse=True))
+
+
+@case("a listing is HTML for whoever does not prefer JSON, and Vary says that it depends")
+def as_html():
+    with Client(server()) as client:
+        for accept in ([], ["Accept: */*"], ["Accept: application/json;q=0.4, text/*;q=0.5"], ["Accept: image/png"],
+                       ["Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"]):
+            response = client.get("/evil/", *accept)
+            equal((response["Content-Type"], response["Vary"]), ("text/html; charset=utf-8", "Accept"), str(accept))
 
 
 @case("hidden files, FIFOs and sockets are not listed")
 def hidden():
     os.mkfifo(os.path.join(root, "evil", "fifo"))
-    body = get(server(), "/evil/").body
-    assert b"hidden" not in body and b"fifo" not in body
+    links = [link for link, _ in Page(get(server(), "/evil/").body).links]
+    assert not [link for link in links if "hidden" in link or "fifo" in link], links
     os.unlink(os.path.join(root, "evil", "fifo"))
 
 

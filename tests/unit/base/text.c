@@ -143,6 +143,46 @@ TEST("the distance of two words counts inserts, deletes, replacements and swaps,
     CHECK_EQ(text_distance("a-name-of-more-than-sixty-three-letters-is-not-compared-with-anything", "a", 5), 5);
 }
 
+TEST("UTF-8 is told from what is not")
+{
+    static const struct {
+        const char *text;
+        size_t length;
+    } cases[] = {
+        {"a", 1},
+        {"\x7f", 1},
+        {"\xc2\x80", 2},
+        {"\xdf\xbf"
+         "a",
+         2},
+        {"\xe0\xa0\x80", 3},
+        {"\xed\x9f\xbf", 3},
+        {"\xef\xbf\xbf", 3},
+        {"\xf0\x90\x80\x80", 4},
+        {"\xf4\x8f\xbf\xbf", 4},
+        {"", 0},
+        {"\x80", 0},
+        {"\xc1\xbf", 0},
+        {"\xc3", 0},
+        {"\xc3"
+         "a",
+         0},
+        {"\xe0\x9f\xbf", 0},
+        {"\xe2\x82", 0},
+        {"\xe2\x82"
+         "a",
+         0},
+        {"\xed\xa0\x80", 0},
+        {"\xf0\x8f\xbf\xbf", 0},
+        {"\xf0\x9f\x98", 0},
+        {"\xf4\x90\x80\x80", 0},
+        {"\xf5\x80\x80\x80", 0},
+        {"\xff", 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        CHECK_EQ(text_utf8_length(cases[i].text, strlen(cases[i].text)), cases[i].length);
+}
+
 TEST("checked arithmetic refuses what would wrap, and leaves the result alone")
 {
     size_t value = 7;

@@ -72,7 +72,7 @@ TEST("every field we use is found whatever the case of its name, without the bla
 {
     CHECK(parse_with("RANGE:bytes=0-1\r\nif-range: \"a\"\r\nIf-Match:\t\"b\"\t\r\niF-nONE-mATCH: \"c\", \"d\" \r\n"
                      "If-Modified-Since:  e\r\nIf-Unmodified-Since: f\t \r\nReferer: g\r\nUser-Agent: h i\r\n"
-                     "Accept-Encoding: j\r\n") > 0);
+                     "Accept-Encoding: j\r\nACCEPT: k\r\n") > 0);
     CHECK(equals(request.host, "a"));
     CHECK(equals(request.range, "bytes=0-1"));
     CHECK(equals(request.if_range, "\"a\""));
@@ -83,6 +83,7 @@ TEST("every field we use is found whatever the case of its name, without the bla
     CHECK(equals(request.referer, "g"));
     CHECK(equals(request.user_agent, "h i"));
     CHECK(equals(request.accept_encoding, "j"));
+    CHECK(equals(request.accept, "k"));
 }
 
 TEST("a field of a similar name is not taken for one of ours")
