@@ -392,9 +392,12 @@ SLUICE_API int sluice_crossovers_save(const char *path);
 struct sluice_transform {
     size_t size; /* of this struct */
     const char *name;
-    /* Turn some input into some output. last: no input will follow what is given here. Sets *ret_used and *ret_made.
-     * Returns 0 to be called again when there is more input or room, 1 when last was given and all output was made,
-     * or a negative errno. Making no output and using no input while both were offered is taken as -EPROTO. */
+    /* Turn some input into some output. last: no more input follows in this transfer, or was given. Input that was used
+     * may be kept, and its output be made by a later call. Sets *ret_used and *ret_made. Returns 0 to be called again
+     * when there is more input or room, 1 when last was given and all output was made, or a negative errno. Making no
+     * output and using no input while both were offered is taken as -EPROTO. Input comes in pieces of up to 240 KiB, as
+     * it lies in memory; there is room for 16 KiB of output at least, and to begin with for 256 KiB. What is made of
+     * all that can be had without waiting leaves by one write. */
     int (*apply)(void *context, const void *input, size_t input_size, size_t *ret_used, void *output,
                  size_t output_size, size_t *ret_made, bool last);
     void *context;

@@ -250,6 +250,13 @@ int lane_take_buffer(struct lane *lane, uint64_t left)
     return 0;
 }
 
+static void stage_free(struct stage *stage)
+{
+    if (stage->data != NULL)
+        buffer_put(stage->data);
+    stage->data = NULL;
+}
+
 static inline void deliver(struct lane *lane, enum sluice_route route, uint64_t bytes)
 {
     const struct sluice_segment *segment = lane_segment(lane, lane->segment);
@@ -1201,7 +1208,7 @@ int lane_next(struct lane *lane, struct op *ops)
     return count;
 }
 
-ssize_t lane_pull(struct lane *lane, struct iovec *ret_piece, struct op *ops, int *ret_ops)
+ssize_t lane_pull(struct lane *lane, size_t read_most, struct iovec *ret_piece, struct op *ops, int *ret_ops)
 {
     struct sluice_transfer *transfer = lane->transfer;
     *ret_ops = 0;
@@ -1212,17 +1219,22 @@ ssize_t lane_pull(struct lane *lane, struct iovec *ret_piece, struct op *ops, in
     lane->route = route_registry[SLUICE_ROUTE_COPY];
     enum sluice_route route;
     ssize_t length = expose(lane, lane->segment, lane->at, ret_piece, &route);
-    if (length != 0)
+    if (length != 0 || read_most == 0)
         return length;
     int count = step_segment(lane, ops, 1);
-    if (count > 0)
+    if (count > 0) {
         *ret_ops = count;
+        if (ops[0].length > read_most)
+            ops[0].length = read_most;
+    }
     return count < 0 ? count : 0;
 }
 
 void lane_consumed(struct lane *lane, uint64_t bytes)
 {
     lane->at += bytes;
+    if (lane->stage.segment == lane->segment && lane->at == lane->stage.end)
+        stage_free(&lane->stage);
     if (lane->at == lane->ends_at)
         next_segment(lane);
 }
@@ -1658,13 +1670,6 @@ int transfer_begin(struct sluice_transfer *transfer, const struct sluice_transfe
     if (result < 0)
         free_arrays(transfer);
     return result;
-}
-
-static void stage_free(struct stage *stage)
-{
-    if (stage->data != NULL)
-        buffer_put(stage->data);
-    stage->data = NULL;
 }
 
 void lane_settle(struct lane *lane)
