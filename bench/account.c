@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "account.h"
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <sched.h>
