@@ -7,8 +7,8 @@
 #define SLUICE_PROXY_CONFIG_H
 
 #include "base/failure.h"
-#include "proxy/proxy_header.h"
 #include "service/address.h"
+#include "service/proxy_header.h"
 #include <sluice/sluice.h>
 #include <stdbool.h>
 #include <stdint.h>

@@ -21,7 +21,7 @@
 #include "proxy/health.h"
 #include "base/cleanup.h"
 #include "base/text.h"
-#include "proxy/proxy_header.h"
+#include "service/proxy_header.h"
 
 #include <errno.h>
 #include <stdio.h>

@@ -3,9 +3,9 @@
 #include "base/cleanup.h"
 #include "proxy/client_hello.h"
 #include "proxy/mirror.h"
-#include "proxy/proxy_header.h"
 #include "proxy/sockets.h"
 #include "service/log.h"
+#include "service/proxy_header.h"
 
 #include <errno.h>
 #include <netinet/in.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "fuzz.h"
-#include "proxy/proxy_header.c"
+#include "service/proxy_header.c"
 
 static ssize_t parse_exactly(const uint8_t *data, size_t size, size_t max, struct proxy_header *ret_header)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
+#include "service/proxy_header.h"
 #include "check.h"
-#include "proxy/proxy_header.h"
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>

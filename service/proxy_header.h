@@ -3,8 +3,8 @@
  * The PROXY protocol, versions 1 and 2 (haproxy.org, proxy-protocol.txt): what a connection's first bytes say of the
  * client in front of a proxy. A pure parser and writer: no I/O.
  */
-#ifndef SLUICE_PROXY_PROXY_HEADER_H
-#define SLUICE_PROXY_PROXY_HEADER_H
+#ifndef SLUICE_SERVICE_PROXY_HEADER_H
+#define SLUICE_SERVICE_PROXY_HEADER_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -4,7 +4,7 @@
  * where the bytes end. So the answer does not depend on how a header was cut into packets, and who sends something else
  * is told at once. The fuzzer holds the parser to that.
  */
-#include "proxy/proxy_header.h"
+#include "service/proxy_header.h"
 #include <arpa/inet.h>
 #include <endian.h>
 #include <errno.h>
