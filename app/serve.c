@@ -7,6 +7,7 @@
 #include "base/text.h"
 #include "commands.h"
 #include "http/server.h"
+#include "http/site.h"
 #include "service/address.h"
 #include "service/confine.h"
 #include "service/crossovers.h"
@@ -108,7 +109,8 @@ struct serve {
     struct serve_options options;
     enum sluice_route route;
     struct sluice_loop_options loop;
-    int root, listener;
+    struct http_sites sites;
+    int listener;
     char directory[PATH_MAX];
     struct address address;
     struct log *access_log, *error_log; /* standard error is error_log's and the receipts' */
@@ -151,10 +153,15 @@ static void on_turn(void *context)
 
 static int confine(struct serve *serve, unsigned index)
 {
+    CLEANUP_FREE int *directories = calloc(serve->sites.count, sizeof *directories);
+    if (directories == NULL)
+        return -ENOMEM;
+    for (unsigned i = 0; i < serve->sites.count; i++)
+        directories[i] = serve->sites.items[i].root;
     const struct confine_options options = {
         .groups = CONFINE_ACCEPT | CONFINE_THREADS | CONFINE_WATCH_FILES,
-        .read_directories = &serve->root,
-        .read_directory_count = 1,
+        .read_directories = directories,
+        .read_directory_count = serve->sites.count,
     };
     return confine_worker_saying(&options, "sluice serve", serve->options.verbose && index == 0, serve->error_log);
 }
@@ -173,9 +180,6 @@ static int worker_main(void *context, struct worker *worker)
     struct serving serving = {.serve = serve, .worker = worker};
     struct sluice_watch *stop_watch = NULL;
 
-    /* Watches on directories are placed by paths relative to the root. */
-    if (fchdir(serve->root) < 0)
-        return fail(serve, serve->directory, -errno);
     /* The loop first: seccomp does not let a worker make rings. */
     int r = sluice_loop_new(&serve->loop, &serving.loop);
     if (r < 0)
@@ -184,9 +188,7 @@ static int worker_main(void *context, struct worker *worker)
         return WORKER_EXIT_GIVE_UP;
     struct http_server_options options = {
         .loop = serving.loop,
-        .root = serve->root,
-        .index = given->index,
-        .listing = given->listing,
+        .sites = &serve->sites,
         .snapshot = given->snapshot,
         .walk = getenv("SLUICE_NO_OPENAT2") != NULL, /* for tests */
         .route = serve->route,
@@ -288,9 +290,13 @@ static void share_descriptors(struct serve *serve)
 
 static int open_root(struct serve *serve, const char *path)
 {
-    serve->root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (serve->root >= 0 && faccessat(serve->root, ".", X_OK, 0) == 0 && realpath(path, serve->directory) != NULL)
-        return 0;
+    const struct http_site site = {
+        .root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC),
+        .index = serve->options.index,
+        .listing = serve->options.listing,
+    };
+    if (site.root >= 0 && faccessat(site.root, ".", X_OK, 0) == 0 && realpath(path, serve->directory) != NULL)
+        return http_sites_add(&serve->sites, &site);
     fprintf(stderr, "sluice serve: cannot serve %s: %s (%s)\n", path, text_errno_meaning(errno),
             text_errno_name(errno));
     return -errno;
@@ -384,7 +390,7 @@ int serve_main(int argc, char **argv)
         .examples = examples,
         .footer = "SIGTERM or SIGINT ends it after the responses under way; SIGUSR1 prints the totals so far.",
     };
-    struct serve serve = {.root = -1, .listener = -1};
+    struct serve serve = {.listener = -1};
     struct positionals positionals;
     int code = options_parse_or_exit_code(&command, argc, argv, &serve.options, &positionals);
     if (code >= 0)
@@ -394,6 +400,6 @@ int serve_main(int argc, char **argv)
     log_close(serve.error_log);
     shared_destroy(&serve.shared);
     close_fd(serve.listener);
-    close_fd(serve.root);
+    http_sites_free(&serve.sites);
     return code;
 }

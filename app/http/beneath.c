@@ -23,7 +23,7 @@ static int call_openat2(int root, const char *path, int flags, uint64_t resolve)
 {
     struct open_how how = {
         .flags = (uint64_t)(unsigned)(flags | O_CLOEXEC | ((flags & O_PATH) ? 0 : O_NOCTTY)),
-        .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | resolve,
+        .resolve = RESOLVE_NO_MAGICLINKS | resolve,
     };
     long fd;
     unsigned attempts = 0;
@@ -35,24 +35,31 @@ static int call_openat2(int root, const char *path, int flags, uint64_t resolve)
     return fd < 0 ? -errno : (int)fd;
 }
 
-void beneath_init(struct beneath *beneath, int root, bool walk)
+void beneath_init(struct beneath *beneath, int root, enum beneath_symlinks symlinks, bool walk)
 {
-    *beneath = (struct beneath){.root = root};
+    *beneath = (struct beneath){.root = root, .symlinks = symlinks};
     if (walk)
         return;
-    CLEANUP_FD int plain = call_openat2(root, ".", O_PATH | O_DIRECTORY, 0);
-    CLEANUP_FD int cached = call_openat2(root, ".", O_PATH | O_DIRECTORY, RESOLVE_CACHED);
+    CLEANUP_FD int plain = call_openat2(root, ".", O_PATH | O_DIRECTORY, RESOLVE_BENEATH);
+    CLEANUP_FD int cached = call_openat2(root, ".", O_PATH | O_DIRECTORY, RESOLVE_BENEATH | RESOLVE_CACHED);
     beneath->has_openat2 = plain >= 0;
     beneath->has_cached = plain >= 0 && cached >= 0;
 }
 
-static int open_component(int directory, const char *name, int flags)
+/* The kernel follows the links. */
+static int open_anywhere(int root, const char *path, int flags)
 {
     int fd;
     do
-        fd = openat(directory, name, flags | O_NOFOLLOW | O_CLOEXEC | ((flags & O_PATH) ? 0 : O_NOCTTY));
+        fd = openat(root, path, flags | O_CLOEXEC | ((flags & O_PATH) ? 0 : O_NOCTTY));
     while (fd < 0 && errno == EINTR);
     return fd < 0 ? -errno : fd;
+}
+
+/* One name, which is no link. */
+static int open_component(int directory, const char *name, int flags)
+{
+    return open_anywhere(directory, name, flags | O_NOFOLLOW);
 }
 
 /* What is still to be walked and what has been, both as text. walked never holds a symbolic link, so that its parent is
@@ -105,7 +112,7 @@ static int append(struct walk *walk, const char *name)
     return 0;
 }
 
-static int walk_open(int root, const char *path, int flags, bool *ret_symlinks)
+static int walk_open(int root, const char *path, int flags, bool follow, bool *ret_symlinks)
 {
     struct walk walk = {.position = 0};
     size_t path_length = strlen(path);
@@ -154,6 +161,8 @@ static int walk_open(int root, const char *path, int flags, bool *ret_symlinks)
             return fd;
         if (fstat(fd, &status) < 0)
             return -errno;
+        if (S_ISLNK(status.st_mode) && !follow)
+            return -ELOOP;
         if (S_ISLNK(status.st_mode)) {
             char target[PATH_MAX];
             ssize_t size = readlinkat(fd, "", target, sizeof target);
@@ -203,16 +212,20 @@ int beneath_open(const struct beneath *beneath, const char *path, int flags, boo
 {
     if (cached && !beneath->has_cached)
         return -EAGAIN;
-    if (!beneath->has_openat2)
-        return walk_open(beneath->root, path, flags, ret_symlinks);
+    bool inside = beneath->symlinks == BENEATH_SYMLINKS_INSIDE;
+    if (!beneath->has_openat2 && inside)
+        return walk_open(beneath->root, path, flags, true, ret_symlinks);
 
     uint64_t resolve = cached ? RESOLVE_CACHED : 0;
     bool symlinks = false;
     /* Most paths hold no symbolic link, and whether one does decides how far the answer can be cached. */
-    int fd = call_openat2(beneath->root, path, flags, resolve | RESOLVE_NO_SYMLINKS);
-    if (fd == -ELOOP) {
+    int fd = beneath->has_openat2
+                 ? call_openat2(beneath->root, path, flags, resolve | RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+                 : walk_open(beneath->root, path, flags, false, NULL);
+    if (fd == -ELOOP && beneath->symlinks != BENEATH_SYMLINKS_NEVER) {
         symlinks = true;
-        fd = call_openat2(beneath->root, path, flags, resolve);
+        fd = beneath->has_openat2 ? call_openat2(beneath->root, path, flags, resolve | (inside ? RESOLVE_BENEATH : 0))
+                                  : open_anywhere(beneath->root, path, flags);
     }
     if (fd >= 0 && ret_symlinks != NULL)
         *ret_symlinks = symlinks;

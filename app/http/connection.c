@@ -10,10 +10,13 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "conditions.h"
+#include "forwarded.h"
 #include "listing.h"
 #include "path.h"
 #include "service/address.h"
 #include "service/log.h"
+#include "service/prefix.h"
+#include "service/proxy_header.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -24,8 +27,9 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-#define LINGER_TIME 5000 /* ms for the client to read the last response and close */
-#define DRAIN_GRACE 1000 /* ms for the first request of a connection that was accepted before draining */
+#define LINGER_TIME 5000      /* ms for the client to read the last response and close */
+#define DRAIN_GRACE 1000      /* ms for the first request of a connection that was accepted before draining */
+#define INTRODUCTION_MAX 4096 /* of a PROXY header, with its extensions */
 #define SPARE_EXCHANGES_MAX 64
 #define TEXT_BYTES_MAX (64u << 20) /* of listings that clients are slow to read, all together */
 
@@ -40,6 +44,7 @@ enum progress {
 /* What a response needs until it is sent. Not held by idle connections; reused. */
 struct exchange {
     struct connection *connection;
+    const struct http_site *site; /* NULL: it is not known, or nobody's */
     struct exchange *next_spare;
     struct file *file;                /* whose bytes are sent; or NULL */
     char *text;                       /* a response of our own, head and body; or NULL */
@@ -50,7 +55,7 @@ struct exchange {
     size_t text_length, head_length;
     unsigned status;
     bool close, linger; /* after the response */
-    char head[RESPONSE_HEAD_MAX];
+    char head[];        /* http_server.head_room */
 };
 
 static void take_requests(struct connection *connection, const char *data, size_t length, bool stashed);
@@ -66,7 +71,7 @@ static struct exchange *exchange_get(struct connection *connection)
         server->spare = exchange->next_spare;
         server->spare_count--;
     } else {
-        exchange = malloc(sizeof *exchange);
+        exchange = malloc(sizeof *exchange + server->head_room);
         if (exchange == NULL)
             return NULL;
     }
@@ -160,6 +165,7 @@ void connection_close(struct connection *connection)
     struct http_server *server = connection->server;
     struct exchange *exchange = connection->exchange;
     connection->state = CLOSED;
+    allowance_end(connection);
     sluice_timer_stop(server->loop, &connection->timer);
     if (exchange != NULL && exchange->transfer != NULL) {
         sluice_loop_transfer_cancel(server->loop, exchange->transfer); /* calls on_sent */
@@ -225,12 +231,29 @@ static struct log_text request_line(const struct http_request *request)
     return (struct log_text){start, (size_t)(end - start) + (whole ? sizeof " HTTP/1.1" - 1 : 0)};
 }
 
+/* Who the client is, for the log: the first address from the end of X-Forwarded-For that is not a trusted proxy's, if
+ * the peer is one. */
+static size_t client_text(const struct connection *connection, const struct http_request *request,
+                          char buffer[ADDRESS_TEXT_MAX])
+{
+    const struct http_server_options *options = connection->server->options;
+    struct sockaddr_in6 client = {.sin6_family = AF_INET6};
+    if (options->trusted_count == 0 || request == NULL || request->forwarded_for.data == NULL ||
+        !address_as_ipv6(&connection->peer.any, &client.sin6_addr))
+        return address_format_host(&connection->peer.any, sizeof connection->peer, buffer, ADDRESS_TEXT_MAX);
+    struct slice list = request->forwarded_for;
+    while (address_in_prefixes(&client.sin6_addr, options->trusted, options->trusted_count) &&
+           http_forwarded_take_last(&list, &client.sin6_addr) > 0)
+        ;
+    return address_format_host((struct sockaddr *)&client, sizeof client, buffer, ADDRESS_TEXT_MAX);
+}
+
 static void log_request(struct connection *connection, unsigned status, uint64_t bytes,
                         const struct http_request *request, struct log_text line)
 {
     struct http_server *server = connection->server;
     char client[ADDRESS_TEXT_MAX];
-    size_t length = address_format_host(&connection->peer.any, sizeof connection->peer, client, sizeof client);
+    size_t length = client_text(connection, request, client);
     if (server->log_second != server->clock.second) {
         server->log_second = server->clock.second;
         log_time_text(server->log_second, server->log_time);
@@ -362,6 +385,8 @@ static enum progress send_segments(struct connection *connection, struct exchang
     /* A forced route is for bodies; what we have in memory is sent as always. */
     options->route = count > 1 ? server->options->route : SLUICE_ROUTE_AUTO;
     options->sinks = &connection->end;
+    if (connection->allowance != NULL)
+        allowance_respond(connection, exchange->site);
     int r = sluice_loop_transfer(server->loop, options, on_sent, exchange, &exchange->transfer, &receipt, &error);
     if (r == 0) {
         connection->exchange = exchange;
@@ -391,6 +416,10 @@ static enum progress send_text(struct connection *connection, struct exchange *e
     size_t length, body;
     whole.connection = connection_field(exchange, request);
     whole.head_only = request->method == HTTP_HEAD;
+    if (exchange->site != NULL) {
+        whole.header = exchange->site->extras.header;
+        whole.header_length = exchange->site->extras.header_length;
+    }
     exchange->status = whole.status;
     if (response_text_make(&connection->server->clock, &whole, &exchange->text, &length, &body) < 0) {
         exchange_put(connection->server, exchange);
@@ -440,8 +469,8 @@ static inline enum progress send_file(struct connection *connection, struct exch
 
 struct listing_job {
     struct http_server *server;
+    const struct http_site *site;
     struct exchange *exchange; /* NULL: the connection has gone */
-    bool wanted;               /* a page; else only whether there is such a directory */
     struct listing_view view;
     int result;
     char *text;
@@ -457,8 +486,8 @@ static void listing_abandon(struct listing_job *job)
 static void listing_work(void *context)
 {
     struct listing_job *job = context;
-    const struct beneath *beneath = files_beneath(job->server->files);
-    if (!job->wanted) {
+    const struct beneath *beneath = files_beneath(files_root(job->server->files, job->site->number));
+    if (!job->site->listing) { /* only whether there is such a directory */
         CLEANUP_FD int fd = beneath_open(beneath, job->path, O_PATH | O_DIRECTORY, false, NULL);
         job->result = fd < 0 ? fd : -EACCES;
         return;
@@ -538,7 +567,7 @@ static enum progress look_at_directory(struct connection *connection, struct exc
         return answer_error(connection, exchange, request, -ENOMEM);
     job->server = server;
     job->exchange = exchange;
-    job->wanted = server->options->listing;
+    job->site = exchange->site;
     listing_choose(request->query, request->accept, &job->view);
     memcpy(job->path, path, length);
     if (sluice_loop_offload(server->loop, listing_work, on_listed, job) < 0) {
@@ -584,7 +613,8 @@ static enum progress redirect(struct connection *connection, struct exchange *ex
 
 /* The path of the file that is asked for, in server->path: the index for a directory. *ret_given: the length of the
  * path without that. Returns the length, or minus a status. */
-static int resolve(struct http_server *server, const struct http_request *request, int *ret_given)
+static int resolve(struct http_server *server, const struct http_site *site, const struct http_request *request,
+                   int *ret_given)
 {
     int length = http_path_decode(request->path, server->path, sizeof server->path);
     if (length < 0)
@@ -594,10 +624,10 @@ static int resolve(struct http_server *server, const struct http_request *reques
     if (!root && server->path[length - 1] != '/')
         return length;
     size_t at = root ? 0 : (size_t)length;
-    if (at + server->index_length >= sizeof server->path)
+    if (at + site->index_length >= sizeof server->path)
         return -414;
-    memcpy(server->path + at, server->options->index, server->index_length + 1);
-    return (int)(at + server->index_length);
+    memcpy(server->path + at, site->index, site->index_length + 1);
+    return (int)(at + site->index_length);
 }
 
 /* With what files_find or a helper found under the path in server->path, given and length being as resolve said. */
@@ -610,7 +640,7 @@ static inline enum progress answer_found(struct connection *connection, struct e
         return send_file(connection, exchange, request, file);
     if (given != length && (result == -ENOENT || result == -EISDIR)) {
         /* No index. The root's path is ".", which the index has replaced. */
-        bool root = (size_t)length == server->index_length;
+        bool root = (size_t)length == exchange->site->index_length;
         return look_at_directory(connection, exchange, request, root ? "." : server->path, root ? 1 : (size_t)given);
     }
     if (result == -EISDIR) {
@@ -632,7 +662,7 @@ static void on_found(void *context, int result, struct file *file)
     connection->state = READING;
     tick(server);
     (void)held_request(connection, &request); /* both went well before */
-    int length = resolve(server, &request, &given);
+    int length = resolve(server, exchange->site, &request, &given);
     if (answer_found(connection, exchange, &request, given, length, result, file) == ANSWERED)
         go_on(connection);
 }
@@ -657,6 +687,7 @@ static enum progress answer(struct connection *connection, const struct http_req
         connection_close(connection);
         return ENDED;
     }
+    const struct http_site *site = exchange->site = http_sites_find(server->options->sites, request->host);
     exchange->close = !request->keep_alive || server->draining;
     if (request->has_body) { /* it is not read: where the next request begins is not known */
         exchange->close = true;
@@ -670,15 +701,19 @@ static enum progress answer(struct connection *connection, const struct http_req
     if (request->has_body)
         return send_status(connection, exchange, request, 413, NULL);
 
+    if (site == NULL)
+        return send_status(connection, exchange, request, 421, NULL);
+
     int given;
-    int length = resolve(server, request, &given);
+    int length = resolve(server, site, request, &given);
     if (length < 0)
         return send_status(connection, exchange, request, (unsigned)-length, NULL);
     struct file *file;
-    int result = files_find(server->files, server->path, (size_t)length, &file);
+    struct files_root *root = files_root(server->files, site->number);
+    int result = files_find(root, server->path, (size_t)length, &file);
     if (result != 0)
         return answer_found(connection, exchange, request, given, length, result, file);
-    result = files_look_up(server->files, server->path, (size_t)length, on_found, exchange, &exchange->lookup);
+    result = files_look_up(root, server->path, (size_t)length, on_found, exchange, &exchange->lookup);
     if (result < 0)
         return answer_error(connection, exchange, request, result);
     connection->exchange = exchange;
@@ -760,6 +795,62 @@ static void take_requests(struct connection *connection, const char *data, size_
         await(connection);
 }
 
+/* ---- The beginning of a connection ----------------------------------------------------------------------------- */
+
+/* Its client's address is known. May free the connection; returns whether it may ask. */
+static bool admit(struct connection *connection)
+{
+    enum allowance_verdict verdict = allowance_begin(connection);
+    if (verdict == ALLOWANCE_GRANTED)
+        return true;
+    connection->server->totals->over_limit++;
+    if (verdict == ALLOWANCE_ABUSED) {
+        abort_connection(connection);
+    } else {
+        tick(connection->server);
+        refuse(connection, 429, NULL);
+    }
+    return false;
+}
+
+static void refuse_introduction(struct connection *connection, const char *why)
+{
+    struct http_server *server = connection->server;
+    server->totals->unintroduced++;
+    if (!server->introduction_refused) {
+        char peer[ADDRESS_TEXT_MAX];
+        server->introduction_refused = true;
+        address_format(&connection->peer.any, sizeof connection->peer, peer, sizeof peer);
+        log_say(server->options->error_log,
+                "sluice serve: --accept-proxy: %s from %s; the connection was closed (said once; SIGUSR1 tells how "
+                "many there were)",
+                why, peer);
+    }
+    connection_close(connection);
+}
+
+/* The PROXY header, as far as it has come, is in the stash. */
+static void take_introduction(struct connection *connection)
+{
+    struct proxy_header header;
+    const char *why = "a PROXY header of more than 4096 bytes";
+    ssize_t length =
+        proxy_header_parse(stash_data(connection), connection->stash_length, INTRODUCTION_MAX, &header, &why);
+    if (length == -EAGAIN)
+        return; /* the time for the first head is running */
+    if (length < 0) {
+        refuse_introduction(connection, why);
+        return;
+    }
+    connection->unintroduced = false;
+    sa_family_t family = header.source.ss_family;
+    if (!header.local && (family == AF_INET || family == AF_INET6))
+        memcpy(&connection->peer, &header.source, sizeof connection->peer);
+    stash_consume(connection, (size_t)length);
+    if (admit(connection) && connection->stash_length > 0)
+        take_requests(connection, stash_data(connection), connection->stash_length, true);
+}
+
 static void on_received(void *context, const char *data, ssize_t length)
 {
     struct connection *connection = context;
@@ -770,12 +861,16 @@ static void on_received(void *context, const char *data, ssize_t length)
     }
     if (connection->state != READING)
         return; /* LINGERING */
-    if (connection->stash_length == 0) {
+    if (connection->stash_length == 0 && !connection->unintroduced) {
         take_requests(connection, data, (size_t)length, false);
         return;
     }
     if (stash_append(connection, data, (size_t)length) < 0) {
         connection_close(connection);
+        return;
+    }
+    if (connection->unintroduced) {
+        take_introduction(connection);
         return;
     }
     /* A head ends with a line: drop by drop, it need not be parsed again for every byte. */
@@ -849,8 +944,11 @@ void connection_open(struct http_server *server, int fd, const struct sockaddr *
     server->totals->open++;
     /* The first head has its time from here. */
     sluice_timer_start(server->loop, &connection->timer, server->options->header_timeout, on_timeout, connection);
+    connection->unintroduced = server->options->accept_proxy;
     if (sluice_loop_receive(server->loop, connection->end, 0, on_received, connection) < 0)
         connection_close(connection);
+    else if (server->allowances.wanted && !connection->unintroduced)
+        (void)admit(connection);
 }
 
 bool connection_is_idle(const struct connection *connection)

@@ -2,7 +2,8 @@
  *
  * One connection: its requests one after the other, each with its response. Between server.c and connection.c only.
  *
- *   READING     waits for a request. Holds no memory but this struct, unless a part of a head has come
+ *   READING     waits for a request (or, before the first one, for a PROXY header). Holds no memory but this struct,
+ *               unless a part of a head has come
  *   LOOKING_UP  a helper is opening the file or reading the directory
  *   SENDING     the response is under way
  *   LINGERING   the last response is sent and the sending side closed; what still comes is thrown away until the client
@@ -21,10 +22,12 @@
 #ifndef SLUICE_APP_HTTP_CONNECTION_H
 #define SLUICE_APP_HTTP_CONNECTION_H
 
+#include "allowance.h"
 #include "base/list.h"
 #include "files.h"
 #include "response.h"
 #include "server.h"
+#include "site.h"
 #include <limits.h>
 #include <netinet/in.h>
 
@@ -40,7 +43,8 @@ struct connection {
     uint32_t stash_start, stash_length, stash_room;
     uint32_t held; /* at the start of the stash, the head of the request that is being answered; 0: not needed */
     uint8_t state;
-    bool heading; /* a part of a head has come: its time is running */
+    bool heading;      /* a part of a head has come: its time is running */
+    bool unintroduced; /* a PROXY header must come first */
     union {
         struct sockaddr any;
         struct sockaddr_in v4;
@@ -50,6 +54,7 @@ struct connection {
     struct sluice_timer timer;
     uint64_t requests;
     struct sluice_receipt *receipt; /* the sum of its responses; NULL: not asked for */
+    struct allowance *allowance;    /* NULL: nothing is limited */
 };
 
 struct http_server {
@@ -64,15 +69,17 @@ struct http_server {
     bool paused, draining, route_refused;
     struct exchange *spare; /* exchanges for reuse */
     unsigned spare_count;
-    size_t text_bytes; /* of responses of our own under way */
-    uint64_t turn;     /* of the loop, when the clock was read */
+    struct allowances allowances;
+    bool introduction_refused; /* said once */
+    size_t text_bytes;         /* of responses of our own under way */
+    uint64_t turn;             /* of the loop, when the clock was read */
     struct response_clock clock;
     time_t log_second;
     char log_time[32];
     struct sluice_timer drain_timer;
     struct sluice_transfer_options transfer; /* what is the same for all */
-    size_t index_length;
-    char path[PATH_MAX]; /* of the request being looked at */
+    size_t head_room;                        /* of exchanges */
+    char path[PATH_MAX];                     /* of the request being looked at */
 };
 
 /* A connection of an accepted socket, which it takes in every case. */

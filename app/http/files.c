@@ -7,6 +7,8 @@
  *     and a watch of its own, of the open file: the directory's tells what comes by the path, but a hard link is
  *     another path, perhaps outside of the root. That watch is the inode's, whatever name it was placed by and is
  *     changed by, so entries that are hard links of one another share it.
+ *   - A directory beneath several roots, or reached by several paths (a bind mount), is in the table once for each,
+ * with the same watch: that is the inode's, too, and what it tells counts for all of them.
  *   - A watch is placed before the file's state is read. An event that arrives while a helper reads may be about just
  *     that file: `events` counts them, and what was read across one is not trusted without a check.
  *   - Watches of files are placed and removed by the loop's thread alone.
@@ -71,6 +73,7 @@ static enum trust trust_of(const struct statfs *status)
 }
 
 struct directory {
+    struct files_root *root;
     struct directory *chain, *wd_chain; /* in the hash tables */
     struct directory *parent;           /* NULL: this is the root */
     struct list idle;                   /* in files.idle while refs is 0 */
@@ -84,6 +87,7 @@ struct directory {
 
 struct entry {
     struct file file;
+    struct files_root *root;
     struct entry *chain;
     struct list lru;
     uint64_t hash;
@@ -98,13 +102,23 @@ struct entry {
     bool symlinks; /* the path goes through one */
     struct stat status;
     size_t path_length;
-    char *path;
-    char text[]; /* fields, etag, path */
+    char *path, *fields;
+    char text[]; /* etag, path, fields */
+};
+
+struct files_root {
+    struct files *files;
+    struct beneath beneath;
+    const struct http_extras *extras;
+    uint64_t seed; /* of hashes of its paths */
+    dev_t known_device;
+    enum trust known_trust;
+    bool device_known;
 };
 
 struct files {
     struct sluice_loop *loop;
-    struct beneath beneath;
+    struct files_root *roots;
     unsigned end_flags, capacity;
 
     struct entry **table, **entries_by_wd;
@@ -123,15 +137,12 @@ struct files {
 
     uint64_t events;
     unsigned lookups; /* on helpers */
-    dev_t known_device;
-    enum trust known_trust;
-    bool device_known;
     struct files_counts counts;
 };
 
-static uint64_t hash_path(const char *path, size_t length)
+static uint64_t hash_path(const struct files_root *root, const char *path, size_t length)
 {
-    uint64_t hash = 0x9e3779b97f4a7c15u ^ length, word;
+    uint64_t hash = root->seed ^ length, word;
     for (; length >= 8; path += 8, length -= 8) {
         memcpy(&word, path, 8);
         hash = (hash ^ word) * 0xff51afd7ed558ccdu;
@@ -147,21 +158,26 @@ static uint64_t hash_path(const char *path, size_t length)
 
 #define BUCKETS (sizeof((struct files *)NULL)->by_wd / sizeof(struct directory *))
 
-static struct directory *directory_find(struct files *files, const char *path, size_t length)
+static struct directory *directory_find(const struct files_root *root, const char *path, size_t length)
 {
-    uint64_t hash = hash_path(path, length);
-    for (struct directory *at = files->directories[hash % BUCKETS]; at != NULL; at = at->chain)
-        if (at->hash == hash && at->length == length && memcmp(at->path, path, length) == 0)
+    uint64_t hash = hash_path(root, path, length);
+    for (struct directory *at = root->files->directories[hash % BUCKETS]; at != NULL; at = at->chain)
+        if (at->hash == hash && at->root == root && at->length == length && memcmp(at->path, path, length) == 0)
             return at;
     return NULL;
 }
 
-static struct directory *directory_by_wd(struct files *files, int wd)
+/* The first with this watch from one in the hash table on. */
+static struct directory *directory_with_wd(struct directory *at, int wd)
 {
-    struct directory *at = files->by_wd[(unsigned)wd % BUCKETS];
     while (at != NULL && at->wd != wd)
         at = at->wd_chain;
     return at;
+}
+
+static struct directory *directory_by_wd(struct files *files, int wd)
+{
+    return directory_with_wd(files->by_wd[(unsigned)wd % BUCKETS], wd);
 }
 
 static void directory_hold(struct directory *directory)
@@ -187,7 +203,8 @@ static void directory_free(struct files *files, struct directory *directory)
         while (*link != directory)
             link = &(*link)->wd_chain;
         *link = directory->wd_chain;
-        inotify_rm_watch(files->inotify, directory->wd); /* fails if the directory is gone: the watch is, too */
+        if (directory_by_wd(files, directory->wd) == NULL)
+            inotify_rm_watch(files->inotify, directory->wd); /* fails if the directory is gone: the watch is, too */
     }
     list_remove(&directory->idle);
     files->directory_count--;
@@ -197,9 +214,10 @@ static void directory_free(struct files *files, struct directory *directory)
 }
 
 /* The directory of a path, which the parent's is the beginning of. wd < 0: without a watch. NULL: no memory. */
-static struct directory *directory_add(struct files *files, struct directory *parent, const char *path, size_t length,
-                                       int wd)
+static struct directory *directory_add(struct files_root *root, struct directory *parent, const char *path,
+                                       size_t length, int wd)
 {
+    struct files *files = root->files;
     if (parent != NULL)
         directory_hold(parent); /* not to be freed for the room that is needed here */
     if (files->directory_count >= DIRECTORIES_MAX && !list_empty(&files->idle))
@@ -211,11 +229,11 @@ static struct directory *directory_add(struct files *files, struct directory *pa
         return NULL;
     }
     memcpy(directory->path, path, length);
+    directory->root = root;
     directory->length = length;
-    directory->hash = hash_path(path, length);
+    directory->hash = hash_path(root, path, length);
     directory->parent = parent;
-    /* A directory that can be reached by two paths (a bind mount) has one watch, whose events name only one of them. */
-    directory->wd = wd >= 0 && directory_by_wd(files, wd) == NULL ? wd : -1;
+    directory->wd = wd;
     directory->watched = directory->wd >= 0 && (parent == NULL || parent->watched);
     directory->chain = files->directories[directory->hash % BUCKETS];
     files->directories[directory->hash % BUCKETS] = directory;
@@ -260,7 +278,7 @@ static void watch_refused(struct files *files, int error)
 {
     complain(files,
              error == ENOSPC   ? "inotify: no watch left; sysctl fs.inotify.max_user_watches says how many there are"
-             : error == ENOENT ? "inotify: no watch of an open file; is /proc mounted?"
+             : error == ENOENT ? "inotify: no watch without /proc; is it mounted?"
                                : "inotify: no watch",
              error);
 }
@@ -329,10 +347,11 @@ static void entry_uncache(struct files *files, struct entry *entry)
         entry_free(entry);
 }
 
-static struct entry *entry_find(struct files *files, const char *path, size_t length, uint64_t hash)
+static struct entry *entry_find(const struct files_root *root, const char *path, size_t length, uint64_t hash)
 {
+    const struct files *files = root->files;
     for (struct entry *at = files->table[hash & files->table_mask]; at != NULL; at = at->chain)
-        if (at->hash == hash && at->path_length == length && memcmp(at->path, path, length) == 0)
+        if (at->hash == hash && at->root == root && at->path_length == length && memcmp(at->path, path, length) == 0)
             return at;
     return NULL;
 }
@@ -379,28 +398,36 @@ static bool may_change_unseen(const struct stat *status)
 
 #define ETAG_MAX 64
 
-/* Everything that is said about the file, from its status. */
-static void entry_describe(struct entry *entry, bool weak, const char *type)
+/* What is said about the file, but for what its status says. */
+static struct response_about about_path(const struct files_root *root, const char *path)
 {
-    char *etag = entry->text + RESPONSE_FIELDS_MAX;
+    const char *slash = strrchr(path, '/');
+    struct response_about about = {.type = http_mime_type(slash == NULL ? path : slash + 1)};
+    if (root->extras != NULL) {
+        about.header = root->extras->header;
+        about.header_length = root->extras->header_length;
+        about.cache = http_extras_cache(root->extras, path);
+    }
+    return about;
+}
+
+/* Everything that is said about the file. */
+static void entry_describe(struct entry *entry, bool weak, struct response_about about)
+{
+    char *etag = entry->text;
     int length = snprintf(etag, ETAG_MAX, "W/\"%llx-%llx-%llx\"", (unsigned long long)entry->status.st_size,
                           (unsigned long long)entry->status.st_mtim.tv_sec * 1000000000u +
                               (unsigned long long)entry->status.st_mtim.tv_nsec,
                           (unsigned long long)entry->status.st_ino);
     struct file *file = &entry->file;
-    file->size = (uint64_t)entry->status.st_size;
+    file->size = about.size = (uint64_t)entry->status.st_size;
     /* A date in the future would be no date for comparing (RFC 9110, 8.8.2.1). */
     time_t now = time(NULL);
-    file->modified = entry->status.st_mtim.tv_sec < now ? entry->status.st_mtim.tv_sec : now;
+    file->modified = about.modified = entry->status.st_mtim.tv_sec < now ? entry->status.st_mtim.tv_sec : now;
     file->weak = weak;
     file->etag = (struct slice){etag + 2, (size_t)length - 2};
-    response_fields_make(file->size, type, file->modified, etag + (weak ? 0 : 2), entry->text, &file->fields);
-}
-
-static const char *type_of(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return http_mime_type(slash == NULL ? path : slash + 1);
+    about.etag = etag + (weak ? 0 : 2);
+    response_fields_make(&about, entry->fields, &file->fields);
 }
 
 static bool same(const struct stat *a, const struct stat *b)
@@ -424,16 +451,16 @@ static bool entry_may_be_watched(const struct files *files, const struct entry *
     return files->inotify >= 0 && !entry->symlinks && entry->trust == TRUST_WATCHES;
 }
 
-static struct directory *entry_directory(struct files *files, const struct entry *entry)
+static struct directory *entry_directory(const struct entry *entry)
 {
-    return directory_find(files, entry->path, directory_length(entry->path, entry->path_length));
+    return directory_find(entry->root, entry->path, directory_length(entry->path, entry->path_length));
 }
 
 /* Let watches vouch for the file, if they can. Its status must be read once more after this: until then nobody has seen
  * what changed before the watch was placed. */
 static void entry_vouch(struct files *files, struct entry *entry)
 {
-    struct directory *directory = entry_may_be_watched(files, entry) ? entry_directory(files, entry) : NULL;
+    struct directory *directory = entry_may_be_watched(files, entry) ? entry_directory(entry) : NULL;
     if (directory == NULL || !directory->watched || !entry_watch(files, entry))
         return;
     entry->directory = directory;
@@ -453,23 +480,27 @@ static void entry_vouch_now(struct files *files, struct entry *entry)
 
 /* Make an entry of an open file, and remember it. Takes found->fd in every case. certain: no event came since before
  * the file's status was read. Returns a reference, or a negative errno. */
-static int entry_add(struct files *files, const char *path, size_t length, struct found *found, bool certain,
+static int entry_add(struct files_root *root, const char *path, size_t length, struct found *found, bool certain,
                      struct file **ret_file)
 {
     CLEANUP_FD int fd = found->fd;
-    uint64_t hash = hash_path(path, length);
-    struct entry *old = entry_find(files, path, length, hash);
+    struct files *files = root->files;
+    uint64_t hash = hash_path(root, path, length);
+    struct entry *old = entry_find(root, path, length, hash);
     if (old != NULL)
         entry_uncache(files, old);
 
-    struct entry *entry = calloc(1, sizeof *entry + RESPONSE_FIELDS_MAX + ETAG_MAX + length + 1);
+    struct response_about about = about_path(root, path);
+    struct entry *entry = calloc(1, sizeof *entry + ETAG_MAX + length + 1 + response_fields_room(&about));
     if (entry == NULL)
         return -ENOMEM;
+    entry->root = root;
     entry->status = found->status;
     entry->trust = found->trust;
     entry->symlinks = found->symlinks;
     entry->wd = -1;
-    entry->path = entry->text + RESPONSE_FIELDS_MAX + ETAG_MAX;
+    entry->path = entry->text + ETAG_MAX;
+    entry->fields = entry->path + length + 1;
     memcpy(entry->path, path, length);
     entry->path_length = length;
     entry->hash = hash;
@@ -479,7 +510,7 @@ static int entry_add(struct files *files, const char *path, size_t length, struc
         return r;
     }
     (void)TAKE_FD(fd);
-    entry_describe(entry, may_change_unseen(&entry->status), type_of(entry->path));
+    entry_describe(entry, may_change_unseen(&entry->status), about);
 
     if (certain)
         entry_vouch_now(files, entry);
@@ -544,13 +575,13 @@ static int open_regular(const struct beneath *beneath, const char *path, bool ca
 
 /* Is the file behind the path still the one that we have open, and unchanged? 1 yes; 0 it may take time to tell; a
  * negative errno otherwise (-ESTALE: another one). */
-static int entry_check(struct files *files, struct entry *entry)
+static int entry_check(struct entry *entry)
 {
     if (entry->trust == TRUST_NOTHING)
         return 0;
     struct stat status;
     bool symlinks;
-    CLEANUP_FD int fd = beneath_open(&files->beneath, entry->path, O_PATH, true, &symlinks);
+    CLEANUP_FD int fd = beneath_open(&entry->root->beneath, entry->path, O_PATH, true, &symlinks);
     if (fd == -EAGAIN)
         return 0;
     if (fd < 0)
@@ -564,7 +595,7 @@ static void entry_confirm(struct files *files, struct entry *entry)
 {
     entry->checked = sluice_loop_now(files->loop);
     if (entry->file.weak && !may_change_unseen(&entry->status))
-        entry_describe(entry, false, type_of(entry->path));
+        entry_describe(entry, false, about_path(entry->root, entry->path));
 }
 
 static void entry_use(struct files *files, struct entry *entry)
@@ -581,15 +612,16 @@ static bool wants_look_up(struct files *files, struct entry *entry)
 {
     uint64_t now = sluice_loop_now(files->loop);
     if (now - entry->looked_up < CHECK_INTERVAL || !entry_may_be_watched(files, entry) ||
-        entry_directory(files, entry) != NULL)
+        entry_directory(entry) != NULL)
         return false;
     entry->looked_up = now;
     return true;
 }
 
-int files_find(struct files *files, const char *path, size_t length, struct file **ret_file)
+int files_find(struct files_root *root, const char *path, size_t length, struct file **ret_file)
 {
-    struct entry *entry = entry_find(files, path, length, hash_path(path, length));
+    struct files *files = root->files;
+    struct entry *entry = entry_find(root, path, length, hash_path(root, path, length));
     if (entry != NULL) {
         /* Unsigned: a clock that stood still gives 0. */
         if (entry->directory != NULL && sluice_loop_now(files->loop) - entry->checked < CHECK_INTERVAL) {
@@ -602,7 +634,7 @@ int files_find(struct files *files, const char *path, size_t length, struct file
                     return 0;
                 entry_vouch(files, entry);
             }
-            int r = entry_check(files, entry);
+            int r = entry_check(entry);
             if (r == 0) {
                 if (!vouched)
                     entry_unwatch(files, entry);
@@ -624,28 +656,28 @@ int files_find(struct files *files, const char *path, size_t length, struct file
     }
 
     /* Not known. If the directory is, and everything about it is in memory, opening takes a few microseconds. */
-    if (directory_find(files, path, directory_length(path, length)) == NULL)
+    if (directory_find(root, path, directory_length(path, length)) == NULL)
         return 0;
     struct found found = {.fd = -1};
-    int r = open_regular(&files->beneath, path, true, &found);
+    int r = open_regular(&root->beneath, path, true, &found);
     if ((r == -EMFILE || r == -ENFILE) && files_shed(files, 8) > 0)
-        r = open_regular(&files->beneath, path, true, &found);
+        r = open_regular(&root->beneath, path, true, &found);
     if (r == -EAGAIN)
         return 0;
     if (r < 0)
         return r;
-    if (!files->device_known || found.status.st_dev != files->known_device) {
+    if (!root->device_known || found.status.st_dev != root->known_device) {
         close_fd(found.fd);
         return 0; /* what file system is it? Asking may wait for a server */
     }
-    found.trust = files->known_trust;
-    return entry_add(files, path, length, &found, true, ret_file);
+    found.trust = root->known_trust;
+    return entry_add(root, path, length, &found, true, ret_file);
 }
 
 /* ---- Looking up on a helper ------------------------------------------------------------------------------------ */
 
 struct files_lookup {
-    struct files *files;
+    struct files_root *root;
     files_found_fn *done; /* NULL: cancelled */
     void *context;
     uint64_t events; /* files.events when it began */
@@ -663,17 +695,19 @@ struct files_lookup {
 /* Watch the directories from the root down to the file's. */
 static void place_watches(struct files_lookup *lookup)
 {
-    char prefix[PATH_MAX];
-    size_t length = 0;
+    const struct files_root *root = lookup->root;
+    char path[64 + PATH_MAX];
+    /* "." is for the root, so that no link is the last component: links there are not followed. */
+    size_t base = (size_t)snprintf(path, sizeof path, "/proc/self/fd/%d/", root->beneath.root), length = 0;
     for (lookup->placed = 0; lookup->placed < lookup->depth; lookup->placed++) {
         if (lookup->placed > 0)
             length += strcspn(lookup->path + length + (length > 0), "/") + (length > 0);
-        memcpy(prefix, lookup->path, length);
-        prefix[length] = '\0';
-        int wd = inotify_add_watch(lookup->files->inotify, length == 0 ? "." : prefix,
-                                   WATCH_EVENTS | IN_ONLYDIR | IN_DONT_FOLLOW | IN_EXCL_UNLINK);
-        /* Symbolic links end here, too (ENOTDIR): what lies behind one is never watched. */
-        if (wd < 0 && errno != ENOSPC && errno != ENOMEM && errno != EACCES)
+        memcpy(path + base, length == 0 ? "." : lookup->path, length == 0 ? 1 : length);
+        path[base + (length == 0 ? 1 : length)] = '\0';
+        int wd =
+            inotify_add_watch(root->files->inotify, path, WATCH_EVENTS | IN_ONLYDIR | IN_DONT_FOLLOW | IN_EXCL_UNLINK);
+        /* Symbolic links end here, too (ENOTDIR): what lies behind one is never watched. The root is there, though. */
+        if (wd < 0 && length > 0 && errno != ENOSPC && errno != ENOMEM && errno != EACCES)
             return;
         if (wd < 0)
             lookup->refused = errno;
@@ -684,11 +718,10 @@ static void place_watches(struct files_lookup *lookup)
 static void lookup_work(void *context)
 {
     struct files_lookup *lookup = context;
-    struct files *files = lookup->files;
-    if (files->inotify >= 0)
+    if (lookup->root->files->inotify >= 0)
         place_watches(lookup);
     lookup->found.fd = -1;
-    lookup->result = open_regular(&files->beneath, lookup->path, false, &lookup->found);
+    lookup->result = open_regular(&lookup->root->beneath, lookup->path, false, &lookup->found);
     if (lookup->result < 0)
         return;
     struct statfs status;
@@ -697,15 +730,14 @@ static void lookup_work(void *context)
 
 static void remember_directories(struct files_lookup *lookup)
 {
-    struct files *files = lookup->files;
     struct directory *parent = NULL;
     size_t length = 0;
     for (unsigned i = 0; i < lookup->placed; i++) {
         if (i > 0)
             length += strcspn(lookup->path + length + (length > 0), "/") + (length > 0);
-        struct directory *directory = directory_find(files, lookup->path, length);
+        struct directory *directory = directory_find(lookup->root, lookup->path, length);
         if (directory == NULL)
-            directory = directory_add(files, parent, lookup->path, length, lookup->watches[i]);
+            directory = directory_add(lookup->root, parent, lookup->path, length, lookup->watches[i]);
         if (directory == NULL)
             return;
         parent = directory;
@@ -715,7 +747,8 @@ static void remember_directories(struct files_lookup *lookup)
 static void lookup_finish(void *context)
 {
     struct files_lookup *lookup = context;
-    struct files *files = lookup->files;
+    struct files_root *root = lookup->root;
+    struct files *files = root->files;
 
     if ((lookup->result == -EMFILE || lookup->result == -ENFILE) && !lookup->second && files_shed(files, 8) > 0 &&
         lookup->done != NULL) {
@@ -733,10 +766,11 @@ static void lookup_finish(void *context)
     struct file *file = NULL;
     int result = lookup->result;
     if (result == 0) {
-        files->device_known = true;
-        files->known_device = lookup->found.status.st_dev;
-        files->known_trust = lookup->found.trust;
-        struct entry *entry = entry_find(files, lookup->path, lookup->length, hash_path(lookup->path, lookup->length));
+        root->device_known = true;
+        root->known_device = lookup->found.status.st_dev;
+        root->known_trust = lookup->found.trust;
+        uint64_t hash = hash_path(root, lookup->path, lookup->length);
+        struct entry *entry = entry_find(root, lookup->path, lookup->length, hash);
         /* Another descriptor for the same file is of no use: what was learned about the old end would be lost. */
         if (entry != NULL && same(&entry->status, &lookup->found.status)) {
             close_fd(lookup->found.fd);
@@ -747,7 +781,7 @@ static void lookup_finish(void *context)
             file = &entry->file;
             result = 1;
         } else {
-            result = entry_add(files, lookup->path, lookup->length, &lookup->found, certain, &file);
+            result = entry_add(root, lookup->path, lookup->length, &lookup->found, certain, &file);
         }
     }
     files_found_fn *done = lookup->done;
@@ -759,9 +793,10 @@ static void lookup_finish(void *context)
         files_release(files, file);
 }
 
-int files_look_up(struct files *files, const char *path, size_t length, files_found_fn *done, void *context,
+int files_look_up(struct files_root *root, const char *path, size_t length, files_found_fn *done, void *context,
                   struct files_lookup **ret_lookup)
 {
+    struct files *files = root->files;
     unsigned depth = 1;
     for (const char *at = memchr(path, '/', length); at != NULL;
          at = memchr(at + 1, '/', length - (size_t)(at + 1 - path)))
@@ -770,7 +805,7 @@ int files_look_up(struct files *files, const char *path, size_t length, files_fo
     struct files_lookup *lookup = calloc(1, size + length + 1);
     if (lookup == NULL)
         return -ENOMEM;
-    lookup->files = files;
+    lookup->root = root;
     lookup->done = done;
     lookup->context = context;
     lookup->events = files->events;
@@ -821,12 +856,17 @@ static void handle_event(struct files *files, const struct inotify_event *event)
         drop_everything(files);
         return;
     }
-    char path[PATH_MAX + NAME_MAX + 2];
-    int length = snprintf(path, sizeof path, "%s%s%s", directory->path, directory->length > 0 ? "/" : "", event->name);
-    struct entry *entry = entry_find(files, path, (size_t)length, hash_path(path, (size_t)length));
-    if (entry != NULL) {
-        files->counts.dropped++;
-        entry_uncache(files, entry);
+    /* It may be reached by several paths: beneath several roots, or by a bind mount. */
+    for (; directory != NULL; directory = directory_with_wd(directory->wd_chain, event->wd)) {
+        char path[PATH_MAX + NAME_MAX + 2];
+        int length =
+            snprintf(path, sizeof path, "%s%s%s", directory->path, directory->length > 0 ? "/" : "", event->name);
+        uint64_t hash = hash_path(directory->root, path, (size_t)length);
+        struct entry *entry = entry_find(directory->root, path, (size_t)length, hash);
+        if (entry != NULL) {
+            files->counts.dropped++;
+            entry_uncache(files, entry);
+        }
     }
 }
 
@@ -858,7 +898,7 @@ int files_new(const struct files_options *options, struct files **ret_files)
     files->loop = options->loop;
     files->end_flags = options->end_flags;
     files->capacity = options->capacity > 0 ? options->capacity : 1;
-    beneath_init(&files->beneath, options->root, options->walk);
+    files->roots = calloc(options->root_count, sizeof *files->roots);
     list_init(&files->lru);
     list_init(&files->idle);
     size_t buckets = 64;
@@ -872,7 +912,14 @@ int files_new(const struct files_options *options, struct files **ret_files)
     files->inotify = options->unwatched ? -1 : inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
     if (files->inotify < 0 && !options->unwatched)
         complain(files, "inotify: none to be had; sysctl fs.inotify.max_user_instances says how many there are", errno);
-    int r = files->table == NULL || files->entries_by_wd == NULL ? -ENOMEM : 0;
+    int r = files->roots == NULL || files->table == NULL || files->entries_by_wd == NULL ? -ENOMEM : 0;
+    for (unsigned i = 0; r == 0 && i < options->root_count; i++) {
+        struct files_root *root = &files->roots[i];
+        root->files = files;
+        root->extras = options->roots[i].extras;
+        root->seed = 0x9e3779b97f4a7c15u * (i + 1);
+        beneath_init(&root->beneath, options->roots[i].directory, options->roots[i].symlinks, options->walk);
+    }
     if (r == 0 && files->inotify >= 0)
         r = sluice_loop_watch(files->loop, files->inotify, read_events, files, &files->watch);
     if (r < 0) {
@@ -892,7 +939,13 @@ void files_free(struct files *files)
     close_fd(files->inotify);
     free(files->entries_by_wd);
     free(files->table);
+    free(files->roots);
     free(files);
+}
+
+struct files_root *files_root(struct files *files, unsigned number)
+{
+    return &files->roots[number];
 }
 
 bool files_busy(const struct files *files)
@@ -900,9 +953,9 @@ bool files_busy(const struct files *files)
     return files->lookups > 0;
 }
 
-const struct beneath *files_beneath(const struct files *files)
+const struct beneath *files_beneath(const struct files_root *root)
 {
-    return &files->beneath;
+    return &root->beneath;
 }
 
 void files_count(const struct files *files, struct files_counts *ret_counts)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Open files, found by the path of a request without a system call.
+ * Open files of one or several roots, found by the path of a request without a system call.
  *
  * How long an answer may be repeated:
  *
@@ -15,16 +15,18 @@
  * Checking means looking the path up again and comparing device, inode, size and both times. What could wait for a disk
  * or a server is done on a helper thread of the loop.
  *
- * One thread; the working directory must be the root, as watches are placed by relative path.
+ * One thread. Watches are placed by way of /proc/self/fd, which a worker can still use when it is confined.
  */
 #ifndef SLUICE_APP_HTTP_FILES_H
 #define SLUICE_APP_HTTP_FILES_H
 
 #include "beneath.h"
+#include "extras.h"
 #include "response.h"
 #include <sluice/sluice.h>
 
 struct files;
+struct files_root; /* one of the directories whose files these are */
 
 struct file {
     struct sluice_end *end; /* the open file; any number of transfers may use it at once */
@@ -35,11 +37,18 @@ struct file {
     struct response_fields fields;
 };
 
+struct files_root_options {
+    int directory; /* borrowed */
+    enum beneath_symlinks symlinks;
+    const struct http_extras *extras; /* said with each file; or NULL; must outlive the files */
+};
+
 struct files_options {
     struct sluice_loop *loop;
-    int root;           /* borrowed */
+    const struct files_root_options *roots; /* copied */
+    unsigned root_count;
     unsigned end_flags; /* SLUICE_END_SNAPSHOT */
-    unsigned capacity;  /* most files to keep open that nobody is using */
+    unsigned capacity;  /* most files to keep open that nobody is using, of all roots together */
     bool walk;          /* do without openat2: see beneath_init */
     bool unwatched;     /* do without inotify */
     /* NULL, or called at most once: why files are checked at every request though they need not be. */
@@ -56,17 +65,20 @@ void files_free(struct files *files);
 /* Whether a helper is still looking for something, cancelled or not. */
 bool files_busy(const struct files *files);
 
+/* The root of that number in files_options.roots. */
+struct files_root *files_root(struct files *files, unsigned number);
+
 /* Find a regular file. Paths as http_path_decode makes them, naming a file.
  * Returns 1 with a reference in *ret_file; 0 when it may take time: ask files_look_up; -EISDIR; -ENOENT, -ENOTDIR,
  * -ELOOP, -EXDEV, -ENAMETOOLONG: nothing to serve; -EACCES; -EMFILE, -ENFILE: out of descriptors, though unused files
  * were closed; and others. What is neither a file nor a directory does not exist. */
-int files_find(struct files *files, const char *path, size_t length, struct file **ret_file);
+int files_find(struct files_root *root, const char *path, size_t length, struct file **ret_file);
 
 /* Find it with a helper's patience. done is called from the loop, never before this returns, with a result of
  * files_find other than 0. Returns 0 or -ENOMEM. */
 struct files_lookup;
 typedef void files_found_fn(void *context, int result, struct file *file);
-int files_look_up(struct files *files, const char *path, size_t length, files_found_fn *done, void *context,
+int files_look_up(struct files_root *root, const char *path, size_t length, files_found_fn *done, void *context,
                   struct files_lookup **ret_lookup);
 
 /* done will not be called. */
@@ -78,7 +90,7 @@ void files_release(struct files *files, struct file *file);
 /* Close up to count files that nobody is using, those not used for longest first. Returns how many. */
 unsigned files_shed(struct files *files, unsigned count);
 
-const struct beneath *files_beneath(const struct files *files);
+const struct beneath *files_beneath(const struct files_root *root);
 
 /* For tests and status: answers from memory alone, answers after a check, files opened. */
 struct files_counts {

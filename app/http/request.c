@@ -418,6 +418,8 @@ static inline int take_field(struct http_request *request, struct framing *frami
     case 15:
         if (READS(text, "accept-encoding"))
             return take_first(&request->accept_encoding, value);
+        if (READS(text, "x-forwarded-for"))
+            request->forwarded_for = value;
         break;
     case 17:
         if (READS(text, "if-modified-since"))

@@ -31,7 +31,7 @@ struct http_request {
     bool expects_continue;
     struct slice host; /* the target's authority if it has one, else the Host field; checked; maybe with a port */
     struct slice range, if_range, if_match, if_none_match, if_modified_since, if_unmodified_since, referer, user_agent,
-        accept, accept_encoding;
+        accept, accept_encoding, forwarded_for;
 };
 
 struct http_limits {
@@ -51,8 +51,8 @@ struct http_limits {
  *
  * Field values come without the blanks around them; tab and bytes from 0x80 up are the only ones in them that are not
  * visible ASCII or a space. A repeated Host, Content-Length, Transfer-Encoding, Range, If-Range or other condition is
- * refused (-400); of a repeated Referer, User-Agent, Accept or Accept-Encoding the first counts; Connection fields add
- * up. */
+ * refused (-400); of a repeated Referer, User-Agent, Accept or Accept-Encoding the first counts, of X-Forwarded-For the
+ * last, which the nearest proxy wrote; Connection fields add up. */
 int http_request_parse(const char *data, size_t length, const struct http_limits *limits,
                        struct http_request *ret_request);
 

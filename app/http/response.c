@@ -26,6 +26,8 @@ static const struct {
     {413, "Content Too Large"},
     {414, "URI Too Long"},
     {416, "Range Not Satisfiable"},
+    {421, "Misdirected Request"},
+    {429, "Too Many Requests"},
     {431, "Request Header Fields Too Large"},
     {500, "Internal Server Error"},
     {501, "Not Implemented"},
@@ -78,23 +80,37 @@ void response_clock_set(struct response_clock *clock, time_t now)
     clock->second = now;
 }
 
-void response_fields_make(uint64_t size, const char *type, time_t modified, const char *etag,
-                          char buffer[static RESPONSE_FIELDS_MAX], struct response_fields *ret_fields)
+size_t response_fields_room(const struct response_about *about)
+{
+    return RESPONSE_FIELDS_MAX + about->header_length +
+           (about->cache != NULL ? sizeof "Cache-Control: \r\n" + strlen(about->cache) : 0);
+}
+
+void response_fields_make(const struct response_about *about, char *buffer, struct response_fields *ret_fields)
 {
     char *at = PUT(buffer, "Content-Length: ");
-    at = put_number(at, size);
+    at = put_number(at, about->size);
     at = PUT(at, "\r\n");
     ret_fields->type = (size_t)(at - buffer);
     at = PUT(at, "Content-Type: ");
-    at = put_text(at, type);
+    at = put_text(at, about->type);
     /* A browser must not guess another type: a text file would become a script. */
     at = PUT(at, "\r\nX-Content-Type-Options: nosniff\r\n");
     ret_fields->validators = (size_t)(at - buffer);
     at = PUT(at, "Last-Modified: ");
-    http_date_format(modified, at);
+    http_date_format(about->modified, at);
     at = PUT(at + HTTP_DATE_LENGTH, "\r\nETag: ");
-    at = put_text(at, etag);
-    at = PUT(at, "\r\nAccept-Ranges: bytes\r\n\r\n");
+    at = put_text(at, about->etag);
+    at = PUT(at, "\r\nAccept-Ranges: bytes\r\n");
+    if (about->header_length > 0)
+        at = put(at, about->header, about->header_length);
+    ret_fields->cache = (size_t)(at - buffer);
+    if (about->cache != NULL) {
+        at = PUT(at, "Cache-Control: ");
+        at = put_text(at, about->cache);
+        at = PUT(at, "\r\n");
+    }
+    at = PUT(at, "\r\n");
     ret_fields->length = (size_t)(at - buffer);
     ret_fields->text = buffer;
 }
@@ -125,7 +141,7 @@ size_t response_file_head(char buffer[static RESPONSE_HEAD_MAX], const struct re
                           uint64_t first, uint64_t length)
 {
     char *at = put_start(buffer, clock, status, connection);
-    size_t from = 0;
+    size_t from = 0, to = fields->length;
     switch (status) {
     case 206:
         at = PUT(at, "Content-Range: bytes ");
@@ -147,13 +163,17 @@ size_t response_file_head(char buffer[static RESPONSE_HEAD_MAX], const struct re
         at = put_number(at, size);
         at = PUT(at, "\r\nContent-Length: 0\r\n");
         from = fields->validators;
+        to = fields->cache;
         break;
     case 412:
         at = PUT(at, "Content-Length: 0\r\n");
         from = fields->validators;
+        to = fields->cache;
         break;
     }
-    at = put(at, fields->text + from, fields->length - from);
+    at = put(at, fields->text + from, to - from);
+    if (to < fields->length)
+        at = PUT(at, "\r\n");
     return (size_t)(at - buffer);
 }
 
@@ -170,7 +190,8 @@ int response_text_make(const struct response_clock *clock, const struct response
             (size_t)snprintf(standard, sizeof standard, "%u %s\n", response->status, response_reason(response->status));
     }
     size_t fields_length = response->fields == NULL ? 0 : strlen(response->fields);
-    char *text = malloc(RESPONSE_HEAD_MAX + strlen(type) + fields_length + (response->head_only ? 0 : body_length));
+    char *text = malloc(RESPONSE_HEAD_MAX + strlen(type) + fields_length + response->header_length +
+                        (response->head_only ? 0 : body_length));
     if (text == NULL)
         return -ENOMEM;
 
@@ -182,6 +203,8 @@ int response_text_make(const struct response_clock *clock, const struct response
     at = PUT(at, "\r\nX-Content-Type-Options: nosniff\r\n");
     if (fields_length > 0)
         at = put(at, response->fields, fields_length);
+    if (response->header_length > 0)
+        at = put(at, response->header, response->header_length);
     at = PUT(at, "\r\n");
     if (!response->head_only)
         at = put(at, body, body_length);

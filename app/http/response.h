@@ -10,7 +10,8 @@
 #include "request.h"
 #include <time.h>
 
-#define RESPONSE_HEAD_MAX 768 /* of a file; other responses have their heads beside their bodies */
+/* Without what the operator adds. Of a file; other responses have their heads beside their bodies. */
+#define RESPONSE_HEAD_MAX 768
 #define RESPONSE_FIELDS_MAX 448
 
 /* Begins every response within one second: "HTTP/1.1 200 OK", Server and Date. */
@@ -24,23 +25,35 @@ struct response_clock {
 void response_clock_set(struct response_clock *clock, time_t now);
 
 /* What is said about a file, in this order: Content-Length, Content-Type, validators (Last-Modified, ETag) and the
- * rest, and the empty line. Each response uses the text from one of the offsets on: a 200 all, a 206 from type, a 304
- * from validators. */
+ * operator's fields, Cache-Control, and the empty line. Each response uses the text from one of the offsets on: a 200
+ * all, a 206 from type, a 304 from validators; and an error leaves out Cache-Control, which is about the file. */
 struct response_fields {
-    size_t length, type, validators;
+    size_t length, type, validators, cache;
     const char *text;
 };
 
-/* etag with its quotes, and with W/ if it is weak. Writes to buffer, to which *ret_fields points then. */
-void response_fields_make(uint64_t size, const char *type, time_t modified, const char *etag,
-                          char buffer[static RESPONSE_FIELDS_MAX], struct response_fields *ret_fields);
+struct response_about {
+    uint64_t size;
+    const char *type;
+    time_t modified;
+    const char *etag;   /* with its quotes, and with W/ if it is weak */
+    const char *header; /* the operator's fields, each with its CRLF; or NULL */
+    size_t header_length;
+    const char *cache; /* the value of Cache-Control, or NULL */
+};
+
+/* Bytes that the fields may take. */
+size_t response_fields_room(const struct response_about *about);
+
+/* Writes to buffer, which has that room, and to which *ret_fields points then. */
+void response_fields_make(const struct response_about *about, char *buffer, struct response_fields *ret_fields);
 
 /* What a response says about its connection. HTTP/1.1 keeps open and 1.0 closes by default, which goes without saying.
  */
 enum response_connection { RESPONSE_SILENT, RESPONSE_KEEP_ALIVE, RESPONSE_CLOSE };
 
 /* The head of a response with a file or a part of it (200, 206: length bytes from first) or about it (304, 412, 416,
- * without a body). Returns its length. */
+ * without a body). buffer has room for what the operator adds, too. Returns its length. */
 size_t response_file_head(char buffer[static RESPONSE_HEAD_MAX], const struct response_clock *clock, unsigned status,
                           enum response_connection connection, const struct response_fields *fields, uint64_t size,
                           uint64_t first, uint64_t length);
@@ -50,8 +63,10 @@ struct response_text {
     unsigned status;
     enum response_connection connection;
     const char *fields; /* further fields, each with its CRLF; or NULL */
-    const char *type;   /* of the body */
-    const char *body;   /* NULL: a short text that names the status */
+    const char *header; /* the operator's, likewise */
+    size_t header_length;
+    const char *type; /* of the body */
+    const char *body; /* NULL: a short text that names the status */
     size_t body_length;
     bool head_only; /* Content-Length as if there were the body */
 };

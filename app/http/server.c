@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #define SHED 16          /* files and idle connections to close when descriptors run out */
 #define SHED_LOOK_AT 512 /* connections to look at for that */
@@ -24,6 +23,8 @@ void http_totals_add(struct http_totals *sum, const struct http_totals *part)
     sum->truncated += part->truncated;
     sum->timeouts += part->timeouts;
     sum->accept_failures += part->accept_failures;
+    sum->over_limit += part->over_limit;
+    sum->unintroduced += part->unintroduced;
 }
 
 static void log_complaint(void *context, const char *text)
@@ -42,7 +43,7 @@ int http_server_new(const struct http_server_options *options, struct http_serve
     server->options = options;
     server->loop = options->loop;
     server->totals = options->totals;
-    server->index_length = strlen(options->index);
+    server->head_room = RESPONSE_HEAD_MAX + http_sites_extra_room(options->sites);
     list_init(&server->connections);
     server->turn = UINT64_MAX;
     server->transfer = (struct sluice_transfer_options){
@@ -50,9 +51,22 @@ int http_server_new(const struct http_server_options *options, struct http_serve
         .sink_count = 1,
         .flags = SLUICE_TRANSFER_NEVER_BLOCK,
     };
+    const struct http_sites *sites = options->sites;
+    struct files_root_options *roots = calloc(sites->count, sizeof *roots);
+    if (roots == NULL) {
+        free(server);
+        return -ENOMEM;
+    }
+    for (unsigned i = 0; i < sites->count; i++)
+        roots[i] = (struct files_root_options){
+            .directory = sites->items[i].root,
+            .symlinks = sites->items[i].symlinks,
+            .extras = &sites->items[i].extras,
+        };
     struct files_options files = {
         .loop = options->loop,
-        .root = options->root,
+        .roots = roots,
+        .root_count = sites->count,
         .end_flags = options->snapshot ? SLUICE_END_SNAPSHOT : 0,
         .capacity = options->open_files,
         .walk = options->walk,
@@ -60,10 +74,12 @@ int http_server_new(const struct http_server_options *options, struct http_serve
         .complain_context = server,
     };
     int r = files_new(&files, &server->files);
+    free(roots);
     if (r < 0) {
         free(server);
         return r;
     }
+    allowances_init(server);
     *ret_server = server;
     return 0;
 }
@@ -80,6 +96,7 @@ void http_server_free(struct http_server *server)
         connection_close(LIST_OBJECT(link, struct connection, all));
     }
     sluice_timer_stop(server->loop, &server->drain_timer);
+    allowances_stop(server);
     exchange_free_spare(server);
     files_free(server->files);
     free(server);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * An HTTP/1.1 server for the files beneath one directory, on one loop.
+ * An HTTP/1.1 server for the files of one or several sites, on one loop.
  */
 #ifndef SLUICE_APP_HTTP_SERVER_H
 #define SLUICE_APP_HTTP_SERVER_H
@@ -9,6 +9,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct address_prefix;
+struct clients;
+struct http_sites;
 struct log;
 
 /* What a server has done. Lives in memory that outlives it; nobody else writes there. */
@@ -21,23 +24,29 @@ struct http_totals {
     uint64_t truncated;            /* responses ended short, as the file had shrunk */
     uint64_t timeouts;             /* connections closed in mid-request or mid-response */
     uint64_t accept_failures;
+    uint64_t over_limit;   /* connections refused because their address had as many as it may */
+    uint64_t unintroduced; /* connections closed because they did not begin with a PROXY header */
 };
 
 void http_totals_add(struct http_totals *sum, const struct http_totals *part);
 
 struct http_server_options {
     struct sluice_loop *loop;
-    int root;                                            /* borrowed; must also be the working directory */
-    const char *index;                                   /* file that stands for its directory: "index.html" */
-    bool listing;                                        /* answer for a directory without one; else 403 */
+    const struct http_sites *sites;                      /* at least one */
     bool snapshot;                                       /* files may change in place: copy them */
     bool walk;                                           /* do without openat2 */
     enum sluice_route route;                             /* for bodies */
     unsigned header_timeout, idle_timeout, send_timeout; /* ms */
     unsigned max_connections;                            /* beyond it the next ones wait to be accepted */
-    unsigned open_files;                                 /* kept open though nobody is using them */
-    struct log *access_log;                              /* or NULL */
-    struct log *receipt_log;                             /* a line for each connection; or NULL */
+    const struct clients *clients;                       /* to count addresses; NULL: neither of the next two is set */
+    unsigned connections_per_address;                    /* 0: no limit */
+    uint64_t rate_per_address;                           /* bytes per second; 0: no limit */
+    bool accept_proxy;                                   /* connections begin with a PROXY header */
+    const struct address_prefix *trusted;                /* whose X-Forwarded-For is believed, for the log */
+    unsigned trusted_count;
+    unsigned open_files;     /* kept open though nobody is using them */
+    struct log *access_log;  /* or NULL */
+    struct log *receipt_log; /* a line for each connection; or NULL */
     struct log *error_log;
     struct http_totals *totals;
     void (*drained)(void *context); /* after http_server_drain: the last connection is gone */

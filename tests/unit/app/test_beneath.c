@@ -5,7 +5,8 @@
 
 #include <errno.h>
 
-static struct beneath ways[2]; /* openat2, component by component */
+static struct beneath ways[2];             /* openat2, component by component */
+static struct beneath follow[2], never[2]; /* the same with other policies */
 
 static void prepare(void)
 {
@@ -14,8 +15,12 @@ static void prepare(void)
         return;
     prepared = true;
     int root = directory_make();
-    beneath_init(&ways[0], root, false);
-    beneath_init(&ways[1], root, true);
+    beneath_init(&ways[0], root, BENEATH_SYMLINKS_INSIDE, false);
+    beneath_init(&ways[1], root, BENEATH_SYMLINKS_INSIDE, true);
+    for (int i = 0; i < 2; i++) {
+        beneath_init(&follow[i], root, BENEATH_SYMLINKS_FOLLOW, i == 1);
+        beneath_init(&never[i], root, BENEATH_SYMLINKS_NEVER, i == 1);
+    }
     mkdir("a", 0755);
     mkdir("a/b", 0755);
     file_write("a/b/file", "inside");
@@ -128,6 +133,56 @@ TEST("without a promise not to wait for the disk, a cached lookup refuses")
     CHECK_EQ(beneath_open(&ways[1], "a/b/file", O_RDONLY, true, NULL), -EAGAIN);
 }
 
+TEST("where links are followed they lead anywhere, and paths do not")
+{
+    static const char *const links[] = {"climbs", "climbs-later", "absolute", "a/link", "chain"};
+    prepare();
+    for (int way = 0; way < 2; way++) {
+        char text[16];
+        bool symlinks;
+        for (size_t i = 0; i < sizeof links / sizeof links[0]; i++) {
+            symlinks = false;
+            CHECK_EQ(read_at(&follow[way], links[i], text, &symlinks), 0);
+            CHECK(symlinks);
+            if (i < 2)
+                CHECK_STR(text, "secret");
+        }
+        symlinks = true;
+        CHECK_EQ(read_at(&follow[way], "a/b/file", text, &symlinks), 0);
+        CHECK(!symlinks);
+        CHECK_EQ(read_at(&follow[way], "loop", text, NULL), -ELOOP);
+        CHECK_EQ(read_at(&follow[way], "a/../../outside", text, NULL), -EXDEV);
+        CHECK_EQ(read_at(&follow[way], "/etc/passwd", text, NULL), -EXDEV);
+        CHECK_EQ(read_at(&follow[way], "nothing", text, NULL), -ENOENT);
+    }
+}
+
+TEST("links of /proc are not followed by openat2")
+{
+    prepare();
+    if (!ways[0].has_openat2)
+        SKIP("no openat2(2) here; needs Linux 5.6 and a system call filter that lets it pass");
+    char text[16];
+    CHECK_EQ(symlink("/proc/self/root/etc/passwd", "magic"), 0);
+    CHECK_EQ(read_at(&follow[0], "magic", text, NULL), -ELOOP);
+    CHECK_EQ(unlink("magic"), 0);
+}
+
+TEST("where no link is followed, one anywhere on the way is refused")
+{
+    static const char *const links[] = {"a/link",        "a/around", "chain",    "directory/link", "directory/b/file",
+                                        "self/a/b/file", "climbs",   "absolute", "loop",           "directory"};
+    prepare();
+    for (int way = 0; way < 2; way++) {
+        char text[16];
+        for (size_t i = 0; i < sizeof links / sizeof links[0]; i++)
+            CHECK_EQ(read_at(&never[way], links[i], text, NULL), -ELOOP);
+        CHECK_EQ(read_at(&never[way], "a/b/file", text, NULL), 0);
+        CHECK_EQ(read_at(&never[way], "a/../../outside", text, NULL), -EXDEV);
+        CHECK_EQ(read_at(&never[way], "a/b", text, NULL), -EISDIR);
+    }
+}
+
 TEST("no descriptor is left behind")
 {
     prepare();
@@ -136,7 +191,10 @@ TEST("no descriptor is left behind")
     close(before);
     for (size_t i = 0; i < sizeof expectations / sizeof expectations[0]; i++)
         for (int way = 0; way < 2; way++)
-            read_at(&ways[way], expectations[i].path, text, NULL);
+            for (const struct beneath *policy = NULL; policy != &never[way];) {
+                policy = policy == NULL ? &ways[way] : policy == &ways[way] ? &follow[way] : &never[way];
+                read_at(policy, expectations[i].path, text, NULL);
+            }
     int after = dup(0);
     close(after);
     CHECK_EQ(after, before);

@@ -13,6 +13,7 @@
 
 static struct sluice_loop *loop;
 static struct files *files;
+static struct files_root *served; /* whose files are asked for */
 static int root = -1;
 
 static void begin(const struct files_options *wanted)
@@ -23,11 +24,16 @@ static void begin(const struct files_options *wanted)
     if (sluice_loop_new(NULL, &loop) < 0)
         abort();
     options.loop = loop;
-    options.root = root;
+    const struct files_root_options roots[] = {{.directory = root}};
+    if (options.root_count == 0) {
+        options.roots = roots;
+        options.root_count = 1;
+    }
     if (options.capacity == 0)
         options.capacity = 16;
     if (files_new(&options, &files) < 0)
         abort();
+    served = files_root(files, 0);
 }
 
 static void end(void)
@@ -66,11 +72,11 @@ static int find(const char *path, struct file **file, bool *ret_helped)
 {
     struct answer answer = {0};
     struct files_lookup *lookup;
-    answer.result = files_find(files, path, strlen(path), &answer.file);
+    answer.result = files_find(served, path, strlen(path), &answer.file);
     if (ret_helped != NULL)
         *ret_helped = answer.result == 0;
     if (answer.result == 0) {
-        if (files_look_up(files, path, strlen(path), on_found, &answer, &lookup) < 0)
+        if (files_look_up(served, path, strlen(path), on_found, &answer, &lookup) < 0)
             abort();
         sluice_loop_run(loop);
     }
@@ -308,13 +314,154 @@ TEST("what is written by a descriptor of a name that is gone is seen")
     end();
 }
 
+static void begin_with(const char *other, enum beneath_symlinks symlinks, const struct http_extras *extras)
+{
+    if (root < 0)
+        root = directory_make();
+    mkdir(other, 0755);
+    struct files_root_options roots[] = {
+        {.directory = root},
+        {.directory = open(other, O_PATH | O_DIRECTORY | O_CLOEXEC), .symlinks = symlinks, .extras = extras},
+    };
+    /* What is told of files is made anew when they are looked at, which watches spare. */
+    begin(&(struct files_options){.roots = roots, .root_count = 2, .unwatched = extras != NULL});
+}
+
+TEST("two roots have the same paths without mixing their files up")
+{
+    begin_with("../beside", BENEATH_SYMLINKS_INSIDE, NULL);
+    mkdir("both", 0755);
+    mkdir("../beside/both", 0755);
+    file_write("both/f", "here");
+    file_write("../beside/both/f", "there");
+    for (int i = 0; i < 3; i++) {
+        served = files_root(files, 0);
+        CHECK_STR(text_of("both/f"), "here");
+        served = files_root(files, 1);
+        CHECK_STR(text_of("both/f"), "there");
+        turn();
+    }
+    file_write("../beside/both/f", "changed");
+    turn();
+    CHECK_STR(text_of("both/f"), "changed");
+    served = files_root(files, 0);
+    CHECK_STR(text_of("both/f"), "here");
+    CHECK(text_of("../beside/both/f") == NULL);
+    end();
+}
+
+TEST("a directory beneath two roots is answered from memory for both, and a change is seen by both")
+{
+    begin_with("inner", BENEATH_SYMLINKS_INSIDE, NULL);
+    NEEDS_WATCHES
+    mkdir("inner/deep", 0755);
+    file_write("inner/deep/f", "one");
+    static const char *const texts[] = {"two", "three"};
+    for (unsigned i = 0; i < 3; i++) {
+        const char *text = i == 0 ? "one" : texts[i - 1];
+        for (unsigned number = 0; number < 2; number++) {
+            const char *path = number == 0 ? "inner/deep/f" : "deep/f";
+            served = files_root(files, number);
+            warm_up(path);
+            uint64_t before = hits();
+            CHECK_STR(text_of(path), text);
+            CHECK_EQ(hits(), before + 1);
+        }
+        if (i == 2)
+            break;
+        /* By another name, so that it is the directory's watch that tells. */
+        file_write("inner/deep/g", texts[i]);
+        rename("inner/deep/g", "inner/deep/f");
+        turn();
+    }
+    rename("inner/deep", "inner/gone");
+    turn();
+    CHECK(text_of("deep/f") == NULL);
+    served = files_root(files, 0);
+    CHECK(text_of("inner/deep/f") == NULL);
+    CHECK_STR(text_of("inner/gone/f"), "three");
+    end();
+}
+
+TEST("a link that leads outside is served where links are followed, and seen when it is turned elsewhere")
+{
+    begin_with("followed", BENEATH_SYMLINKS_FOLLOW, NULL);
+    served = files_root(files, 1);
+    CHECK_EQ(symlink("../../outside", "followed/link"), 0);
+    CHECK_STR(text_of("link"), "secret");
+    CHECK_STR(text_of("link"), "secret");
+    file_write("followed/plain", "own");
+    unlink("followed/link");
+    CHECK_EQ(symlink("plain", "followed/link"), 0);
+    turn();
+    CHECK_STR(text_of("link"), "own");
+    served = files_root(files, 0);
+    CHECK(text_of("followed/link") != NULL); /* it stays inside */
+    end();
+}
+
+TEST("no link is served where none is followed")
+{
+    begin_with("strict", BENEATH_SYMLINKS_NEVER, NULL);
+    served = files_root(files, 1);
+    file_write("strict/plain", "own");
+    CHECK_EQ(symlink("plain", "strict/link"), 0);
+    CHECK(text_of("link") == NULL);
+    CHECK_STR(text_of("plain"), "own");
+    unlink("strict/plain");
+    CHECK_EQ(symlink("../../outside", "strict/plain"), 0);
+    turn();
+    CHECK(text_of("plain") == NULL);
+    end();
+}
+
+static bool says(const struct file *file, const char *text)
+{
+    return memmem(file->fields.text, file->fields.length, text, strlen(text)) != NULL;
+}
+
+TEST("what a root's files are told to say is said, also when a tag has become a strong one")
+{
+    struct http_extras extras = {0};
+    const char *why;
+    struct file *file;
+    CHECK_EQ(http_extras_add_cache(&extras, "*.js=max-age=60", &why), 0);
+    CHECK_EQ(http_extras_add_header(&extras, "X-One: 1", &why), 0);
+    begin_with("told", BENEATH_SYMLINKS_INSIDE, &extras);
+    served = files_root(files, 1);
+    file_write("told/a.js", "x");
+    file_write("told/b.css", "x");
+    for (int i = 0; i < 20; i++) {
+        if (find("a.js", &file, NULL) != 1)
+            abort();
+        CHECK(says(file, "\r\nX-One: 1\r\nCache-Control: max-age=60\r\n\r\n"));
+        bool strong = !file->weak;
+        files_release(files, file);
+        if (strong)
+            break;
+        CHECK(i < 19);
+        usleep(10000);
+    }
+    if (find("b.css", &file, NULL) != 1)
+        abort();
+    CHECK(says(file, "\r\nX-One: 1\r\n\r\n"));
+    files_release(files, file);
+    served = files_root(files, 0);
+    if (find("told/a.js", &file, NULL) != 1)
+        abort();
+    CHECK(!says(file, "X-One") && !says(file, "Cache-Control"));
+    files_release(files, file);
+    end();
+    http_extras_free(&extras);
+}
+
 /* The event of another file's change is read before the helper's answer. */
 static void look_up_beside_an_event(const char *path)
 {
     struct answer answer = {0};
     struct files_lookup *lookup;
     file_write("probe", "y");
-    CHECK_EQ(files_look_up(files, path, strlen(path), on_found, &answer, &lookup), 0);
+    CHECK_EQ(files_look_up(served, path, strlen(path), on_found, &answer, &lookup), 0);
     sluice_loop_run(loop);
     CHECK_EQ(answer.result, 1);
     files_release(files, answer.file);
@@ -480,7 +627,7 @@ TEST("a cancelled lookup calls nobody and leaves nothing behind")
     struct files_lookup *lookup;
     mkdir("never", 0755);
     file_write("never/asked", "x");
-    CHECK_EQ(files_look_up(files, "never/asked", 11, on_found, &answer, &lookup), 0);
+    CHECK_EQ(files_look_up(served, "never/asked", 11, on_found, &answer, &lookup), 0);
     files_cancel(lookup);
     for (int i = 0; i < 50 && files_busy(files); i++)
         turn();
@@ -497,7 +644,7 @@ TEST("a change while a helper opens the file is not missed")
     struct files_lookup *lookup;
     mkdir("race", 0755);
     file_write("race/f", "one");
-    CHECK_EQ(files_look_up(files, "race/f", 6, on_found, &answer, &lookup), 0);
+    CHECK_EQ(files_look_up(served, "race/f", 6, on_found, &answer, &lookup), 0);
     usleep(50000); /* the helper is done, the loop has not heard of it */
     file_write("race/f", "second");
     sluice_loop_run(loop);

@@ -201,7 +201,7 @@ TEST("a list that was cut says so")
 TEST("a directory shows what would be served, directories first, in order")
 {
     struct beneath beneath;
-    beneath_init(&beneath, directory_make(), false);
+    beneath_init(&beneath, directory_make(), BENEATH_SYMLINKS_INSIDE, false);
     file_write("b", "12");
     file_write("A", "1");
     file_write(".hidden", "");

@@ -5,13 +5,24 @@
 #include <sluice/sluice.h>
 
 static struct response_clock server_clock;
-static char fields_text[RESPONSE_FIELDS_MAX], head[RESPONSE_HEAD_MAX + 1];
+static char fields_text[RESPONSE_FIELDS_MAX + 128], head[RESPONSE_HEAD_MAX + 128];
 static struct response_fields fields;
+static const char *header, *cache; /* what the operator adds */
 
 static const char *head_of(unsigned status, enum response_connection connection, uint64_t first, uint64_t length)
 {
     response_clock_set(&server_clock, 784111777);
-    response_fields_make(6, "text/plain", 784111777, "\"e\"", fields_text, &fields);
+    const struct response_about about = {
+        .size = 6,
+        .type = "text/plain",
+        .modified = 784111777,
+        .etag = "\"e\"",
+        .header = header,
+        .header_length = header == NULL ? 0 : strlen(header),
+        .cache = cache,
+    };
+    response_fields_make(&about, fields_text, &fields);
+    CHECK(fields.length <= response_fields_room(&about));
     head[response_file_head(head, &server_clock, status, connection, &fields, 6, first, length)] = '\0';
     return head;
 }
@@ -60,11 +71,36 @@ TEST("a 416 tells the size, a 412 does not")
               expected("HTTP/1.1 412 Precondition Failed\r\n" START "Content-Length: 0\r\n" VALIDATORS));
 }
 
+TEST("what the operator adds is said of the file, and of errors all but Cache-Control")
+{
+#define ADDED "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\nETag: \"e\"\r\nAccept-Ranges: bytes\r\nA: b\r\nC: d\r\n"
+    header = "A: b\r\nC: d\r\n";
+    cache = "no-cache";
+    CHECK_STR(
+        head_of(200, RESPONSE_SILENT, 0, 6),
+        expected("HTTP/1.1 200 OK\r\n" START "Content-Length: 6\r\n" TYPE ADDED "Cache-Control: no-cache\r\n\r\n"));
+    CHECK_STR(head_of(304, RESPONSE_SILENT, 0, 0),
+              expected("HTTP/1.1 304 Not Modified\r\n" START ADDED "Cache-Control: no-cache\r\n\r\n"));
+    CHECK_STR(head_of(412, RESPONSE_SILENT, 0, 0),
+              expected("HTTP/1.1 412 Precondition Failed\r\n" START "Content-Length: 0\r\n" ADDED "\r\n"));
+    header = NULL;
+    CHECK_STR(head_of(206, RESPONSE_SILENT, 1, 3),
+              expected("HTTP/1.1 206 Partial Content\r\n" START
+                       "Content-Range: bytes 1-3/6\r\nContent-Length: 3\r\n" TYPE
+                       "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\nETag: \"e\"\r\nAccept-Ranges: bytes\r\n"
+                       "Cache-Control: no-cache\r\n\r\n"));
+    cache = NULL;
+}
+
 TEST("the longest head fits")
 {
-    const char *type = "application/vnd.openxmlformats-officedocument.presentationml.presentation; charset=utf-8";
-    response_fields_make(UINT64_MAX, type, 253402300799, "W/\"ffffffffffffffff-ffffffffffffffff-ffffffffffffffff\"",
-                         fields_text, &fields);
+    const struct response_about about = {
+        .size = UINT64_MAX,
+        .type = "application/vnd.openxmlformats-officedocument.presentationml.presentation; charset=utf-8",
+        .modified = 253402300799,
+        .etag = "W/\"ffffffffffffffff-ffffffffffffffff-ffffffffffffffff\"",
+    };
+    response_fields_make(&about, fields_text, &fields);
     CHECK(fields.length <= RESPONSE_FIELDS_MAX);
     response_clock_set(&server_clock, 1);
     CHECK(response_file_head(head, &server_clock, 206, RESPONSE_KEEP_ALIVE, &fields, UINT64_MAX, UINT64_MAX - 1, 1) <=
@@ -86,10 +122,11 @@ TEST("a HEAD gets the length of the body and no body")
     char *text;
     size_t length, body;
     response_clock_set(&server_clock, 784111777);
-    struct response_text response = {.status = 404, .head_only = true, .fields = "X: y\r\n"};
+    struct response_text response = {
+        .status = 404, .head_only = true, .fields = "W: v\r\n", .header = "X: y\r\n", .header_length = 6};
     CHECK_EQ(response_text_make(&server_clock, &response, &text, &length, &body), 0);
     CHECK(memmem(text, length, "Content-Length: 14\r\n", 20) != NULL);
-    CHECK(memmem(text, length, "\r\nX: y\r\n\r\n", 10) == text + length - 10);
+    CHECK(memmem(text, length, "\r\nW: v\r\nX: y\r\n\r\n", 16) == text + length - 16);
     CHECK_EQ(body, 0);
     free(text);
     response.head_only = false;

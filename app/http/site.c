@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT */
+#include "site.h"
+#include "base/cleanup.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+int http_sites_add(struct http_sites *sites, const struct http_site *site)
+{
+    struct http_site added = *site;
+    struct http_site *items = reallocarray(sites->items, (size_t)sites->count + 1, sizeof *items);
+    if (items == NULL) {
+        close_fd(added.root);
+        http_extras_free(&added.extras);
+        return -ENOMEM;
+    }
+    added.number = sites->count;
+    added.index_length = strlen(added.index);
+    items[sites->count++] = added;
+    sites->items = items;
+    return 0;
+}
+
+void http_sites_free(struct http_sites *sites)
+{
+    for (unsigned i = 0; i < sites->count; i++) {
+        close_fd(sites->items[i].root);
+        http_extras_free(&sites->items[i].extras);
+    }
+    free(sites->items);
+    host_names_free(&sites->names);
+    *sites = (struct http_sites){0};
+}
+
+const struct http_site *http_sites_look_up(const struct http_sites *sites, struct slice host)
+{
+    int site = host_names_find(&sites->names, host);
+    if (site >= 0)
+        return &sites->items[site];
+    return sites->refuse_unknown ? NULL : &sites->items[sites->fallback];
+}
+
+size_t http_sites_extra_room(const struct http_sites *sites)
+{
+    size_t room = 0;
+    for (unsigned i = 0; i < sites->count; i++) {
+        size_t header = sites->items[i].extras.header_length;
+        room = header > room ? header : room;
+    }
+    return room + sizeof "Cache-Control: \r\n" + EXTRAS_CACHE_MAX;
+}
