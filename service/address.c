@@ -270,6 +270,44 @@ static int set_flag(int fd, int level, int option, int value)
     return setsockopt(fd, level, option, &value, sizeof value);
 }
 
+static bool is_private_v4(uint32_t host)
+{
+    static const struct {
+        uint32_t network, bits;
+    } networks[] = {
+        {0x7f000000, 8},  /* 127.0.0.0 */
+        {0x0a000000, 8},  /* 10.0.0.0 */
+        {0xac100000, 12}, /* 172.16.0.0 */
+        {0xc0a80000, 16}, /* 192.168.0.0 */
+        {0xa9fe0000, 16}, /* 169.254.0.0 */
+        {0x64400000, 10}, /* 100.64.0.0 */
+    };
+    for (size_t i = 0; i < sizeof networks / sizeof *networks; i++)
+        if ((host ^ networks[i].network) >> (32 - networks[i].bits) == 0)
+            return true;
+    return false;
+}
+
+bool address_is_private(const struct address *address)
+{
+    const struct in6_addr *v6 = &address->v6.sin6_addr;
+    switch (address->any.sa_family) {
+    case AF_UNIX:
+        return true;
+    case AF_INET:
+        return is_private_v4(ntohl(address->v4.sin_addr.s_addr));
+    case AF_INET6:
+        if (IN6_IS_ADDR_V4MAPPED(v6)) {
+            uint32_t host;
+            memcpy(&host, &v6->s6_addr[12], sizeof host);
+            return is_private_v4(ntohl(host));
+        }
+        return IN6_IS_ADDR_LOOPBACK(v6) || IN6_IS_ADDR_LINKLOCAL(v6) || (v6->s6_addr[0] & 0xfe) == 0xfc;
+    default:
+        return false;
+    }
+}
+
 int address_congestion_check(const char *name, struct failure *failure)
 {
     CLEANUP_FD int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);

@@ -51,6 +51,7 @@ struct exchange {
     struct files_lookup *lookup;      /* LOOKING_UP a file */
     struct listing_job *listing;      /* LOOKING_UP a directory */
     struct sluice_transfer *transfer; /* SENDING */
+    uint64_t began;                   /* turn_us of the turn that read the request, once that turn is over; or 0 */
     uint64_t delivered;               /* what the client had acknowledged when the timer was last looked at */
     size_t text_length, head_length;
     unsigned status;
@@ -102,6 +103,13 @@ void exchange_free_spare(struct http_server *server)
         free(exchange);
     }
     server->spare_count = 0;
+}
+
+/* Its turn goes by without it being answered. */
+static void note_begin(struct exchange *exchange)
+{
+    if (exchange->began == 0)
+        exchange->began = exchange->connection->server->turn_us;
 }
 
 /* ---- Stash ------------------------------------------------------------------------------------------------------ */
@@ -219,6 +227,8 @@ static void tick(struct http_server *server)
     server->turn = turn;
     clock_gettime(CLOCK_REALTIME_COARSE, &now);
     response_clock_set(&server->clock, now.tv_sec);
+    if (server->options->timed)
+        server->turn_us = http_server_now();
 }
 
 /* The request line as it came. Without a request, what could be read of it is all there is. */
@@ -278,6 +288,12 @@ static void count_response(struct connection *connection, const struct exchange 
     struct http_totals *totals = connection->server->totals;
     totals->responses[receipt->bytes > 0 ? exchange->status / 100 : 0]++;
     sluice_receipt_add(&totals->receipt, receipt);
+    if (receipt->fallback_count > 0)
+        fallbacks_enter(&totals->fallbacks, receipt);
+    if (exchange->began != 0) { /* else http_server_turn counts it */
+        durations_enter(&totals->durations, http_server_now() - exchange->began, 1);
+        connection->server->responses_timed++;
+    }
     if (connection->receipt != NULL)
         sluice_receipt_add(connection->receipt, receipt);
 }
@@ -391,6 +407,7 @@ static enum progress send_segments(struct connection *connection, struct exchang
     if (r == 0) {
         connection->exchange = exchange;
         connection->state = SENDING;
+        note_begin(exchange);
         sluice_loop_receive_pause(server->loop, connection->end);
         sluice_timer_start(server->loop, &connection->timer, server->options->send_timeout, on_timeout, connection);
         return PENDING;
@@ -578,6 +595,7 @@ static enum progress look_at_directory(struct connection *connection, struct exc
     exchange->listing = job;
     connection->exchange = exchange;
     connection->state = LOOKING_UP;
+    note_begin(exchange);
     sluice_loop_receive_pause(server->loop, connection->end);
     return PENDING;
 }
@@ -718,6 +736,7 @@ static enum progress answer(struct connection *connection, const struct http_req
         return answer_error(connection, exchange, request, result);
     connection->exchange = exchange;
     connection->state = LOOKING_UP;
+    note_begin(exchange);
     sluice_loop_receive_pause(server->loop, connection->end);
     return PENDING;
 }
@@ -770,6 +789,7 @@ static void take_requests(struct connection *connection, const char *data, size_
         if (head == HTTP_INCOMPLETE)
             break;
         if (head < 0) {
+            server->totals->refused++;
             refuse(connection, (unsigned)-head, &request);
             return;
         }

@@ -78,8 +78,10 @@ struct http_server {
     char log_time[32];
     struct sluice_timer drain_timer;
     struct sluice_transfer_options transfer; /* what is the same for all */
-    size_t head_room;                        /* of exchanges */
-    char path[PATH_MAX];                     /* of the request being looked at */
+    size_t head_room;         /* of exchanges */
+    uint64_t turn_us;         /* when this turn read its first request, if responses are timed; else 0 */
+    uint64_t responses_timed; /* of those in totals */
+    char path[PATH_MAX];      /* of the request being looked at */
 };
 
 /* A connection of an accepted socket, which it takes in every case. */
@@ -95,6 +97,9 @@ bool connection_is_idle(const struct connection *connection);
 void connection_drain(struct connection *connection);
 
 void exchange_free_spare(struct http_server *server);
+
+/* In server.c: microseconds of CLOCK_MONOTONIC. */
+uint64_t http_server_now(void);
 
 /* In server.c: a connection is gone. */
 void http_server_lost(struct http_server *server);

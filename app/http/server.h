@@ -5,6 +5,7 @@
 #ifndef SLUICE_APP_HTTP_SERVER_H
 #define SLUICE_APP_HTTP_SERVER_H
 
+#include "totals.h"
 #include <sluice/sluice.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -13,22 +14,6 @@ struct address_prefix;
 struct clients;
 struct http_sites;
 struct log;
-
-/* What a server has done. Lives in memory that outlives it; nobody else writes there. */
-struct http_totals {
-    struct sluice_receipt receipt; /* of all responses, heads included */
-    uint64_t connections;          /* accepted */
-    uint64_t open;                 /* of these, not yet closed */
-    uint64_t requests;             /* whole heads */
-    uint64_t responses[6];         /* by hundreds of the status; [0]: none could be sent */
-    uint64_t truncated;            /* responses ended short, as the file had shrunk */
-    uint64_t timeouts;             /* connections closed in mid-request or mid-response */
-    uint64_t accept_failures;
-    uint64_t over_limit;   /* connections refused because their address had as many as it may */
-    uint64_t unintroduced; /* connections closed because they did not begin with a PROXY header */
-};
-
-void http_totals_add(struct http_totals *sum, const struct http_totals *part);
 
 struct http_server_options {
     struct sluice_loop *loop;
@@ -48,7 +33,8 @@ struct http_server_options {
     struct log *access_log;  /* or NULL */
     struct log *receipt_log; /* a line for each connection; or NULL */
     struct log *error_log;
-    struct http_totals *totals;
+    struct http_totals *totals;     /* nobody else writes there */
+    bool timed;                     /* how long responses take is counted, too */
     void (*drained)(void *context); /* after http_server_drain: the last connection is gone */
     void *context;
 };
@@ -60,6 +46,9 @@ int http_server_new(const struct http_server_options *options, struct http_serve
 
 /* Accept from a listening socket, which stays the caller's. Once. Returns 0 or a negative errno. */
 int http_server_listen(struct http_server *server, int fd);
+
+/* At the end of each turn of the loop: count the time of what was answered in it. */
+void http_server_turn(struct http_server *server);
 
 /* Accept no more, close what is idle, answer what was asked, then call drained. */
 void http_server_drain(struct http_server *server);

@@ -55,7 +55,7 @@ struct proxy_worker {
     unsigned count;
     bool paused, listening, draining, drained;
     struct sluice_timer held_timer;
-    struct metrics *metrics;
+    struct admin *metrics;
     time_t log_second;
     char log_time[32];
 };

@@ -2,8 +2,8 @@
 #include "proxy/worker.h"
 #include "proxy/mirror.h"
 #include "proxy/session.h"
+#include "service/admin.h"
 #include "service/log.h"
-#include "service/metrics.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -99,7 +99,7 @@ void proxy_worker_drain(struct proxy_worker *worker)
         health_stop(worker->services[i].health);
         worker->services[i].health = NULL;
     }
-    metrics_stop(worker->metrics);
+    admin_stop(worker->metrics);
     worker->metrics = NULL;
     check_drained(worker);
 }
@@ -205,9 +205,9 @@ int proxy_worker_start(struct proxy_worker *worker)
         }
     }
     if (r == 0 && generation->metrics >= 0) {
-        struct metrics_options options = {
-            .loop = worker->loop, .listener = generation->metrics, .write = write_metrics, .context = worker};
-        r = metrics_start(&options, &worker->metrics);
+        struct admin_options options = {
+            .loop = worker->loop, .listener = generation->metrics, .write_metrics = write_metrics, .context = worker};
+        r = admin_start(&options, &worker->metrics);
     }
     return r;
 }
@@ -227,7 +227,7 @@ void proxy_worker_free(struct proxy_worker *worker)
         mirror_free(mirror_of(link));
     }
     sluice_timer_stop(worker->loop, &worker->held_timer);
-    metrics_stop(worker->metrics);
+    admin_stop(worker->metrics);
     for (unsigned i = 0; worker->services != NULL && i < worker->options->generation->config.service_count; i++) {
         health_stop(worker->services[i].health);
         balancer_free(worker->services[i].balancer);

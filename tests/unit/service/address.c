@@ -374,6 +374,35 @@ TEST("a Unix socket's file is removed once nobody listens there")
     CHECK_EQ(address_remove_stale(&address), 0);
 }
 
+TEST("private addresses are told from those of the internet")
+{
+    static const struct {
+        const char *text;
+        bool private;
+    } cases[] = {
+        {"127.0.0.1:1", true},     {"10.255.0.1:1", true},
+        {"172.16.0.1:1", true},    {"172.31.255.255:1", true},
+        {"192.168.4.5:1", true},   {"169.254.1.1:1", true},
+        {"100.64.0.1:1", true},    {"[::1]:1", true},
+        {"[fd00::1]:1", true},     {"[fc00::1]:1", true},
+        {"[fe80::1]:1", true},     {"[::ffff:10.0.0.1]:1", true},
+        {"unix:/tmp/x", true},     {"unix:@x", true},
+        {"0.0.0.0:1", false},      {"8.8.8.8:1", false},
+        {"11.0.0.1:1", false},     {"172.15.255.255:1", false},
+        {"172.32.0.1:1", false},   {"192.169.0.1:1", false},
+        {"100.128.0.1:1", false},  {"126.255.255.255:1", false},
+        {"[::]:1", false},         {"[2001:db8::1]:1", false},
+        {"[fec0::1]:1", false},    {"[::ffff:8.8.8.8]:1", false},
+        {"[::ffff:0:0]:1", false}, {":1", false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct address address;
+        CHECK_EQ(address_parse(cases[i].text, &address, NULL), 0);
+        if (address_is_private(&address) != cases[i].private)
+            CHECK_FAIL("%s is taken for %s", cases[i].text, cases[i].private ? "public" : "private");
+    }
+}
+
 TEST("an address is cut to the buffer, and its whole length returned")
 {
     struct address address;

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-#include "service/metrics.h"
+#include "service/admin.h"
 #include "base/cleanup.h"
 #include "base/list.h"
+#include "base/text.h"
+#include "live_assets.h"
+#include "service/address.h"
 
 #include <errno.h>
 #include <stdbool.h>
@@ -13,14 +16,13 @@
 #define HEAD_MAX 4096
 #define TIMEOUT_MS 5000
 #define LINGER_MS 1000 /* for the client to close, once it has the response */
-#define METRICS_TYPE "text/plain; version=0.0.4; charset=utf-8"
 #define PLAIN_TYPE "text/plain; charset=utf-8"
 
 enum state { READING, SENDING, LINGERING };
 
 struct connection {
-    struct metrics *metrics;
-    struct list all; /* in metrics->connections */
+    struct admin *admin;
+    struct list all; /* in admin->connections */
     struct sluice_end *end;
     struct sluice_transfer *transfer; /* in SENDING */
     struct sluice_timer timer;
@@ -31,8 +33,8 @@ struct connection {
     char head[HEAD_MAX]; /* the request's, then the response's */
 };
 
-struct metrics {
-    struct metrics_options options;
+struct admin {
+    struct admin_options options;
     struct sluice_listener *listener;
     struct list connections;
     unsigned count;
@@ -41,8 +43,8 @@ struct metrics {
 
 static void close_connection(struct connection *connection)
 {
-    struct metrics *metrics = connection->metrics;
-    struct sluice_loop *loop = metrics->options.loop;
+    struct admin *admin = connection->admin;
+    struct sluice_loop *loop = admin->options.loop;
     if (connection->transfer != NULL) {
         sluice_loop_transfer_cancel(loop, connection->transfer); /* on_sent closes it */
         return;
@@ -51,10 +53,10 @@ static void close_connection(struct connection *connection)
     sluice_loop_forget(loop, connection->end);
     sluice_end_close(connection->end);
     list_remove(&connection->all);
-    metrics->count--;
-    if (metrics->paused && metrics->listener != NULL) {
-        metrics->paused = false;
-        sluice_listener_resume(metrics->listener);
+    admin->count--;
+    if (admin->paused && admin->listener != NULL) {
+        admin->paused = false;
+        sluice_listener_resume(admin->listener);
     }
     free(connection->body);
     free(connection);
@@ -63,13 +65,12 @@ static void close_connection(struct connection *connection)
 static void on_timeout(void *context)
 {
     struct connection *connection = context;
-    struct metrics *metrics = connection->metrics;
+    struct admin *admin = connection->admin;
     if (connection->state == SENDING) {
         uint64_t sent = sluice_transfer_receipt(connection->transfer, 0)->sent;
         if (sent > connection->sent) {
             connection->sent = sent;
-            sluice_timer_start(metrics->options.loop, &connection->timer, metrics->options.timeout, on_timeout,
-                               connection);
+            sluice_timer_start(admin->options.loop, &connection->timer, admin->options.timeout, on_timeout, connection);
             return;
         }
     }
@@ -80,7 +81,7 @@ static void on_timeout(void *context)
  * overtake the response. */
 static void linger(struct connection *connection)
 {
-    struct sluice_loop *loop = connection->metrics->options.loop;
+    struct sluice_loop *loop = connection->admin->options.loop;
     connection->state = LINGERING;
     shutdown(sluice_end_fd(connection->end), SHUT_WR);
     sluice_timer_start(loop, &connection->timer, LINGER_MS, on_timeout, connection);
@@ -102,9 +103,10 @@ static void on_sent(void *context, struct sluice_transfer *transfer, int result)
 static void respond(struct connection *connection, const char *status, const char *type, const char *fields,
                     bool with_body)
 {
-    struct metrics *metrics = connection->metrics;
+    struct admin *admin = connection->admin;
     int length = snprintf(connection->head, sizeof connection->head,
-                          "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n%sConnection: close\r\n\r\n",
+                          "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n%s"
+                          "X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n",
                           status, type, connection->body_length, fields);
     const struct sluice_segment segments[] = {
         {.kind = SLUICE_SEGMENT_MEMORY, .data = connection->head, .length = (uint64_t)length},
@@ -119,10 +121,10 @@ static void respond(struct connection *connection, const char *status, const cha
     };
     connection->state = SENDING;
     connection->sent = 0;
-    sluice_loop_receive_pause(metrics->options.loop, connection->end);
-    sluice_timer_start(metrics->options.loop, &connection->timer, metrics->options.timeout, on_timeout, connection);
+    sluice_loop_receive_pause(admin->options.loop, connection->end);
+    sluice_timer_start(admin->options.loop, &connection->timer, admin->options.timeout, on_timeout, connection);
     int result =
-        sluice_loop_transfer(metrics->options.loop, &transfer, on_sent, connection, &connection->transfer, NULL, NULL);
+        sluice_loop_transfer(admin->options.loop, &transfer, on_sent, connection, &connection->transfer, NULL, NULL);
     if (result == 0)
         return;
     connection->transfer = NULL;
@@ -149,15 +151,54 @@ static void refuse(struct connection *connection, const char *status, bool with_
     respond_line(connection, status, "", status, with_body);
 }
 
-static void respond_metrics(struct connection *connection, bool with_body)
+struct page {
+    const char *path, *type, *fields;
+    void (*write)(const struct admin_options *options, FILE *out);
+};
+
+static void write_metrics(const struct admin_options *options, FILE *out)
 {
-    struct metrics *metrics = connection->metrics;
+    options->write_metrics(options->context, out);
+}
+
+static void write_status(const struct admin_options *options, FILE *out)
+{
+    options->write_status(options->context, out);
+}
+
+static void write_live(const struct admin_options *options, FILE *out)
+{
+    (void)options;
+    fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+          "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
+          "<link rel=\"icon\" href=\"data:,\">\n<title>sluice</title>\n<style>",
+          out);
+    fwrite(live_style, 1, sizeof live_style, out);
+    fputs("</style>\n</head>\n", out);
+    fwrite(live_body, 1, sizeof live_body, out);
+    fputs("<script>", out);
+    fwrite(live_script, 1, sizeof live_script, out);
+    fputs("</script>\n</html>\n", out);
+}
+
+static const struct page pages[] = {
+    {"/metrics", "text/plain; version=0.0.4; charset=utf-8", "", write_metrics},
+    {"/status.json", "application/json", "", write_status},
+    /* data: for the icon, which keeps browsers from asking for one. */
+    {"/", "text/html; charset=utf-8",
+     "Content-Security-Policy: default-src 'none'; style-src '" LIVE_STYLE_SHA256 "'; script-src '" LIVE_SCRIPT_SHA256
+     "'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n",
+     write_live},
+};
+
+static void respond_page(struct connection *connection, const struct page *page, bool with_body)
+{
     FILE *out = open_memstream(&connection->body, &connection->body_length);
     if (out != NULL) {
-        metrics->options.write(metrics->options.context, out);
+        page->write(&connection->admin->options, out);
         bool failed = ferror(out) != 0;
         if (fclose(out) == 0 && !failed) {
-            respond(connection, "200 OK", METRICS_TYPE, "", with_body);
+            respond(connection, "200 OK", page->type, page->fields, with_body);
             return;
         }
         free(connection->body);
@@ -165,6 +206,15 @@ static void respond_metrics(struct connection *connection, bool with_body)
     connection->body = NULL;
     connection->body_length = 0;
     refuse(connection, "503 Service Unavailable", with_body);
+}
+
+/* NULL: there is none. Without a status there are the metrics only. */
+static const struct page *find_page(const struct admin *admin, const char *path, size_t length)
+{
+    for (size_t i = 0; i < (admin->options.write_status != NULL ? sizeof pages / sizeof *pages : 1); i++)
+        if (length == strlen(pages[i].path) && memcmp(path, pages[i].path, length) == 0)
+            return &pages[i];
+    return NULL;
 }
 
 /* The path within a request target, without query; its length in *ret_length. */
@@ -195,11 +245,16 @@ static void answer(struct connection *connection, char *line)
     bool head = strcmp(method, "HEAD") == 0;
     size_t length;
     const char *path = find_path(target, &length);
+    if (length == 0) { /* as in "http://host" */
+        path = "/";
+        length = 1;
+    }
+    const struct page *page = find_page(connection->admin, path, length);
     if (!head && strcmp(method, "GET") != 0)
         respond_line(connection, "405 Method Not Allowed", "Allow: GET, HEAD\r\n", "405 Method Not Allowed", true);
-    else if (length == 8 && memcmp(path, "/metrics", 8) == 0)
-        respond_metrics(connection, !head);
-    else if (length == 0 || (length == 1 && *path == '/'))
+    else if (page != NULL)
+        respond_page(connection, page, !head);
+    else if (length == 1 && *path == '/')
         respond_line(connection, "200 OK", "", "The metrics are at /metrics.", !head);
     else
         refuse(connection, "404 Not Found", !head);
@@ -242,7 +297,7 @@ static void on_received(void *context, const char *data, ssize_t length)
 
 static void on_accepted(void *context, int fd, const struct sockaddr *address, unsigned address_length)
 {
-    struct metrics *metrics = context;
+    struct admin *admin = context;
     (void)address, (void)address_length;
     if (fd < 0)
         return; /* out of descriptors, or the socket was shut down: there will be another time, or none */
@@ -252,47 +307,65 @@ static void on_accepted(void *context, int fd, const struct sockaddr *address, u
         close_fd(fd);
         return;
     }
-    connection->metrics = metrics;
+    connection->admin = admin;
     list_init(&connection->all);
-    list_add_last(&metrics->connections, &connection->all);
-    metrics->count++;
-    sluice_timer_start(metrics->options.loop, &connection->timer, metrics->options.timeout, on_timeout, connection);
-    if (sluice_loop_receive(metrics->options.loop, connection->end, 0, on_received, connection) < 0)
+    list_add_last(&admin->connections, &connection->all);
+    admin->count++;
+    sluice_timer_start(admin->options.loop, &connection->timer, admin->options.timeout, on_timeout, connection);
+    if (sluice_loop_receive(admin->options.loop, connection->end, 0, on_received, connection) < 0)
         close_connection(connection);
-    if (metrics->count >= CONNECTIONS_MAX && !metrics->paused && metrics->listener != NULL) {
-        metrics->paused = true;
-        sluice_listener_pause(metrics->listener);
+    if (admin->count >= CONNECTIONS_MAX && !admin->paused && admin->listener != NULL) {
+        admin->paused = true;
+        sluice_listener_pause(admin->listener);
     }
 }
 
-int metrics_start(const struct metrics_options *options, struct metrics **ret_metrics)
+int admin_listen(const char *option, const char *where, bool anywhere, int *ret_fd, struct failure *failure)
 {
-    struct metrics *metrics = calloc(1, sizeof *metrics);
-    if (metrics == NULL)
+    struct address address;
+    int r = address_parse(where, &address, failure);
+    if (r < 0)
+        return r;
+    if (!anywhere && !address_is_private(&address)) {
+        char text[ADDRESS_TEXT_MAX];
+        address_format(&address.any, address.length, text, sizeof text);
+        return failure_set(
+            failure, -EPERM,
+            "--%s %s: not listening there, as whoever reaches that address could read what is done here. "
+            "Give a loopback or private address, such as 127.0.0.1:9180, or add --admin-anywhere",
+            option, text);
+    }
+    return address_listen(&address, NULL, ret_fd, failure);
+}
+
+int admin_start(const struct admin_options *options, struct admin **ret_admin)
+{
+    struct admin *admin = calloc(1, sizeof *admin);
+    if (admin == NULL)
         return -ENOMEM;
-    metrics->options = *options;
-    if (metrics->options.timeout == 0)
-        metrics->options.timeout = TIMEOUT_MS;
-    list_init(&metrics->connections);
-    int result = sluice_loop_listen(options->loop, options->listener, on_accepted, metrics, &metrics->listener);
+    admin->options = *options;
+    if (admin->options.timeout == 0)
+        admin->options.timeout = TIMEOUT_MS;
+    list_init(&admin->connections);
+    int result = sluice_loop_listen(options->loop, options->listener, on_accepted, admin, &admin->listener);
     if (result < 0) {
-        free(metrics);
+        free(admin);
         return result;
     }
-    *ret_metrics = metrics;
+    *ret_admin = admin;
     return 0;
 }
 
-void metrics_stop(struct metrics *metrics)
+void admin_stop(struct admin *admin)
 {
-    if (metrics == NULL)
+    if (admin == NULL)
         return;
-    struct sluice_listener *listener = metrics->listener;
-    metrics->listener = NULL;
+    struct sluice_listener *listener = admin->listener;
+    admin->listener = NULL;
     sluice_listener_free(listener); /* may still accept what the loop took ahead */
-    LIST_FOR_EACH(link, &metrics->connections)
+    LIST_FOR_EACH(link, &admin->connections)
     {
         close_connection(LIST_OBJECT(link, struct connection, all));
     }
-    free(metrics);
+    free(admin);
 }

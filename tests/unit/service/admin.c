@@ -2,7 +2,7 @@
  *
  * Each test forks a process with a loop that answers, and is its client. Everything on both kinds of loop.
  */
-#include "service/metrics.h"
+#include "service/admin.h"
 #include "base/cleanup.h"
 #include "check.h"
 #include "service/address.h"
@@ -30,7 +30,7 @@ static pid_t server_pid;
 
 struct server {
     struct sluice_loop *loop;
-    struct metrics *metrics;
+    struct admin *admin;
     size_t lines; /* of the page */
 };
 
@@ -41,13 +41,21 @@ static void write_page(void *context, FILE *out)
         fprintf(out, "sluice_test_total{line=\"%07zu\"} %zu\n", i, i);
 }
 
+static void write_status(void *context, FILE *out)
+{
+    (void)context;
+    fputs("{\"a\": 1}\n", out);
+}
+
 static void on_stop(void *context)
 {
     struct server *server = context;
-    metrics_stop(server->metrics);
-    server->metrics = NULL; /* a watch may tell more than once */
+    admin_stop(server->admin);
+    server->admin = NULL; /* a watch may tell more than once */
     sluice_loop_stop(server->loop);
 }
+
+static bool with_status; /* of the next server */
 
 static int serve(enum sluice_loop_kind kind, int listener, int stop_read, size_t lines, unsigned timeout)
 {
@@ -57,9 +65,11 @@ static int serve(enum sluice_loop_kind kind, int listener, int stop_read, size_t
     signal(SIGPIPE, SIG_IGN);
     if (sluice_loop_new(&loop_options, &server.loop) < 0)
         return 2;
-    struct metrics_options options = {
-        .loop = server.loop, .listener = listener, .write = write_page, .context = &server, .timeout = timeout};
-    if (metrics_start(&options, &server.metrics) < 0 ||
+    struct admin_options options = {
+        .loop = server.loop, .listener = listener, .write_metrics = write_page, .context = &server, .timeout = timeout};
+    if (with_status)
+        options.write_status = write_status;
+    if (admin_start(&options, &server.admin) < 0 ||
         sluice_loop_watch(server.loop, stop_read, on_stop, &server, &watch) < 0)
         return 3;
     int result = sluice_loop_run(server.loop);
@@ -133,6 +143,7 @@ static void ask(const char *request)
     read_response(fd);
 }
 
+#define FIELDS "X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
 #define PAGE "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
 
 TEST("GET /metrics gives the page, with its length and type, and the connection ends")
@@ -141,7 +152,7 @@ TEST("GET /metrics gives the page, with its length and type, and the connection 
     {
         start(kind, 2, 0);
         ask("GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: text/plain\r\n\r\n");
-        CHECK_STR(response, PAGE "Content-Length: 72\r\nConnection: close\r\n\r\n"
+        CHECK_STR(response, PAGE "Content-Length: 72\r\n" FIELDS
                                  "sluice_test_total{line=\"0000000\"} 0\nsluice_test_total{line=\"0000001\"} 1\n");
         ask("GET /metrics?x=1 HTTP/1.0\n\n");
         CHECK(strncmp(response, PAGE, strlen(PAGE)) == 0);
@@ -157,7 +168,7 @@ TEST("HEAD gives the same head without the page")
     {
         start(kind, 2, 0);
         ask("HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
-        CHECK_STR(response, PAGE "Content-Length: 72\r\nConnection: close\r\n\r\n");
+        CHECK_STR(response, PAGE "Content-Length: 72\r\n" FIELDS);
         stop();
     }
 }
@@ -167,6 +178,7 @@ TEST("other paths, methods and versions get their status, and / says where to lo
     static const char *const cases[][3] = {
         {"GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK\r\n", "\r\n\r\nThe metrics are at /metrics.\n"},
         {"HEAD / HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK\r\n", "Connection: close\r\n\r\n"},
+        {"GET /status.json HTTP/1.1\r\n\r\n", "HTTP/1.1 404 Not Found\r\n", "\r\n\r\n404 Not Found\n"},
         {"GET /other HTTP/1.1\r\n\r\n", "HTTP/1.1 404 Not Found\r\n", "\r\n\r\n404 Not Found\n"},
         {"GET /metrics/ HTTP/1.1\r\n\r\n", "HTTP/1.1 404 Not Found\r\n", "\r\n\r\n404 Not Found\n"},
         {"POST /metrics HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", "HTTP/1.1 405 Method Not Allowed\r\n",
@@ -188,6 +200,46 @@ TEST("other paths, methods and versions get their status, and / says where to lo
         }
         stop();
     }
+}
+
+TEST("with a status there is /status.json, and / is a page that may run its own script only")
+{
+    EACH_LOOP(kind)
+    {
+        with_status = true;
+        start(kind, 2, 0);
+        with_status = false;
+        ask("GET /status.json HTTP/1.1\r\n\r\n");
+        CHECK_STR(response,
+                  "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n" FIELDS "{\"a\": 1}\n");
+        ask("GET http://host HTTP/1.1\r\n\r\n");
+        CHECK(strstr(response, "\r\nContent-Type: text/html; charset=utf-8\r\n") != NULL);
+        CHECK(strstr(response, "\r\nContent-Security-Policy: default-src 'none'; style-src 'sha256-") != NULL);
+        CHECK(strstr(response, "; script-src 'sha256-") != NULL);
+        CHECK(strstr(response, "<canvas") == NULL &&
+              strstr(response, "http://") == strstr(response, "http://www.w3.org"));
+        ask("GET /metrics HTTP/1.1\r\n\r\n");
+        CHECK(strncmp(response, PAGE, strlen(PAGE)) == 0);
+        stop();
+    }
+}
+
+TEST("where others than this host and private networks could read it, nobody listens unless told to")
+{
+    static const char *const private[] = {"127.0.0.1:0", "127.9.8.7:0", "[::1]:0", "localhost:0"};
+    static const char *const public[] = {"0.0.0.0:0", ":0", "*:0", "[::]:0", "192.0.2.1:0", "[2001:db8::1]:0"};
+    struct failure failure;
+    int fd = -1;
+    for (size_t i = 0; i < sizeof private / sizeof *private; i++) {
+        CHECK_EQ(admin_listen("admin", private[i], false, &fd, &failure), 0);
+        close(fd);
+    }
+    for (size_t i = 0; i < sizeof public / sizeof *public; i++) {
+        CHECK_EQ(admin_listen("admin", public[i], false, &fd, &failure), -EPERM);
+        CHECK(strncmp(failure.text, "--admin ", 8) == 0 && strstr(failure.text, "--admin-anywhere") != NULL);
+    }
+    CHECK_EQ(admin_listen("admin", "0.0.0.0:0", true, &fd, &failure), 0);
+    close(fd);
 }
 
 TEST("a request may come byte by byte, and with its sender's end")
