@@ -9,6 +9,7 @@
 #include "http/server.h"
 #include "http/site.h"
 #include "service/address.h"
+#include "service/admin.h"
 #include "service/confine.h"
 #include "service/crossovers.h"
 #include "service/descriptors.h"
@@ -16,8 +17,9 @@
 #include "service/loop.h"
 #include "service/options.h"
 #include "service/routes.h"
-#include "service/shared.h"
+#include "service/status.h"
 #include "service/supervisor.h"
+#include "service/tally.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -31,10 +33,10 @@
 #include <unistd.h>
 
 struct serve_options {
-    const char *listen, *congestion, *index, *route, *loop, *access_log;
+    const char *listen, *congestion, *index, *route, *loop, *access_log, *admin;
     uint64_t workers, max_connections;
     uint64_t header_timeout, idle_timeout, send_timeout, drain_timeout;
-    bool listing, snapshot, sqpoll, receipts, confine, verbose;
+    bool listing, snapshot, sqpoll, receipts, confine, verbose, admin_anywhere;
 };
 
 #define MEMBER(name) offsetof(struct serve_options, name)
@@ -83,6 +85,12 @@ static const struct option_spec option_table[] = {
     {.type = OPTION_HEADING, .help = "Reporting"},
     {"access-log", 0, "PATH", "log requests in the combined format; - for standard output. Default: no log",
      OPTION_TEXT, MEMBER(access_log), .default_text = NULL},
+    {"admin", 0, "ADDR:PORT",
+     "answer there with metrics for Prometheus (/metrics), the same and more as JSON (/status.json), and a live page "
+     "(/). Default: nowhere",
+     OPTION_ADDRESS, MEMBER(admin), .default_text = NULL},
+    {"admin-anywhere", 0, NULL, "let --admin be an address that is neither this host's own nor private", OPTION_FLAG,
+     MEMBER(admin_anywhere), .default_text = NULL},
     {"receipts", 0, NULL,
      "print to standard error, for every connection and for all at the end, how the bytes went and which were copied",
      OPTION_FLAG, MEMBER(receipts), .default_text = NULL},
@@ -110,12 +118,11 @@ struct serve {
     enum sluice_route route;
     struct sluice_loop_options loop;
     struct http_sites sites;
-    int listener;
+    int listener, admin; /* admin: -1: none */
     char directory[PATH_MAX];
     struct address address;
     struct log *access_log, *error_log; /* standard error is error_log's and the receipts' */
-    struct shared shared;               /* a struct http_totals for each worker */
-    struct http_totals ended;           /* of workers that have ended */
+    struct tally tally;                 /* of struct http_totals */
     unsigned workers, connections_each, open_files_each;
 };
 
@@ -126,6 +133,7 @@ struct serving {
     struct worker *worker;
     struct sluice_loop *loop;
     struct http_server *server;
+    struct admin *admin;
 };
 
 static void on_stop(void *context)
@@ -134,6 +142,8 @@ static void on_stop(void *context)
     /* The supervisor and the other workers have the socket open, too: as long as it listens, the kernel would take
      * connections that nobody accepts. All workers are told to stop at the same time. */
     shutdown(serving->serve->listener, SHUT_RDWR);
+    admin_stop(serving->admin);
+    serving->admin = NULL;
     http_server_drain(serving->server);
 }
 
@@ -143,12 +153,19 @@ static void on_drained(void *context)
     sluice_loop_stop(serving->loop);
 }
 
-static void on_turn(void *context)
+static void flush_logs(struct serve *serve)
 {
-    struct serve *serve = context;
     if (serve->access_log != NULL)
         log_flush(serve->access_log);
     log_flush(serve->error_log);
+}
+
+static void on_turn(void *context)
+{
+    struct serving *serving = context;
+    struct serve *serve = serving->serve;
+    http_server_turn(serving->server);
+    flush_logs(serve);
 }
 
 static int confine(struct serve *serve, unsigned index)
@@ -171,6 +188,64 @@ static int fail(struct serve *serve, const char *what, int code)
     log_say(serve->error_log, "sluice serve: worker: %s: %s (%s)", what, text_errno_meaning(code),
             text_errno_name(code));
     return EXIT_CODE_FAILED;
+}
+
+static void write_metrics(void *context, FILE *out)
+{
+    const struct serve *serve = context;
+    struct http_totals sum;
+    struct tally_state state;
+    tally_sum(&serve->tally, &sum, &state);
+    http_totals_write_metrics(out, &sum, &state);
+}
+
+static void write_totals(void *context, FILE *out, const struct tally_worker *worker)
+{
+    const struct serve *serve = context;
+    struct http_totals sum;
+    struct tally_state state;
+    if (worker == NULL)
+        tally_sum(&serve->tally, &sum, &state);
+    http_totals_write_json(out, worker == NULL ? &sum : tally_counters(&serve->tally, worker->slot));
+}
+
+static void describe(const struct serve *serve, char *buffer, size_t size)
+{
+    char url[ADDRESS_TEXT_MAX + 16];
+    address_format_url(&serve->address, url, sizeof url);
+    snprintf(buffer, size, "%s at %s", serve->directory, url);
+}
+
+static void write_status(void *context, FILE *out)
+{
+    struct serve *serve = context;
+    char about[PATH_MAX + ADDRESS_TEXT_MAX + 32];
+    struct serve_options in_force = serve->options; /* with what was left to sluice */
+    in_force.workers = serve->workers;
+    in_force.max_connections = (uint64_t)serve->workers * serve->connections_each;
+    describe(serve, about, sizeof about);
+    const struct status status = {
+        .program = "sluice serve",
+        .about = about,
+        .options = option_table,
+        .values = &in_force,
+        .tally = &serve->tally,
+        .write_totals = write_totals,
+        .context = serve,
+    };
+    status_write(out, &status);
+}
+
+static int start_admin(struct serving *serving)
+{
+    const struct admin_options options = {
+        .loop = serving->loop,
+        .listener = serving->serve->admin,
+        .write_metrics = write_metrics,
+        .write_status = write_status,
+        .context = serving->serve,
+    };
+    return options.listener < 0 ? 0 : admin_start(&options, &serving->admin);
 }
 
 static int worker_main(void *context, struct worker *worker)
@@ -200,7 +275,8 @@ static int worker_main(void *context, struct worker *worker)
         .access_log = serve->access_log,
         .receipt_log = given->receipts ? serve->error_log : NULL,
         .error_log = serve->error_log,
-        .totals = shared_slot(&serve->shared, worker->slot),
+        .totals = tally_begin(&serve->tally, worker),
+        .timed = serve->admin >= 0,
         .drained = on_drained,
         .context = &serving,
     };
@@ -209,17 +285,21 @@ static int worker_main(void *context, struct worker *worker)
         r = sluice_loop_watch(serving.loop, worker->stop_fd, on_stop, &serving, &stop_watch);
     if (r == 0)
         r = http_server_listen(serving.server, serve->listener);
+    if (r == 0)
+        r = start_admin(&serving);
     if (r == 0) {
-        sluice_loop_each_turn(serving.loop, on_turn, serve);
+        sluice_loop_each_turn(serving.loop, on_turn, &serving);
         worker_ready(worker);
         r = sluice_loop_run(serving.loop);
     }
     if (r < 0)
         return fail(serve, "serving", r); /* the process ends: nothing is taken apart */
+    on_turn(&serving);
+    admin_stop(serving.admin);
     http_server_free(serving.server);
     sluice_watch_free(stop_watch);
     sluice_loop_free(serving.loop);
-    on_turn(serve);
+    flush_logs(serve);
     return EXIT_CODE_DONE;
 }
 
@@ -228,29 +308,31 @@ static int worker_main(void *context, struct worker *worker)
 static void on_ready(void *context)
 {
     struct serve *serve = context;
-    char url[ADDRESS_TEXT_MAX + 16];
-    address_format_url(&serve->address, url, sizeof url);
-    printf("sluice: serving %s at %s (%u worker%s)\n", serve->directory, url, serve->workers,
-           serve->workers == 1 ? "" : "s");
+    char about[PATH_MAX + ADDRESS_TEXT_MAX + 32], url[ADDRESS_TEXT_MAX + 16];
+    struct address admin;
+    describe(serve, about, sizeof about);
+    printf("sluice: serving %s (%u worker%s)\n", about, serve->workers, serve->workers == 1 ? "" : "s");
+    if (serve->admin >= 0 && address_of_socket(serve->admin, &admin) == 0) {
+        address_format_url(&admin, url, sizeof url);
+        printf("sluice: live page, status and metrics at %s\n", url);
+    }
     fflush(stdout);
 }
 
 static void on_worker_ended(void *context, unsigned slot, bool crashed)
 {
     struct serve *serve = context;
-    (void)crashed;
-    struct http_totals *totals = shared_slot(&serve->shared, slot);
+    struct http_totals *totals = tally_counters(&serve->tally, slot);
     totals->open = 0; /* the kernel has closed them */
-    http_totals_add(&serve->ended, totals);
-    memset(totals, 0, sizeof *totals);
+    tally_end(&serve->tally, slot, crashed);
 }
 
 static void on_report(void *context)
 {
     struct serve *serve = context;
-    struct http_totals sum = serve->ended;
-    for (unsigned i = 0; i < serve->workers; i++)
-        http_totals_add(&sum, shared_slot(&serve->shared, i));
+    struct http_totals sum;
+    struct tally_state state;
+    tally_sum(&serve->tally, &sum, &state);
     char receipt[512];
     log_say(serve->error_log,
             "sluice serve: totals: %llu connections (%llu open), %llu requests, responses: %llu 2xx, %llu 3xx, "
@@ -343,12 +425,14 @@ static int run(struct serve *serve, const char *path)
     share_descriptors(serve);
 
     int r = start_listening(serve, &failure);
+    if (r == 0 && options->admin != NULL)
+        r = admin_listen("admin", options->admin, options->admin_anywhere, &serve->admin, &failure);
     if (r == 0)
         r = log_open_fd(STDERR_FILENO, 0, &serve->error_log, &failure);
     if (r == 0 && options->access_log != NULL)
         r = log_open(options->access_log, 0, &serve->access_log, &failure);
     if (r == 0) {
-        r = shared_create(serve->workers, sizeof(struct http_totals), &serve->shared);
+        r = tally_create(&serve->tally, serve->workers, sizeof(struct http_totals), http_totals_add);
         if (r < 0)
             failure_set(&failure, r, "memory for the workers' counters: %s", text_errno_meaning(r));
     }
@@ -390,7 +474,7 @@ int serve_main(int argc, char **argv)
         .examples = examples,
         .footer = "SIGTERM or SIGINT ends it after the responses under way; SIGUSR1 prints the totals so far.",
     };
-    struct serve serve = {.listener = -1};
+    struct serve serve = {.listener = -1, .admin = -1};
     struct positionals positionals;
     int code = options_parse_or_exit_code(&command, argc, argv, &serve.options, &positionals);
     if (code >= 0)
@@ -398,7 +482,8 @@ int serve_main(int argc, char **argv)
     code = run(&serve, positionals.count > 0 ? positionals.items[0] : ".");
     log_close(serve.access_log);
     log_close(serve.error_log);
-    shared_destroy(&serve.shared);
+    tally_destroy(&serve.tally);
+    close_fd(serve.admin);
     close_fd(serve.listener);
     http_sites_free(&serve.sites);
     return code;

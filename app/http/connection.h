@@ -78,10 +78,10 @@ struct http_server {
     char log_time[32];
     struct sluice_timer drain_timer;
     struct sluice_transfer_options transfer; /* what is the same for all */
-    size_t head_room;         /* of exchanges */
-    uint64_t turn_us;         /* when this turn read its first request, if responses are timed; else 0 */
-    uint64_t responses_timed; /* of those in totals */
-    char path[PATH_MAX];      /* of the request being looked at */
+    size_t head_room;                        /* of exchanges */
+    uint64_t turn_us;                        /* when this turn read its first request, if responses are timed; else 0 */
+    uint64_t responses_timed;                /* of those in totals */
+    char path[PATH_MAX];                     /* of the request being looked at */
 };
 
 /* A connection of an accepted socket, which it takes in every case. */
