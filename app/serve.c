@@ -36,7 +36,7 @@ struct serve_options {
     const char *listen, *congestion, *index, *route, *loop, *access_log, *admin;
     uint64_t workers, max_connections;
     uint64_t header_timeout, idle_timeout, send_timeout, drain_timeout;
-    bool listing, snapshot, sqpoll, receipts, confine, verbose, admin_anywhere;
+    bool listing, precompressed, snapshot, sqpoll, receipts, confine, verbose, admin_anywhere;
 };
 
 #define MEMBER(name) offsetof(struct serve_options, name)
@@ -60,6 +60,8 @@ static const struct option_spec option_table[] = {
      .default_text = "index.html"},
     {"listing", 0, NULL, "list directories that have no index; --no-listing answers 403 there", OPTION_FLAG,
      MEMBER(listing), .default_text = "yes"},
+    {"precompressed", 0, NULL, "send NAME.br, NAME.zst or NAME.gz instead of NAME to clients that accept it",
+     OPTION_FLAG, MEMBER(precompressed), .default_text = NULL},
     {"snapshot", 0, NULL, "copy files while sending them, for files that are changed in place", OPTION_FLAG,
      MEMBER(snapshot), .default_text = NULL},
     {"route", 0, "NAME", "force a mechanism for the bodies: copy, mmap, sendfile, splice or direct", OPTION_TEXT,
@@ -376,6 +378,7 @@ static int open_root(struct serve *serve, const char *path)
         .root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC),
         .index = serve->options.index,
         .listing = serve->options.listing,
+        .precompressed = serve->options.precompressed,
     };
     if (site.root >= 0 && faccessat(site.root, ".", X_OK, 0) == 0 && realpath(path, serve->directory) != NULL)
         return http_sites_add(&serve->sites, &site);

@@ -1,22 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "accept.h"
+#include "field.h"
 
 #include <string.h>
 #include <strings.h>
-
-static bool is_blank(char byte)
-{
-    return byte == ' ' || byte == '\t';
-}
-
-static struct slice trim(const char *from, const char *to)
-{
-    while (from < to && is_blank(*from))
-        from++;
-    while (to > from && is_blank(to[-1]))
-        to--;
-    return (struct slice){from, (size_t)(to - from)};
-}
 
 /* The first of two bytes that stands outside quotes; or end. */
 static const char *find(const char *at, const char *end, char one, char other)
@@ -53,11 +40,11 @@ bool accept_next(struct slice *rest, struct slice *ret_name, unsigned *ret_quali
     while (rest->data != NULL && rest->length > 0) {
         const char *end = rest->data + rest->length, *comma = find(rest->data, end, ',', ',');
         const char *semicolon = find(rest->data, comma, ';', ';');
-        struct slice name = trim(rest->data, semicolon);
+        struct slice name = field_trim(rest->data, semicolon);
         unsigned quality = ACCEPT_QUALITY_MAX;
         while (semicolon < comma) {
             const char *next = find(semicolon + 1, comma, ';', ';');
-            struct slice parameter = trim(semicolon + 1, next);
+            struct slice parameter = field_trim(semicolon + 1, next);
             if (parameter.length >= 2 && (parameter.data[0] | 0x20) == 'q' && parameter.data[1] == '=')
                 quality = parse_quality((struct slice){parameter.data + 2, parameter.length - 2});
             semicolon = next;

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "conditions.h"
 #include "date.h"
-#include "range.h"
 
 #include <string.h>
 
@@ -74,10 +73,9 @@ static bool range_applies(const struct http_request *request, const struct repre
 }
 
 unsigned conditions_evaluate(const struct http_request *request, const struct representation *representation,
-                             time_t now, uint64_t *ret_first, uint64_t *ret_length)
+                             time_t now, struct http_ranges *ret_ranges)
 {
     bool valid;
-    *ret_first = *ret_length = 0;
 
     /* In the order of RFC 9110, 13.2.2. */
     if (present(request->if_match)) {
@@ -97,11 +95,8 @@ unsigned conditions_evaluate(const struct http_request *request, const struct re
 
     /* Range means nothing but in a GET (14.2). */
     if (present(request->range) && request->method == HTTP_GET && range_applies(request, representation, now)) {
-        uint64_t first, last;
-        switch (http_range_parse(request->range, representation->size, &first, &last)) {
+        switch (http_range_parse(request->range, representation->size, ret_ranges)) {
         case HTTP_RANGE_PART:
-            *ret_first = first;
-            *ret_length = last - first + 1;
             return 206;
         case HTTP_RANGE_UNSATISFIABLE:
             return 416;
@@ -109,6 +104,5 @@ unsigned conditions_evaluate(const struct http_request *request, const struct re
             break;
         }
     }
-    *ret_length = representation->size;
     return 200;
 }

@@ -5,7 +5,7 @@
 #ifndef SLUICE_APP_HTTP_CONDITIONS_H
 #define SLUICE_APP_HTTP_CONDITIONS_H
 
-#include "request.h"
+#include "range.h"
 #include <time.h>
 
 struct representation {
@@ -15,9 +15,8 @@ struct representation {
     bool weak;
 };
 
-/* For GET and HEAD. Returns the status: 200 (*ret_first and *ret_length are the whole file); 206 (the part asked for);
- * 304, 412, 416 (both 0). */
+/* For GET and HEAD. Returns the status: 200 (the whole file), 206 (*ret_ranges), 304, 412 or 416. */
 unsigned conditions_evaluate(const struct http_request *request, const struct representation *representation,
-                             time_t now, uint64_t *ret_first, uint64_t *ret_length);
+                             time_t now, struct http_ranges *ret_ranges);
 
 #endif

@@ -9,9 +9,11 @@
 #include "connection.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "body.h"
 #include "conditions.h"
 #include "forwarded.h"
 #include "listing.h"
+#include "multipart.h"
 #include "path.h"
 #include "service/address.h"
 #include "service/log.h"
@@ -33,6 +35,8 @@
 #define SPARE_EXCHANGES_MAX 64
 #define TEXT_BYTES_MAX (64u << 20) /* of listings that clients are slow to read, all together */
 
+#define ALLOW "Allow: GET, HEAD, OPTIONS\r\n"
+
 static const struct http_limits limits = {.line = 8 << 10, .head = 16 << 10};
 
 enum progress {
@@ -47,7 +51,7 @@ struct exchange {
     const struct http_site *site; /* NULL: it is not known, or nobody's */
     struct exchange *next_spare;
     struct file *file;                /* whose bytes are sent; or NULL */
-    char *text;                       /* a response of our own, head and body; or NULL */
+    char *text;                       /* a response of our own, head and body, or between the parts; or NULL */
     struct files_lookup *lookup;      /* LOOKING_UP a file */
     struct listing_job *listing;      /* LOOKING_UP a directory */
     struct sluice_transfer *transfer; /* SENDING */
@@ -55,8 +59,10 @@ struct exchange {
     uint64_t delivered;               /* what the client had acknowledged when the timer was last looked at */
     size_t text_length, head_length;
     unsigned status;
-    bool close, linger; /* after the response */
-    char head[];        /* http_server.head_room */
+    unsigned tried;        /* LOOKING_UP a sibling of file: codings of those that the client accepts */
+    bool close, linger;    /* after the response */
+    struct http_body body; /* SKIPPING; not cleared */
+    char head[];           /* http_server.head_room */
 };
 
 static void take_requests(struct connection *connection, const char *data, size_t length, bool stashed);
@@ -76,16 +82,23 @@ static struct exchange *exchange_get(struct connection *connection)
         if (exchange == NULL)
             return NULL;
     }
-    memset(exchange, 0, offsetof(struct exchange, head));
+    memset(exchange, 0, offsetof(struct exchange, body));
     exchange->connection = connection;
     return exchange;
+}
+
+static inline void drop_text(struct http_server *server, struct exchange *exchange)
+{
+    free(exchange->text);
+    exchange->text = NULL;
+    server->text_bytes -= exchange->text_length;
+    exchange->text_length = 0;
 }
 
 static void exchange_put(struct http_server *server, struct exchange *exchange)
 {
     files_release(server->files, exchange->file);
-    free(exchange->text);
-    server->text_bytes -= exchange->text_length;
+    drop_text(server, exchange);
     if (server->spare_count == SPARE_EXCHANGES_MAX) {
         free(exchange);
         return;
@@ -237,7 +250,7 @@ static struct log_text request_line(const struct http_request *request)
     if (request == NULL || request->method_text.data == NULL || request->target.data == NULL)
         return (struct log_text){0};
     const char *start = request->method_text.data, *end = request->target.data + request->target.length;
-    bool whole = request->path.data != NULL || request->method == HTTP_OTHER;
+    bool whole = request->path.data != NULL || request->method >= HTTP_OPTIONS;
     return (struct log_text){start, (size_t)(end - start) + (whole ? sizeof " HTTP/1.1" - 1 : 0)};
 }
 
@@ -384,6 +397,7 @@ static enum progress answer_refusal(struct connection *connection, struct exchan
     }
     files_release(server->files, exchange->file);
     exchange->file = NULL;
+    drop_text(server, exchange); /* of several parts */
     return send_text(connection, exchange, request, &(struct response_text){.status = 500});
 }
 
@@ -457,19 +471,16 @@ static enum progress send_status(struct connection *connection, struct exchange 
     return send_text(connection, exchange, request, &(struct response_text){.status = status, .fields = fields});
 }
 
-/* Takes the reference. */
-static inline enum progress send_file(struct connection *connection, struct exchange *exchange,
-                                      const struct http_request *request, struct file *file)
+/* About exchange->file: with length bytes of it from first on, or with none. */
+static inline enum progress send_range(struct connection *connection, struct exchange *exchange,
+                                       const struct http_request *request, unsigned status, uint64_t first,
+                                       uint64_t length)
 {
-    struct http_server *server = connection->server;
-    struct representation representation = {file->size, file->modified, file->etag, file->weak};
-    uint64_t first, length;
-    unsigned status = conditions_evaluate(request, &representation, server->clock.second, &first, &length);
-    exchange->file = file;
+    const struct file *file = exchange->file;
     exchange->status = status;
     exchange->head_length =
-        response_file_head(exchange->head, &server->clock, status, connection_field(exchange, request), &file->fields,
-                           file->size, first, length);
+        response_file_head(exchange->head, &connection->server->clock, status, connection_field(exchange, request),
+                           &file->fields, file->size, first, length);
     const struct sluice_segment segments[2] = {
         {.kind = SLUICE_SEGMENT_MEMORY, .data = exchange->head, .length = exchange->head_length},
         {.kind = SLUICE_SEGMENT_FILE,
@@ -480,6 +491,147 @@ static inline enum progress send_file(struct connection *connection, struct exch
     };
     bool body = request->method == HTTP_GET && length > 0;
     return send_segments(connection, exchange, request, segments, body ? 2 : 1);
+}
+
+#define PARTS_SEGMENTS_MAX (2 * HTTP_RANGES_MAX + 1)
+
+/* The texts between the parts are put into exchange->text, and the segments point there. Returns their number, or 0
+ * where the whole file is the better answer: a list of ranges must not cost more than having none. */
+static size_t make_parts(struct connection *connection, struct exchange *exchange, const struct http_request *request,
+                         const struct http_ranges *ranges, struct sluice_segment segments[static PARTS_SEGMENTS_MAX])
+{
+    const struct file *file = exchange->file;
+    const struct response_fields *fields = &file->fields;
+    struct slice type = {fields->text + fields->type, fields->after_type - fields->type};
+    struct multipart multipart;
+    /* Content-Encoding is about a message's whole body: parts of something encoded have no place for it. */
+    if (file->coding != HTTP_IDENTITY)
+        return 0;
+    if (multipart_begin(ranges, type, file->size, &multipart) < 0)
+        return 0;
+    uint64_t length = multipart_length(&multipart);
+    if (length >= file->size)
+        return 0;
+    char *text = malloc(RESPONSE_HEAD_MAX + fields->length + (size_t)(ranges->count + 1) * MULTIPART_TEXT_MAX);
+    if (text == NULL)
+        return 0;
+    exchange->head_length = response_multipart_head(
+        text, &connection->server->clock, connection_field(exchange, request), fields, multipart.boundary, length);
+    size_t count = 0;
+    char *start = text, *at = text + exchange->head_length;
+    for (unsigned i = 0; i <= ranges->count; i++) {
+        at += multipart_text(&multipart, i, at);
+        segments[count++] =
+            (struct sluice_segment){.kind = SLUICE_SEGMENT_MEMORY, .data = start, .length = (size_t)(at - start)};
+        start = at;
+        if (i < ranges->count)
+            segments[count++] = (struct sluice_segment){
+                .kind =
+                    SLUICE_SEGMENT_FILE, /* its size not known: when a later part's turn comes, it may be outdated */
+                .end = file->end,
+                .offset = ranges->list[i].first,
+                .length = http_range_length(&ranges->list[i]),
+            };
+    }
+    exchange->status = 206;
+    exchange->text = text;
+    exchange->text_length = (size_t)(at - text);
+    connection->server->text_bytes += exchange->text_length;
+    return count;
+}
+
+/* Several ranges of exchange->file leave by one transfer, so that each goes by the route that a file of its size would.
+ */
+__attribute__((noinline)) /* the segments are 10 KB */
+static enum progress
+send_parts(struct connection *connection, struct exchange *exchange, const struct http_request *request,
+           const struct http_ranges *ranges)
+{
+    struct sluice_segment segments[PARTS_SEGMENTS_MAX];
+    size_t count = make_parts(connection, exchange, request, ranges, segments);
+    return count > 0 ? send_segments(connection, exchange, request, segments, count)
+                     : send_range(connection, exchange, request, 200, 0, exchange->file->size);
+}
+
+/* Takes the reference. */
+static inline enum progress send_file(struct connection *connection, struct exchange *exchange,
+                                      const struct http_request *request, struct file *file)
+{
+    struct representation representation = {file->size, file->modified, file->etag, file->weak};
+    struct http_ranges ranges;
+    unsigned status = conditions_evaluate(request, &representation, connection->server->clock.second, &ranges);
+    uint64_t first = 0, length = 0;
+    exchange->file = file;
+    if (status == 200) {
+        length = file->size;
+    } else if (status == 206) {
+        if (ranges.count > 1)
+            return send_parts(connection, exchange, request, &ranges);
+        first = ranges.list[0].first;
+        length = http_range_length(&ranges.list[0]);
+    }
+    return send_range(connection, exchange, request, status, first, length);
+}
+
+/* Wait for what a helper finds. */
+static enum progress await_lookup(struct connection *connection, struct exchange *exchange)
+{
+    connection->exchange = exchange;
+    connection->state = LOOKING_UP;
+    note_begin(exchange);
+    sluice_loop_receive_pause(connection->server->loop, connection->end);
+    return PENDING;
+}
+
+static void on_coded_found(void *context, int result, struct file *coded);
+
+/* The file, or its sibling in the best of the codings that the client accepts; the first `tried` of them were looked
+ * for. Takes the reference. */
+static enum progress send_accepted(struct connection *connection, struct exchange *exchange,
+                                   const struct http_request *request, struct file *file, unsigned tried)
+{
+    struct files *files = connection->server->files;
+    enum http_coding order[HTTP_CODINGS];
+    unsigned count = http_codings_accepted(request->accept_encoding, order);
+    while (tried < count) {
+        enum http_coding coding = order[tried++];
+        struct file *coded;
+        int result = files_find_coded(file, coding, &coded);
+        if (result == 1) {
+            files_release(files, file);
+            return send_file(connection, exchange, request, coded);
+        }
+        if (result == 0 && files_look_up_coded(file, coding, on_coded_found, exchange, &exchange->lookup) == 0) {
+            exchange->file = file;
+            exchange->tried = tried;
+            return await_lookup(connection, exchange);
+        }
+    }
+    return send_file(connection, exchange, request, file);
+}
+
+static void on_coded_found(void *context, int result, struct file *coded)
+{
+    struct exchange *exchange = context;
+    struct connection *connection = exchange->connection;
+    struct http_server *server = connection->server;
+    struct file *file = exchange->file;
+    struct http_request request;
+    exchange->lookup = NULL;
+    exchange->file = NULL;
+    connection->exchange = NULL;
+    connection->state = READING;
+    tick(server);
+    (void)held_request(connection, &request); /* it was parsed before */
+    enum progress progress;
+    if (result == 1) {
+        files_release(server->files, file);
+        progress = send_file(connection, exchange, &request, coded);
+    } else {
+        progress = send_accepted(connection, exchange, &request, file, exchange->tried);
+    }
+    if (progress == ANSWERED)
+        go_on(connection);
 }
 
 /* ---- Directories ------------------------------------------------------------------------------------------------- */
@@ -593,11 +745,7 @@ static enum progress look_at_directory(struct connection *connection, struct exc
     }
     server->listings++;
     exchange->listing = job;
-    connection->exchange = exchange;
-    connection->state = LOOKING_UP;
-    note_begin(exchange);
-    sluice_loop_receive_pause(server->loop, connection->end);
-    return PENDING;
+    return await_lookup(connection, exchange);
 }
 
 /* To the same path with a slash behind it. Built from the decoded path: what came could begin with two slashes, which
@@ -654,8 +802,10 @@ static inline enum progress answer_found(struct connection *connection, struct e
                                          struct file *file)
 {
     struct http_server *server = connection->server;
-    if (result == 1)
+    if (result == 1 && !file->negotiable)
         return send_file(connection, exchange, request, file);
+    if (result == 1)
+        return send_accepted(connection, exchange, request, file, 0);
     if (given != length && (result == -ENOENT || result == -EISDIR)) {
         /* No index. The root's path is ".", which the index has replaced. */
         bool root = (size_t)length == exchange->site->index_length;
@@ -688,37 +838,39 @@ static void on_found(void *context, int result, struct file *file)
 /* Methods of RFC 9110 and 5789: known, but not for files that are only read. */
 static bool is_known_method(struct slice method)
 {
-    static const char *const known[] = {"POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"};
+    static const char *const known[] = {"POST", "PUT", "DELETE", "CONNECT", "TRACE", "PATCH"};
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (strlen(known[i]) == method.length && memcmp(known[i], method.data, method.length) == 0)
             return true;
     return false;
 }
 
-static enum progress answer(struct connection *connection, const struct http_request *request)
+/* Neither GET nor HEAD. All files have the same options, and OPTIONS asks for no file: it is not looked for. */
+static enum progress answer_other(struct connection *connection, struct exchange *exchange,
+                                  const struct http_request *request)
+{
+    if (request->method == HTTP_OTHER && is_known_method(request->method_text))
+        return send_status(connection, exchange, request, 405, ALLOW);
+    if (request->method == HTTP_OTHER)
+        return send_status(connection, exchange, request, 501, NULL);
+    if (request->path.data != NULL && exchange->site == NULL)
+        return send_status(connection, exchange, request, 421, NULL);
+    int given, length = request->path.data == NULL ? 0 : resolve(connection->server, exchange->site, request, &given);
+    if (length < 0)
+        return send_status(connection, exchange, request, (unsigned)-length, NULL);
+    return send_text(connection, exchange, request,
+                     &(struct response_text){.status = 200, .fields = ALLOW "Accept-Ranges: bytes\r\n", .body = ""});
+}
+
+/* To a request whose end is known. */
+static inline enum progress respond(struct connection *connection, struct exchange *exchange,
+                                    const struct http_request *request)
 {
     struct http_server *server = connection->server;
-    server->totals->requests++;
-    connection->requests++;
-    struct exchange *exchange = exchange_get(connection);
-    if (exchange == NULL) {
-        connection_close(connection);
-        return ENDED;
-    }
-    const struct http_site *site = exchange->site = http_sites_find(server->options->sites, request->host);
-    exchange->close = !request->keep_alive || server->draining;
-    if (request->has_body) { /* it is not read: where the next request begins is not known */
-        exchange->close = true;
-        exchange->linger = true;
-    }
-    if (request->method == HTTP_OTHER) {
-        if (is_known_method(request->method_text))
-            return send_status(connection, exchange, request, 405, "Allow: GET, HEAD\r\n");
-        return send_status(connection, exchange, request, 501, NULL);
-    }
-    if (request->has_body)
-        return send_status(connection, exchange, request, 413, NULL);
+    if (request->method >= HTTP_OPTIONS)
+        return answer_other(connection, exchange, request);
 
+    const struct http_site *site = exchange->site;
     if (site == NULL)
         return send_status(connection, exchange, request, 421, NULL);
 
@@ -734,12 +886,143 @@ static enum progress answer(struct connection *connection, const struct http_req
     result = files_look_up(root, server->path, (size_t)length, on_found, exchange, &exchange->lookup);
     if (result < 0)
         return answer_error(connection, exchange, request, result);
-    connection->exchange = exchange;
-    connection->state = LOOKING_UP;
-    note_begin(exchange);
-    sluice_loop_receive_pause(server->loop, connection->end);
-    return PENDING;
+    return await_lookup(connection, exchange);
 }
+
+/* NULL: no memory; the connection is closed. */
+static inline struct exchange *begin_exchange(struct connection *connection, const struct http_request *request)
+{
+    struct http_server *server = connection->server;
+    server->totals->requests++;
+    connection->requests++;
+    struct exchange *exchange = exchange_get(connection);
+    if (exchange == NULL) {
+        connection_close(connection);
+        return NULL;
+    }
+    exchange->site = http_sites_find(server->options->sites, request->host);
+    exchange->close = !request->keep_alive || server->draining;
+    return exchange;
+}
+
+static inline enum progress answer(struct connection *connection, const struct http_request *request)
+{
+    struct exchange *exchange = begin_exchange(connection, request);
+    return exchange == NULL ? ENDED : respond(connection, exchange, request);
+}
+
+/* ---- Bodies of requests ---------------------------------------------------------------------------------------- */
+
+static void on_continued(void *context, struct sluice_transfer *transfer, int result)
+{
+    struct exchange *exchange = context;
+    struct connection *connection = exchange->connection;
+    sluice_receipt_add(&connection->server->totals->receipt, sluice_transfer_receipt(transfer, 0));
+    exchange->transfer = NULL;
+    if (connection->state == CLOSED)
+        exchange_put(connection->server, exchange);
+    else if (result < 0)
+        connection_close(connection);
+    else
+        sluice_loop_receive_resume(connection->server->loop, connection->end);
+}
+
+/* The client waits for a word before it sends the body. */
+static enum progress invite_body(struct connection *connection, struct exchange *exchange)
+{
+    static const char text[] = "HTTP/1.1 100 Continue\r\n\r\n";
+    struct http_server *server = connection->server;
+    struct sluice_segment segment = {.kind = SLUICE_SEGMENT_MEMORY, .data = text, .length = sizeof text - 1};
+    struct sluice_transfer_options options = server->transfer;
+    const struct sluice_receipt *receipt;
+    options.segments = &segment;
+    options.segment_count = 1;
+    options.sinks = &connection->end;
+    options.route = SLUICE_ROUTE_AUTO;
+    int r = sluice_loop_transfer(server->loop, &options, on_continued, exchange, &exchange->transfer, &receipt, NULL);
+    if (r == 0) {
+        sluice_loop_receive_pause(server->loop, connection->end);
+        return PENDING;
+    }
+    exchange->transfer = NULL;
+    sluice_receipt_add(&server->totals->receipt, receipt);
+    if (r > 0)
+        return PENDING;
+    connection_close(connection);
+    return ENDED;
+}
+
+/* A request with a body, which is read and thrown away if it is small, or with an expectation that is not ours to meet.
+ * behind: what has come behind the head. *taken, the bytes of this request, grows by those of them that are its body.
+ */
+static enum progress answer_unusual(struct connection *connection, const struct http_request *request,
+                                    const char *behind, size_t length, size_t *taken)
+{
+    struct http_server *server = connection->server;
+    struct exchange *exchange = begin_exchange(connection, request);
+    if (exchange == NULL)
+        return ENDED;
+    int r = -417;
+    if (!request->expects_other) {
+        size_t used = 0;
+        r = request->method == HTTP_OTHER ? -405 : http_body_begin(&exchange->body, request);
+        if (r == HTTP_BODY_MORE)
+            r = http_body_take(&exchange->body, behind, length, &used);
+        *taken += used;
+    }
+    if (r == HTTP_BODY_DONE)
+        return respond(connection, exchange, request);
+    if (r == HTTP_BODY_MORE) {
+        connection->exchange = exchange;
+        connection->state = SKIPPING;
+        note_begin(exchange);
+        sluice_timer_start(server->loop, &connection->timer, server->options->header_timeout, on_timeout, connection);
+        return request->expects_continue && length == 0 ? invite_body(connection, exchange) : PENDING;
+    }
+    if (request->has_body) /* it is not read: where the next request begins is not known */
+        exchange->close = exchange->linger = true;
+    return r == -405 ? answer_other(connection, exchange, request)
+                     : send_status(connection, exchange, request, (unsigned)-r, NULL);
+}
+
+/* Of a body that is not what it has to be, or does not come. */
+static void refuse_body(struct connection *connection, unsigned status)
+{
+    struct exchange *exchange = connection->exchange;
+    struct http_request request;
+    (void)held_request(connection, &request); /* it was parsed before */
+    connection->exchange = NULL;
+    connection->state = READING;
+    exchange->close = exchange->linger = true;
+    /* PENDING: on_sent concludes. Never ANSWERED, as close is set. */
+    (void)send_status(connection, exchange, &request, status, NULL);
+}
+
+static void skip_body(struct connection *connection, const char *data, size_t length)
+{
+    struct exchange *exchange = connection->exchange;
+    struct http_request request;
+    size_t used;
+    int r = http_body_take(&exchange->body, data, length, &used);
+    if (r == HTTP_BODY_MORE)
+        return;
+    tick(connection->server);
+    if (r < 0) {
+        refuse_body(connection, (unsigned)-r);
+        return;
+    }
+    if (used < length && stash_append(connection, data + used, length - used) < 0) {
+        connection_close(connection);
+        return;
+    }
+    (void)held_request(connection, &request);
+    connection->exchange = NULL;
+    connection->state = READING;
+    if (respond(connection, exchange, &request) == ANSWERED)
+        go_on(connection);
+}
+
+/* ---- Requests one after the other ------------------------------------------------------------------------------ */
 
 /* What cannot be understood ends the connection: where the next request begins is not known. */
 static void refuse(struct connection *connection, unsigned status, const struct http_request *request)
@@ -794,16 +1077,24 @@ static void take_requests(struct connection *connection, const char *data, size_
             return;
         }
         connection->heading = false;
-        enum progress progress = answer(connection, &request);
+        size_t taken = (size_t)head;
+        const char *behind = data + used + taken;
+        enum progress progress = request.has_body || request.expects_other
+                                     ? answer_unusual(connection, &request, behind, length - used - taken, &taken)
+                                     : answer(connection, &request);
         if (progress == ENDED)
             return;
         if (progress == PENDING) {
-            bool keep = connection->state == LOOKING_UP || server->options->access_log != NULL;
-            connection->held = keep ? (uint32_t)head : 0;
-            used += keep ? 0 : (size_t)head;
+            bool keep = connection->state != SENDING || server->options->access_log != NULL;
+            connection->held = keep ? (uint32_t)taken : 0;
+            if (connection->state == SKIPPING) { /* what came behind the head was body, and is done with */
+                connection->stash_length -= stashed ? (uint32_t)(length - used - taken) : 0;
+                length = used + taken;
+            }
+            used += keep ? 0 : taken;
             break;
         }
-        used += (size_t)head;
+        used += taken;
     }
     if (stashed) {
         stash_consume(connection, used);
@@ -879,6 +1170,10 @@ static void on_received(void *context, const char *data, ssize_t length)
         connection_close(connection);
         return;
     }
+    if (connection->state == SKIPPING) {
+        skip_body(connection, data, (size_t)length);
+        return;
+    }
     if (connection->state != READING)
         return; /* LINGERING */
     if (connection->stash_length == 0 && !connection->unintroduced) {
@@ -925,6 +1220,14 @@ static void on_timeout(void *context)
         } else {
             connection_close(connection);
         }
+        break;
+    case SKIPPING:
+        server->totals->timeouts++;
+        tick(server);
+        if (connection->exchange->transfer != NULL) /* it does not even take the invitation */
+            abort_connection(connection);
+        else
+            refuse_body(connection, 408);
         break;
     case SENDING:
         if (progressed(connection)) {

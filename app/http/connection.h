@@ -4,6 +4,7 @@
  *
  *   READING     waits for a request (or, before the first one, for a PROXY header). Holds no memory but this struct,
  *               unless a part of a head has come
+ *   SKIPPING    reads the body of a request and throws it away, before the request is answered
  *   LOOKING_UP  a helper is opening the file or reading the directory
  *   SENDING     the response is under way
  *   LINGERING   the last response is sent and the sending side closed; what still comes is thrown away until the client
@@ -11,13 +12,16 @@
  *               not read yet
  *   CLOSED      within connection_close
  *
- *   READING -> LOOKING_UP, SENDING         answer()
+ *   READING -> LOOKING_UP, SENDING         respond()
+ *   READING -> SKIPPING                    answer_unusual()
+ *   SKIPPING -> READING, LOOKING_UP, SENDING   skip_body()
  *   LOOKING_UP -> READING, SENDING         on_found(), on_listed()
  *   SENDING -> READING                     on_sent()
  *   any -> LINGERING                       linger()
  *   any -> CLOSED                          connection_close()
  *
- * The receiver is paused in LOOKING_UP and SENDING: a client cannot make us store more than it may have in one buffer.
+ * The receiver is paused in LOOKING_UP and SENDING, and while a client is invited to send a body: a client cannot make
+ * us store more than it may have in one buffer.
  */
 #ifndef SLUICE_APP_HTTP_CONNECTION_H
 #define SLUICE_APP_HTTP_CONNECTION_H
@@ -31,14 +35,14 @@
 #include <limits.h>
 #include <netinet/in.h>
 
-enum connection_state { READING, LOOKING_UP, SENDING, LINGERING, CLOSED };
+enum connection_state { READING, SKIPPING, LOOKING_UP, SENDING, LINGERING, CLOSED };
 
 struct exchange;
 
 struct connection {
     struct http_server *server;
     struct sluice_end *end;
-    struct exchange *exchange; /* in LOOKING_UP and SENDING */
+    struct exchange *exchange; /* in SKIPPING, LOOKING_UP and SENDING */
     char *stash;               /* what came and is not consumed: an incomplete head, or requests that have to wait */
     uint32_t stash_start, stash_length, stash_room;
     uint32_t held; /* at the start of the stash, the head of the request that is being answered; 0: not needed */

@@ -100,6 +100,7 @@ struct entry {
     struct entry *wd_chain;
     int wd;        /* of the file itself */
     bool symlinks; /* the path goes through one */
+    uint8_t lacks; /* bit per coding: it has no such sibling; as long as it is watched */
     struct stat status;
     size_t path_length;
     char *path, *fields;
@@ -109,6 +110,7 @@ struct entry {
 struct files_root {
     struct files *files;
     struct beneath beneath;
+    bool precompressed;
     const struct http_extras *extras;
     uint64_t seed; /* of hashes of its paths */
     dev_t known_device;
@@ -256,6 +258,11 @@ static size_t directory_length(const char *path, size_t length)
 
 /* ---- Entries --------------------------------------------------------------------------------------------------- */
 
+static struct entry *entry_of(struct file *file)
+{
+    return (struct entry *)(void *)((char *)file - offsetof(struct entry, file));
+}
+
 static void entry_free(struct entry *entry)
 {
     sluice_end_close(entry->file.end);
@@ -320,6 +327,7 @@ static void entry_unwatch(struct files *files, struct entry *entry)
     if (entry->directory != NULL)
         directory_drop(files, entry->directory);
     entry->directory = NULL;
+    entry->lacks = 0;
     if (entry->wd < 0)
         return;
     struct entry **link = &files->entries_by_wd[(unsigned)entry->wd & files->table_mask];
@@ -347,11 +355,14 @@ static void entry_uncache(struct files *files, struct entry *entry)
         entry_free(entry);
 }
 
-static struct entry *entry_find(const struct files_root *root, const char *path, size_t length, uint64_t hash)
+/* coding: as whose sibling it is wanted; by its own name, a compressed file is a file like any other. */
+static struct entry *entry_find(const struct files_root *root, const char *path, size_t length, uint64_t hash,
+                                enum http_coding coding)
 {
     const struct files *files = root->files;
     for (struct entry *at = files->table[hash & files->table_mask]; at != NULL; at = at->chain)
-        if (at->hash == hash && at->root == root && at->path_length == length && memcmp(at->path, path, length) == 0)
+        if (at->hash == hash && at->root == root && at->path_length == length && at->file.coding == coding &&
+            memcmp(at->path, path, length) == 0)
             return at;
     return NULL;
 }
@@ -398,11 +409,21 @@ static bool may_change_unseen(const struct stat *status)
 
 #define ETAG_MAX 64
 
-/* What is said about the file, but for what its status says. */
-static struct response_about about_path(const struct files_root *root, const char *path)
+/* What is said about the file, but for what its status says. Of a sibling, what is said of the file that it stands for.
+ */
+static struct response_about about_path(const struct files_root *root, const char *path, enum http_coding coding)
 {
+    char plain[PATH_MAX];
+    if (coding != HTTP_IDENTITY) {
+        snprintf(plain, sizeof plain, "%.*s", (int)(strlen(path) - strlen(http_coding_suffix(coding))), path);
+        path = plain;
+    }
     const char *slash = strrchr(path, '/');
-    struct response_about about = {.type = http_mime_type(slash == NULL ? path : slash + 1)};
+    struct response_about about = {
+        .type = http_mime_type(slash == NULL ? path : slash + 1),
+        .coding = http_coding_name(coding),
+        .varies = root->precompressed,
+    };
     if (root->extras != NULL) {
         about.header = root->extras->header;
         about.header_length = root->extras->header_length;
@@ -480,17 +501,17 @@ static void entry_vouch_now(struct files *files, struct entry *entry)
 
 /* Make an entry of an open file, and remember it. Takes found->fd in every case. certain: no event came since before
  * the file's status was read. Returns a reference, or a negative errno. */
-static int entry_add(struct files_root *root, const char *path, size_t length, struct found *found, bool certain,
-                     struct file **ret_file)
+static int entry_add(struct files_root *root, const char *path, size_t length, enum http_coding coding,
+                     struct found *found, bool certain, struct file **ret_file)
 {
     CLEANUP_FD int fd = found->fd;
     struct files *files = root->files;
     uint64_t hash = hash_path(root, path, length);
-    struct entry *old = entry_find(root, path, length, hash);
+    struct entry *old = entry_find(root, path, length, hash, coding);
     if (old != NULL)
         entry_uncache(files, old);
 
-    struct response_about about = about_path(root, path);
+    struct response_about about = about_path(root, path, coding);
     struct entry *entry = calloc(1, sizeof *entry + ETAG_MAX + length + 1 + response_fields_room(&about));
     if (entry == NULL)
         return -ENOMEM;
@@ -499,6 +520,8 @@ static int entry_add(struct files_root *root, const char *path, size_t length, s
     entry->trust = found->trust;
     entry->symlinks = found->symlinks;
     entry->wd = -1;
+    entry->file.coding = (uint8_t)coding;
+    entry->file.negotiable = root->precompressed && coding == HTTP_IDENTITY;
     entry->path = entry->text + ETAG_MAX;
     entry->fields = entry->path + length + 1;
     memcpy(entry->path, path, length);
@@ -537,7 +560,7 @@ void files_release(struct files *files, struct file *file)
     (void)files;
     if (file == NULL)
         return;
-    struct entry *entry = (struct entry *)(void *)((char *)file - offsetof(struct entry, file));
+    struct entry *entry = entry_of(file);
     if (--entry->refs == 0 && !entry->cached)
         entry_free(entry);
 }
@@ -594,8 +617,9 @@ static int entry_check(struct entry *entry)
 static void entry_confirm(struct files *files, struct entry *entry)
 {
     entry->checked = sluice_loop_now(files->loop);
+    entry->lacks = 0;
     if (entry->file.weak && !may_change_unseen(&entry->status))
-        entry_describe(entry, false, about_path(entry->root, entry->path));
+        entry_describe(entry, false, about_path(entry->root, entry->path, (enum http_coding)entry->file.coding));
 }
 
 static void entry_use(struct files *files, struct entry *entry)
@@ -618,10 +642,11 @@ static bool wants_look_up(struct files *files, struct entry *entry)
     return true;
 }
 
-int files_find(struct files_root *root, const char *path, size_t length, struct file **ret_file)
+static inline int find(struct files_root *root, const char *path, size_t length, enum http_coding coding,
+                       struct file **ret_file)
 {
     struct files *files = root->files;
-    struct entry *entry = entry_find(root, path, length, hash_path(root, path, length));
+    struct entry *entry = entry_find(root, path, length, hash_path(root, path, length), coding);
     if (entry != NULL) {
         /* Unsigned: a clock that stood still gives 0. */
         if (entry->directory != NULL && sluice_loop_now(files->loop) - entry->checked < CHECK_INTERVAL) {
@@ -671,7 +696,32 @@ int files_find(struct files_root *root, const char *path, size_t length, struct 
         return 0; /* what file system is it? Asking may wait for a server */
     }
     found.trust = root->known_trust;
-    return entry_add(root, path, length, &found, true, ret_file);
+    return entry_add(root, path, length, coding, &found, true, ret_file);
+}
+
+int files_find(struct files_root *root, const char *path, size_t length, struct file **ret_file)
+{
+    return find(root, path, length, HTTP_IDENTITY, ret_file);
+}
+
+/* The path of the sibling in buffer. Returns its length, or -ENAMETOOLONG. */
+static int coded_path(const struct entry *entry, enum http_coding coding, char buffer[static PATH_MAX])
+{
+    int length = snprintf(buffer, PATH_MAX, "%s%s", entry->path, http_coding_suffix(coding));
+    return length < PATH_MAX ? length : -ENAMETOOLONG;
+}
+
+int files_find_coded(struct file *file, enum http_coding coding, struct file **ret_file)
+{
+    struct entry *entry = entry_of(file);
+    if (entry->lacks & 1u << coding)
+        return -ENOENT;
+    char path[PATH_MAX];
+    int length = coded_path(entry, coding, path);
+    int r = length < 0 ? length : find(entry->root, path, (size_t)length, coding, ret_file);
+    if (r == -ENOENT && entry->directory != NULL)
+        entry->lacks |= (uint8_t)(1u << coding);
+    return r;
 }
 
 /* ---- Looking up on a helper ------------------------------------------------------------------------------------ */
@@ -687,6 +737,7 @@ struct files_lookup {
     struct found found;
     unsigned depth;  /* directories above the file, the root included */
     unsigned placed; /* of them, those that exist: watches[] is set */
+    enum http_coding coding;
     size_t length;
     char *path;
     int watches[];
@@ -770,7 +821,7 @@ static void lookup_finish(void *context)
         root->known_device = lookup->found.status.st_dev;
         root->known_trust = lookup->found.trust;
         uint64_t hash = hash_path(root, lookup->path, lookup->length);
-        struct entry *entry = entry_find(root, lookup->path, lookup->length, hash);
+        struct entry *entry = entry_find(root, lookup->path, lookup->length, hash, lookup->coding);
         /* Another descriptor for the same file is of no use: what was learned about the old end would be lost. */
         if (entry != NULL && same(&entry->status, &lookup->found.status)) {
             close_fd(lookup->found.fd);
@@ -781,7 +832,7 @@ static void lookup_finish(void *context)
             file = &entry->file;
             result = 1;
         } else {
-            result = entry_add(root, lookup->path, lookup->length, &lookup->found, certain, &file);
+            result = entry_add(root, lookup->path, lookup->length, lookup->coding, &lookup->found, certain, &file);
         }
     }
     files_found_fn *done = lookup->done;
@@ -793,8 +844,8 @@ static void lookup_finish(void *context)
         files_release(files, file);
 }
 
-int files_look_up(struct files_root *root, const char *path, size_t length, files_found_fn *done, void *context,
-                  struct files_lookup **ret_lookup)
+static int look_up(struct files_root *root, const char *path, size_t length, enum http_coding coding,
+                   files_found_fn *done, void *context, struct files_lookup **ret_lookup)
 {
     struct files *files = root->files;
     unsigned depth = 1;
@@ -810,6 +861,7 @@ int files_look_up(struct files_root *root, const char *path, size_t length, file
     lookup->context = context;
     lookup->events = files->events;
     lookup->depth = depth;
+    lookup->coding = coding;
     lookup->length = length;
     lookup->path = (char *)lookup + size;
     memcpy(lookup->path, path, length);
@@ -823,12 +875,51 @@ int files_look_up(struct files_root *root, const char *path, size_t length, file
     return 0;
 }
 
+int files_look_up(struct files_root *root, const char *path, size_t length, files_found_fn *done, void *context,
+                  struct files_lookup **ret_lookup)
+{
+    return look_up(root, path, length, HTTP_IDENTITY, done, context, ret_lookup);
+}
+
+int files_look_up_coded(struct file *file, enum http_coding coding, files_found_fn *done, void *context,
+                        struct files_lookup **ret_lookup)
+{
+    char path[PATH_MAX];
+    struct entry *entry = entry_of(file);
+    int length = coded_path(entry, coding, path);
+    return length < 0 ? length : look_up(entry->root, path, (size_t)length, coding, done, context, ret_lookup);
+}
+
 void files_cancel(struct files_lookup *lookup)
 {
     lookup->done = NULL;
 }
 
 /* ---- Events ---------------------------------------------------------------------------------------------------- */
+
+static void drop_path(struct files_root *root, const char *path, size_t length, enum http_coding coding)
+{
+    struct entry *entry = entry_find(root, path, length, hash_path(root, path, length), coding);
+    if (entry != NULL) {
+        root->files->counts.dropped++;
+        entry_uncache(root->files, entry);
+    }
+}
+
+/* What is known of this path as a sibling. */
+static void drop_coded(struct files_root *root, const char *path, size_t length)
+{
+    for (enum http_coding coding = HTTP_IDENTITY + 1; coding < HTTP_CODINGS; coding++) {
+        const char *suffix = http_coding_suffix(coding);
+        size_t rest = length - strlen(suffix);
+        if (length <= strlen(suffix) || memcmp(path + rest, suffix, strlen(suffix)) != 0)
+            continue;
+        drop_path(root, path, length, coding);
+        struct entry *entry = entry_find(root, path, rest, hash_path(root, path, rest), HTTP_IDENTITY);
+        if (entry != NULL)
+            entry->lacks = 0;
+    }
+}
 
 static void handle_event(struct files *files, const struct inotify_event *event)
 {
@@ -861,12 +952,9 @@ static void handle_event(struct files *files, const struct inotify_event *event)
         char path[PATH_MAX + NAME_MAX + 2];
         int length =
             snprintf(path, sizeof path, "%s%s%s", directory->path, directory->length > 0 ? "/" : "", event->name);
-        uint64_t hash = hash_path(directory->root, path, (size_t)length);
-        struct entry *entry = entry_find(directory->root, path, (size_t)length, hash);
-        if (entry != NULL) {
-            files->counts.dropped++;
-            entry_uncache(files, entry);
-        }
+        drop_path(directory->root, path, (size_t)length, HTTP_IDENTITY);
+        if (directory->root->precompressed)
+            drop_coded(directory->root, path, (size_t)length);
     }
 }
 
@@ -916,6 +1004,7 @@ int files_new(const struct files_options *options, struct files **ret_files)
     for (unsigned i = 0; r == 0 && i < options->root_count; i++) {
         struct files_root *root = &files->roots[i];
         root->files = files;
+        root->precompressed = options->roots[i].precompressed;
         root->extras = options->roots[i].extras;
         root->seed = 0x9e3779b97f4a7c15u * (i + 1);
         beneath_init(&root->beneath, options->roots[i].directory, options->roots[i].symlinks, options->walk);

@@ -21,6 +21,7 @@
 #define SLUICE_APP_HTTP_FILES_H
 
 #include "beneath.h"
+#include "coding.h"
 #include "extras.h"
 #include "response.h"
 #include <sluice/sluice.h>
@@ -34,12 +35,15 @@ struct file {
     time_t modified;
     struct slice etag; /* with its quotes, without W/ */
     bool weak;
+    bool negotiable; /* it may have siblings that are compressed: files_find_coded */
+    uint8_t coding;  /* enum http_coding: what of it was found as such a sibling */
     struct response_fields fields;
 };
 
 struct files_root_options {
     int directory; /* borrowed */
     enum beneath_symlinks symlinks;
+    bool precompressed;               /* files may have siblings in a content coding */
     const struct http_extras *extras; /* said with each file; or NULL; must outlive the files */
 };
 
@@ -80,6 +84,13 @@ struct files_lookup;
 typedef void files_found_fn(void *context, int result, struct file *file);
 int files_look_up(struct files_root *root, const char *path, size_t length, files_found_fn *done, void *context,
                   struct files_lookup **ret_lookup);
+
+/* The same for a sibling of a file: that in the same directory with the coding's suffix behind its name. It has the
+ * type of the file whose sibling it is, and names its coding. Only of files that are negotiable. That there is none is
+ * remembered as long as the file is watched and not yet to be checked again. */
+int files_find_coded(struct file *file, enum http_coding coding, struct file **ret_file);
+int files_look_up_coded(struct file *file, enum http_coding coding, files_found_fn *done, void *context,
+                        struct files_lookup **ret_lookup);
 
 /* done will not be called. */
 void files_cancel(struct files_lookup *lookup);

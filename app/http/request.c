@@ -6,6 +6,7 @@
  * refused with the same status. The fuzzer holds the parser to that.
  */
 #include "request.h"
+#include "field.h"
 #include <endian.h>
 #include <limits.h>
 #include <string.h>
@@ -101,11 +102,6 @@ static inline bool is_digit(char byte)
 static inline bool is_hex_digit(char byte)
 {
     return is_digit(byte) || ((byte | 0x20) >= 'a' && (byte | 0x20) <= 'f');
-}
-
-static inline bool is_blank(char byte)
-{
-    return byte == ' ' || byte == '\t';
 }
 
 /* Whether text reads as lower, without regard to the case of letters. Exact only for bytes that are no control bytes,
@@ -246,7 +242,7 @@ static int split_target(struct http_request *request, const char *path_end, stru
     }
 
     struct slice method = request->method_text;
-    if (method.length == 7 && memcmp(method.data, "OPTIONS", 7) == 0 && target.length == 1 && target.data[0] == '*')
+    if (request->method == HTTP_OPTIONS && target.length == 1 && target.data[0] == '*')
         return 1;
     if (method.length == 7 && memcmp(method.data, "CONNECT", 7) == 0 && is_host(target)) {
         *ret_authority = target;
@@ -276,6 +272,8 @@ static inline int parse_request_line(const char **cursor, const char *end, struc
         request->method = HTTP_GET;
     else if (method_length == 4 && memcmp(method, "HEAD", 4) == 0)
         request->method = HTTP_HEAD;
+    else if (method_length == 7 && memcmp(method, "OPTIONS", 7) == 0)
+        request->method = HTTP_OPTIONS;
     at++;
 
     const char *target = at;
@@ -313,7 +311,8 @@ static inline int parse_request_line(const char **cursor, const char *end, struc
 
 /* What the fields say about this message and connection, judged once the head is whole. */
 struct framing {
-    bool content_length, body, transfer_encoding, chunked, close, keep_alive, expects_continue;
+    bool content_length, transfer_encoding, chunked, close, keep_alive, expects_continue, expects_other;
+    uint64_t length;
 };
 
 /* A field that may come once. For Host and the framing, a second one is the stuff of request smuggling; for conditions
@@ -346,26 +345,30 @@ static int take_content_length(struct framing *framing, struct slice value)
             return -400;
     }
     framing->content_length = true;
-    framing->body = length > 0;
+    framing->length = length;
     return 1;
 }
 
 static int take_connection(struct framing *framing, struct slice value)
 {
     const char *at = value.data, *end = at + value.length;
-    while (at < end) {
-        const char *comma = memchr(at, ',', (size_t)(end - at));
-        const char *next = comma != NULL ? comma : end, *last = next;
-        while (at < last && is_blank(*at))
-            at++;
-        while (last > at && is_blank(last[-1]))
-            last--;
-        struct slice option = {at, (size_t)(last - at)};
+    for (struct slice option; field_next_element(&at, end, &option);) {
         if (SLICE_READS(option, "close"))
             framing->close = true;
         else if (SLICE_READS(option, "keep-alive"))
             framing->keep_alive = true;
-        at = next + 1;
+    }
+    return 1;
+}
+
+static int take_expect(struct framing *framing, struct slice value)
+{
+    const char *at = value.data, *end = at + value.length;
+    for (struct slice expectation; field_next_element(&at, end, &expectation);) {
+        if (SLICE_READS(expectation, "100-continue"))
+            framing->expects_continue = true;
+        else
+            framing->expects_other = true;
     }
     return 1;
 }
@@ -387,9 +390,8 @@ static inline int take_field(struct http_request *request, struct framing *frami
     case 6:
         if (READS(text, "accept"))
             return take_first(&request->accept, value);
-        /* Other expectations than 100-continue may be ignored (RFC 9110, 10.1.1). */
         if (READS(text, "expect"))
-            framing->expects_continue |= SLICE_READS(value, "100-continue");
+            return take_expect(framing, value);
         break;
     case 7:
         if (READS(text, "referer"))
@@ -459,7 +461,7 @@ static inline int parse_fields(const char **cursor, const char *end, struct http
         struct slice field_name = {name, (size_t)(at - name)};
         at++;
 
-        while (at < end && is_blank(*at))
+        while (at < end && field_is_blank(*at))
             at++;
         const char *value = at;
         while ((at = find_control(at, end)) < end && *at == '\t')
@@ -468,7 +470,7 @@ static inline int parse_fields(const char **cursor, const char *end, struct http
         int status = take_line_end(&at, end);
         if (status <= 0)
             return status;
-        while (value_end > value && is_blank(value_end[-1]))
+        while (value_end > value && field_is_blank(value_end[-1]))
             value_end--;
         status = take_field(request, framing, field_name, (struct slice){value, (size_t)(value_end - value)});
         if (status < 0)
@@ -488,8 +490,11 @@ static inline int judge(struct http_request *request, const struct framing *fram
     if (authority.data != NULL)
         request->host = authority; /* RFC 9112, 3.2.2: then the Host field counts for nothing */
     request->keep_alive = !framing->close && (request->minor == 1 || framing->keep_alive);
-    request->has_body = framing->body || framing->chunked;
+    request->content_length = framing->length;
+    request->chunked = framing->chunked;
+    request->has_body = framing->length > 0 || framing->chunked;
     request->expects_continue = framing->expects_continue && request->minor == 1;
+    request->expects_other = framing->expects_other && request->minor == 1;
     return 1;
 }
 

@@ -16,7 +16,7 @@ struct slice {
     size_t length;
 };
 
-enum http_method { HTTP_GET, HTTP_HEAD, HTTP_OTHER };
+enum http_method { HTTP_GET, HTTP_HEAD, HTTP_OPTIONS, HTTP_OTHER };
 
 struct http_request {
     enum http_method method;
@@ -27,8 +27,10 @@ struct http_request {
     struct slice query;       /* without '?'; absent when there is no '?' */
     uint8_t minor;            /* HTTP/1.minor: 0 or 1 */
     bool keep_alive;          /* by version and Connection */
-    bool has_body;            /* Content-Length > 0 or Transfer-Encoding */
-    bool expects_continue;
+    bool has_body;            /* content_length > 0 or chunked */
+    bool chunked;
+    bool expects_continue, expects_other; /* Expect; of HTTP/1.0 neither */
+    uint64_t content_length;              /* 0 if chunked */
     struct slice host; /* the target's authority if it has one, else the Host field; checked; maybe with a port */
     struct slice range, if_range, if_match, if_none_match, if_modified_since, if_unmodified_since, referer, user_agent,
         accept, accept_encoding, forwarded_for;
@@ -45,8 +47,8 @@ struct http_limits {
  * Returns its length (> 0) including the empty line; HTTP_INCOMPLETE when more bytes are needed; or minus the status
  * with which the request is to be refused and the connection closed: -400 malformed, -414 request line too long, -431
  * head too large, -501 a transfer coding we do not know or a method beyond 32 bytes, -505 a version that is not
- * HTTP/1.x. A method other than GET and HEAD is no parse error. On a negative return, method_text and target are set if
- * they could be read (else absent). On HTTP_INCOMPLETE nothing in *ret_request is valid. length at or beyond
+ * HTTP/1.x. A method other than GET, HEAD and OPTIONS is no parse error. On a negative return, method_text and target
+ * are set if they could be read (else absent). On HTTP_INCOMPLETE nothing in *ret_request is valid. length at or beyond
  * limits->head never gives HTTP_INCOMPLETE, so a buffer of that size is enough.
  *
  * Field values come without the blanks around them; tab and bytes from 0x80 up are the only ones in them that are not

@@ -26,6 +26,7 @@ static const struct {
     {413, "Content Too Large"},
     {414, "URI Too Long"},
     {416, "Range Not Satisfiable"},
+    {417, "Expectation Failed"},
     {421, "Misdirected Request"},
     {429, "Too Many Requests"},
     {431, "Request Header Fields Too Large"},
@@ -94,14 +95,23 @@ void response_fields_make(const struct response_about *about, char *buffer, stru
     ret_fields->type = (size_t)(at - buffer);
     at = PUT(at, "Content-Type: ");
     at = put_text(at, about->type);
+    at = PUT(at, "\r\n");
+    ret_fields->after_type = (size_t)(at - buffer);
+    if (about->coding != NULL) {
+        at = PUT(at, "Content-Encoding: ");
+        at = put_text(at, about->coding);
+        at = PUT(at, "\r\n");
+    }
     /* A browser must not guess another type: a text file would become a script. */
-    at = PUT(at, "\r\nX-Content-Type-Options: nosniff\r\n");
+    at = PUT(at, "X-Content-Type-Options: nosniff\r\n");
     ret_fields->validators = (size_t)(at - buffer);
     at = PUT(at, "Last-Modified: ");
     http_date_format(about->modified, at);
     at = PUT(at + HTTP_DATE_LENGTH, "\r\nETag: ");
     at = put_text(at, about->etag);
     at = PUT(at, "\r\nAccept-Ranges: bytes\r\n");
+    if (about->varies)
+        at = PUT(at, "Vary: Accept-Encoding\r\n");
     if (about->header_length > 0)
         at = put(at, about->header, about->header_length);
     ret_fields->cache = (size_t)(at - buffer);
@@ -177,6 +187,20 @@ size_t response_file_head(char buffer[static RESPONSE_HEAD_MAX], const struct re
     return (size_t)(at - buffer);
 }
 
+size_t response_multipart_head(char buffer[static RESPONSE_HEAD_MAX], const struct response_clock *clock,
+                               enum response_connection connection, const struct response_fields *fields,
+                               const char *boundary, uint64_t length)
+{
+    char *at = put_start(buffer, clock, 206, connection);
+    at = PUT(at, "Content-Length: ");
+    at = put_number(at, length);
+    at = PUT(at, "\r\nContent-Type: multipart/byteranges; boundary=");
+    at = put_text(at, boundary);
+    at = PUT(at, "\r\n");
+    at = put(at, fields->text + fields->after_type, fields->length - fields->after_type);
+    return (size_t)(at - buffer);
+}
+
 int response_text_make(const struct response_clock *clock, const struct response_text *response, char **ret_text,
                        size_t *ret_length, size_t *ret_body_length)
 {
@@ -190,17 +214,20 @@ int response_text_make(const struct response_clock *clock, const struct response
             (size_t)snprintf(standard, sizeof standard, "%u %s\n", response->status, response_reason(response->status));
     }
     size_t fields_length = response->fields == NULL ? 0 : strlen(response->fields);
-    char *text = malloc(RESPONSE_HEAD_MAX + strlen(type) + fields_length + response->header_length +
-                        (response->head_only ? 0 : body_length));
+    char *text = malloc(RESPONSE_HEAD_MAX + (type == NULL ? 0 : strlen(type)) + fields_length +
+                        response->header_length + (response->head_only ? 0 : body_length));
     if (text == NULL)
         return -ENOMEM;
 
     char *at = put_start(text, clock, response->status, response->connection);
     at = PUT(at, "Content-Length: ");
     at = put_number(at, body_length);
-    at = PUT(at, "\r\nContent-Type: ");
-    at = put_text(at, type);
-    at = PUT(at, "\r\nX-Content-Type-Options: nosniff\r\n");
+    at = PUT(at, "\r\n");
+    if (type != NULL) {
+        at = PUT(at, "Content-Type: ");
+        at = put_text(at, type);
+        at = PUT(at, "\r\nX-Content-Type-Options: nosniff\r\n");
+    }
     if (fields_length > 0)
         at = put(at, response->fields, fields_length);
     if (response->header_length > 0)

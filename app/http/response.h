@@ -24,11 +24,12 @@ struct response_clock {
 /* Cheap when the second has not changed. */
 void response_clock_set(struct response_clock *clock, time_t now);
 
-/* What is said about a file, in this order: Content-Length, Content-Type, validators (Last-Modified, ETag) and the
- * operator's fields, Cache-Control, and the empty line. Each response uses the text from one of the offsets on: a 200
- * all, a 206 from type, a 304 from validators; and an error leaves out Cache-Control, which is about the file. */
+/* What is said about a file, in this order: Content-Length, Content-Type, what else describes the body, validators
+ * (Last-Modified, ETag) and the operator's fields, Cache-Control, and the empty line. Each response uses the text from
+ * one of the offsets on: a 200 all, a 206 from type, one in several parts from after_type, a 304 from validators; and
+ * an error leaves out Cache-Control, which is about the file. */
 struct response_fields {
-    size_t length, type, validators, cache;
+    size_t length, type, after_type, validators, cache;
     const char *text;
 };
 
@@ -37,6 +38,8 @@ struct response_about {
     const char *type;
     time_t modified;
     const char *etag;   /* with its quotes, and with W/ if it is weak */
+    const char *coding; /* the content coding that the file's bytes are in; or NULL */
+    bool varies;        /* another client may get it in another coding */
     const char *header; /* the operator's fields, each with its CRLF; or NULL */
     size_t header_length;
     const char *cache; /* the value of Cache-Control, or NULL */
@@ -58,6 +61,11 @@ size_t response_file_head(char buffer[static RESPONSE_HEAD_MAX], const struct re
                           enum response_connection connection, const struct response_fields *fields, uint64_t size,
                           uint64_t first, uint64_t length);
 
+/* The head of a 206 in several parts; length is that of the body. Room and result likewise. */
+size_t response_multipart_head(char buffer[static RESPONSE_HEAD_MAX], const struct response_clock *clock,
+                               enum response_connection connection, const struct response_fields *fields,
+                               const char *boundary, uint64_t length);
+
 /* A whole response in one piece of memory: errors, redirects, listings. */
 struct response_text {
     unsigned status;
@@ -65,7 +73,7 @@ struct response_text {
     const char *fields; /* further fields, each with its CRLF; or NULL */
     const char *header; /* the operator's, likewise */
     size_t header_length;
-    const char *type; /* of the body */
+    const char *type; /* of the body; NULL: of an empty one */
     const char *body; /* NULL: a short text that names the status */
     size_t body_length;
     bool head_only; /* Content-Length as if there were the body */

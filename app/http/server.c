@@ -69,6 +69,7 @@ int http_server_new(const struct http_server_options *options, struct http_serve
         roots[i] = (struct files_root_options){
             .directory = sites->items[i].root,
             .symlinks = sites->items[i].symlinks,
+            .precompressed = sites->items[i].precompressed,
             .extras = &sites->items[i].extras,
         };
     struct files_options files = {

@@ -16,8 +16,9 @@ struct http_site {
     enum beneath_symlinks symlinks;
     const char *index; /* file that stands for its directory: "index.html" */
     size_t index_length;
-    bool listing;  /* answer for a directory without one; else 403 */
-    uint64_t rate; /* bytes per second of each connection; 0: no limit */
+    bool listing;       /* answer for a directory without one; else 403 */
+    bool precompressed; /* NAME.br, .zst, .gz instead of NAME where that is accepted */
+    uint64_t rate;      /* bytes per second of each connection; 0: no limit */
     struct http_extras extras;
 };
 

@@ -46,7 +46,7 @@ static void require_sound(const struct http_request *request, const char *data, 
     REQUIRE(request->method_text.length > 0 && request->target.length > 0);
     REQUIRE(request->minor <= 1);
     REQUIRE(request->minor == 0 || request->host.length > 0);
-    if (request->method != HTTP_OTHER)
+    if (request->method < HTTP_OPTIONS) /* of which "*" has none */
         REQUIRE(request->path.length > 0);
     if (request->path.data != NULL) {
         REQUIRE(request->path.data[0] == '/');

@@ -3,9 +3,11 @@
 """Range and conditional requests (RFC 9110, 13 and 14)."""
 
 import os
+import re
 import time
 
-from harness import Client, case, content, equal, get, main, new_root, same_bytes, shared_server, until, write
+from harness import (Client, Server, case, content, equal, get, main, new_root, note, same_bytes, shared_server, until,
+                     write)
 
 SIZE = 10000
 DATA = content(SIZE)
@@ -79,15 +81,163 @@ for value in ("bytes=10000-", "bytes=10000-10001", "bytes=-0", "bytes=9999999999
             same_bytes(client.get("/file.bin").body, DATA)
 
 
-for value in ("bytes=0-1,5-6", "bytes=5-4", "bytes=a-b", "bytes=1", "bytes=-", "bytes=", "bytes 0-1", "lines=0-1",
+for value in ("bytes=0-1, 5", "bytes=5-4", "bytes=a-b", "bytes=1", "bytes=-", "bytes=", "bytes 0-1", "lines=0-1",
               "bytes=0-1-2", "bytes=0x0-0x1", "bytes=--1", "bytes=1 - 2", "bytes=+1-2", "=1-2", ""):
-    @case("200 with everything for \"Range: %s\", which is several ranges or none at all", value)
+    @case("200 with everything for \"Range: %s\", which is none", value)
     def whole(value):
         with Client(server()) as client:
             response = client.get("/file.bin", "Range: " + value)
             equal(response.status, 200)
             equal(response["Content-Range"], None)
             same_bytes(response.body, DATA)
+
+
+# ---- Several ranges ----
+
+def parts_of(response):
+    """[(Content-Range, bytes)] of a multipart/byteranges body, read as RFC 2046 has it, and strictly."""
+    match = re.fullmatch(r"multipart/byteranges; boundary=([0-9a-f]{24})", response["Content-Type"])
+    assert match, response
+    equal(response["Content-Range"], None)
+    equal(response.complete, True)
+    boundary = b"--" + match[1].encode()
+    body = b"\r\n" + response.body
+    assert body.endswith(b"\r\n" + boundary + b"--\r\n"), body[-100:]
+    pieces = body.removesuffix(boundary + b"--\r\n").split(b"\r\n" + boundary + b"\r\n")
+    equal(pieces[0], b"")
+    pieces[-1] = pieces[-1].removesuffix(b"\r\n")
+    parts = []
+    for piece in pieces[1:]:
+        head, data = piece.split(b"\r\n\r\n", 1)
+        fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
+        equal(sorted(fields), ["Content-Range", "Content-Type"])
+        equal(fields["Content-Type"], "application/octet-stream")
+        parts.append((fields["Content-Range"], data))
+    return parts
+
+
+def wanted(*ranges, size=SIZE, data=DATA):
+    return [("bytes %d-%d/%d" % (first, last, size), data[first:last + 1]) for first, last in ranges]
+
+
+for value, ranges in (
+        ("bytes=0-1,5-6", ((0, 1), (5, 6))),
+        ("bytes=9000-,0-0", ((9000, 9999), (0, 0))),
+        ("bytes=-1, 0-0 ,4000-4999", ((9999, 9999), (0, 0), (4000, 4999))),
+        ("bytes=0-99,50-149,200-299,300-399,1000-1000", ((0, 149), (200, 399), (1000, 1000))),
+        ("bytes=500-599,20000-,0-99,-0", ((500, 599), (0, 99)))):
+    @case("206 in parts for %s, each with its bytes, its place and the file's type", value)
+    def parts(value, ranges=ranges):
+        with Client(server()) as client:
+            response = client.get("/file.bin", "Range: " + value)
+            equal((response.status, response["ETag"], response["Accept-Ranges"]), (206, etag(), "bytes"))
+            equal(parts_of(response), wanted(*ranges))
+            same_bytes(client.get("/file.bin").body, DATA)
+
+
+@case("a list that comes down to one range is answered with that, not with parts")
+def one_left():
+    for value, first, last in (("bytes=0-99,100-199", 0, 199), ("bytes=10-19,20000-,-0", 10, 19),
+                               ("bytes=5000-,0-5010", 0, 9999), ("bytes=3-3,3-3,3-3", 3, 3)):
+        response = get(server(), "/file.bin", "Range: " + value)
+        equal((response.status, response["Content-Range"]), (206, "bytes %d-%d/%d" % (first, last, SIZE)), value)
+        same_bytes(response.body, DATA[first:last + 1])
+
+
+@case("a list of which nothing lies within the file is 416")
+def none_left():
+    equal(get(server(), "/file.bin", "Range: bytes=10000-,20000-20001,-0").status, 416)
+
+
+@case("no list of ranges costs more than the whole file, which is sent instead of many small parts")
+def bombs():
+    with Client(server()) as client:
+        for value in (",".join("%d-%d" % (i, i) for i in range(0, 128, 2)),      # 64, each with a head of 150 bytes
+                      ",".join("%d-" % i for i in range(60)), ",".join("0-" for _ in range(2000)),
+                      ",".join("-%d" % i for i in range(1, 64)), "0-4990,4999-", "1-,0-0,2-2",
+                      ",".join("%d-%d" % (i, i) for i in range(1500)), "," * 5000 + "0-9999" + "," * 5000):
+            response = client.get("/file.bin", "Range: bytes=" + value)
+            assert len(response.body) <= SIZE, "%s brings %d bytes" % (value[:60], len(response.body))
+            if response.status == 200:
+                same_bytes(response.body, DATA)
+        write(root, "small.bin", data=DATA[:4000])
+        for count, answer in ((64, 200), (20, 206)):
+            field = "Range: bytes=" + ",".join("%d-%d" % (i, i) for i in range(0, 2 * count, 2))
+            equal(client.get("/small.bin", field).status, answer)
+
+
+BIG = content(4 << 20)
+write(root, "big.bin", data=BIG)
+
+
+def big_parts(count):
+    size = len(BIG) // count
+    ranges = [(i * size, i * size + size - 1000) for i in range(count)]
+    return ranges, "Range: bytes=" + ",".join("%d-%d" % item for item in reversed(ranges))
+
+
+@case("64 ranges are served in parts, 65 with the whole file")
+def most():
+    with Client(server()) as client:
+        ranges, field = big_parts(64)
+        equal(parts_of(client.get("/big.bin", field)), wanted(*reversed(ranges), size=len(BIG), data=BIG))
+        same_bytes(client.get("/big.bin", big_parts(65)[1]).body, BIG)
+
+
+@case("parts go by the route a file goes by: none of their bytes is copied")
+def by_reference():
+    ranges, field = big_parts(4)
+    with Server(root, "--receipts") as telling:
+        with Client(telling) as client:
+            equal(len(parts_of(client.get("/big.bin", field))), 4)
+        said = until(lambda: re.search(r"receipt \S+: 1 request: (.*)", telling.errors()), 5, "the receipt")[1]
+        note(said)
+        assert "by reference 4.0 MiB" in said or "aliased 4.0 MiB" in said, said
+        copied = int(re.search(r"copied (\d+) B", said)[1])
+        assert copied < 2000, said
+
+
+@case("parts for a slow reader, with forced routes, and pipelined, are the right bytes")
+def slowly():
+    ranges, field = big_parts(5)
+    right = wanted(*reversed(ranges), size=len(BIG), data=BIG)
+    with Client(server(), receive_buffer=4096) as client:
+        request = "GET /big.bin HTTP/1.1\r\nHost: a\r\n%s\r\n\r\n" % field
+        client.send(request * 3)
+        for _ in range(3):
+            time.sleep(0.02)
+            equal(parts_of(client.response()), right)
+    for route in ("copy", "mmap", "splice"):
+        with Server(root, "--route", route) as forced:
+            equal(parts_of(get(forced, "/big.bin", field)), right, route)
+    with Server(root, "--snapshot") as copying:
+        equal(parts_of(get(copying, "/big.bin", field)), right)
+
+
+@case("a file cut short within its parts ends the response short, and the connection")
+def cut_short():
+    ranges, field = big_parts(3)
+    path = write(root, "cut.bin", data=BIG)
+    with Client(server(), receive_buffer=4096) as client:
+        client.ask("/cut.bin", field.replace("big", "cut"))
+        head = client.head()
+        equal(head.status, 206)
+        os.truncate(path, 1000)
+        length, got = int(head["Content-Length"]), len(client.buffer)
+        while True:
+            data = client.socket.recv(1 << 16)
+            if not data:
+                break
+            got += len(data)
+        assert got < length, "all of it came"
+
+
+@case("If-Range lets several ranges through as it does one")
+def if_range_parts():
+    equal(status("Range: bytes=0-1,5-6", "If-Range: " + etag()), 206)
+    equal(status("Range: bytes=0-1,5-6", 'If-Range: "other"'), 200)
+    equal(status("Range: bytes=0-1,5-6", "If-None-Match: " + etag()), 304)
+    equal(status("Range: bytes=0-1,5-6", method="HEAD"), 200)
 
 
 @case("a range of an empty file is unsatisfiable")

@@ -620,6 +620,105 @@ TEST("the tag is weak while a change could go unseen, and strong then")
     end();
 }
 
+static void begin_precompressed(void)
+{
+    if (root < 0)
+        root = directory_make();
+    const struct files_root_options roots[] = {{.directory = root, .precompressed = true}};
+    begin(&(struct files_options){.roots = roots, .root_count = 1});
+}
+
+/* The result of looking for a sibling, with a helper's help where it is needed. */
+static int find_coded(struct file *file, enum http_coding coding, struct file **ret_coded)
+{
+    struct answer answer = {0};
+    struct files_lookup *lookup;
+    int result = files_find_coded(file, coding, ret_coded);
+    if (result == 0) {
+        if (files_look_up_coded(file, coding, on_found, &answer, &lookup) < 0)
+            abort();
+        sluice_loop_run(loop);
+        result = answer.result;
+        *ret_coded = answer.file;
+    }
+    return result;
+}
+
+TEST("a sibling has the type of its file, its coding, and a tag of its own; by its own name it is another file")
+{
+    begin_precompressed();
+    struct file *file, *coded, *plain;
+    mkdir("coded", 0755);
+    file_write("coded/page.html", "a page");
+    file_write("coded/page.html.gz", "zipped");
+    CHECK_EQ(find("coded/page.html", &file, NULL), 1);
+    CHECK(file->negotiable);
+    CHECK(says(file, "Vary: Accept-Encoding\r\n") && !says(file, "Content-Encoding"));
+    CHECK_EQ(find_coded(file, HTTP_GZIP, &coded), 1);
+    CHECK(!coded->negotiable);
+    CHECK_EQ(coded->coding, HTTP_GZIP);
+    CHECK(says(coded, "Content-Type: text/html; charset=utf-8\r\nContent-Encoding: gzip\r\n"));
+    CHECK(says(coded, "Vary: Accept-Encoding\r\n"));
+    CHECK(coded->etag.length != file->etag.length || memcmp(coded->etag.data, file->etag.data, file->etag.length) != 0);
+    CHECK_EQ(find("coded/page.html.gz", &plain, NULL), 1);
+    CHECK(plain != coded);
+    CHECK(says(plain, "Content-Type: application/gzip\r\n") && !says(plain, "Content-Encoding"));
+    files_release(files, plain);
+    files_release(files, coded);
+    CHECK_EQ(find_coded(file, HTTP_BR, &coded), -ENOENT);
+    files_release(files, file);
+    end();
+}
+
+TEST("without the option no file is negotiable, and none varies")
+{
+    begin(&(struct files_options){0});
+    struct file *file;
+    file_write("alone.html", "a page");
+    CHECK_EQ(find("alone.html", &file, NULL), 1);
+    CHECK(!file->negotiable);
+    CHECK(!says(file, "Vary"));
+    files_release(files, file);
+    end();
+}
+
+TEST("that a sibling is missing is remembered until one is made, changed, or removed again")
+{
+    begin_precompressed();
+    NEEDS_WATCHES
+    struct file *file, *coded;
+    struct files_counts before, after;
+    mkdir("later", 0755);
+    file_write("later/page.html", "a page");
+    warm_up("later/page.html");
+    CHECK_EQ(find("later/page.html", &file, NULL), 1);
+    CHECK_EQ(find_coded(file, HTTP_BR, &coded), -ENOENT);
+    CHECK_EQ(files_find_coded(file, HTTP_BR, &coded), -ENOENT);
+    file_write("later/page.html.br", "brotli");
+    CHECK_EQ(files_find_coded(file, HTTP_BR, &coded), -ENOENT); /* the event has not been read */
+    turn();
+    CHECK_EQ(find_coded(file, HTTP_BR, &coded), 1);
+    files_release(files, coded);
+    turn();
+    files_count(files, &before);
+    CHECK_EQ(find_coded(file, HTTP_BR, &coded), 1);
+    files_release(files, coded);
+    CHECK_EQ(find_coded(file, HTTP_BR, &coded), 1);
+    files_release(files, coded);
+    files_count(files, &after);
+    CHECK(after.hits > before.hits);
+    file_write("later/page.html.br", "brotli again");
+    turn();
+    CHECK_EQ(find_coded(file, HTTP_BR, &coded), 1);
+    CHECK_EQ(coded->size, 12);
+    files_release(files, coded);
+    unlink("later/page.html.br");
+    turn();
+    CHECK_EQ(find_coded(file, HTTP_BR, &coded), -ENOENT);
+    files_release(files, file);
+    end();
+}
+
 TEST("a cancelled lookup calls nobody and leaves nothing behind")
 {
     begin(&(struct files_options){0});

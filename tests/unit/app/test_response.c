@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "check.h"
+#include "http/multipart.h"
 #include "http/response.h"
 
 #include <sluice/sluice.h>
@@ -9,18 +10,15 @@ static char fields_text[RESPONSE_FIELDS_MAX + 128], head[RESPONSE_HEAD_MAX + 128
 static struct response_fields fields;
 static const char *header, *cache; /* what the operator adds */
 
+static struct response_about subject = {.size = 6, .type = "text/plain", .modified = 784111777, .etag = "\"e\""};
+
 static const char *head_of(unsigned status, enum response_connection connection, uint64_t first, uint64_t length)
 {
     response_clock_set(&server_clock, 784111777);
-    const struct response_about about = {
-        .size = 6,
-        .type = "text/plain",
-        .modified = 784111777,
-        .etag = "\"e\"",
-        .header = header,
-        .header_length = header == NULL ? 0 : strlen(header),
-        .cache = cache,
-    };
+    struct response_about about = subject;
+    about.header = header;
+    about.header_length = header == NULL ? 0 : strlen(header);
+    about.cache = cache;
     response_fields_make(&about, fields_text, &fields);
     CHECK(fields.length <= response_fields_room(&about));
     head[response_file_head(head, &server_clock, status, connection, &fields, 6, first, length)] = '\0';
@@ -99,12 +97,76 @@ TEST("the longest head fits")
         .type = "application/vnd.openxmlformats-officedocument.presentationml.presentation; charset=utf-8",
         .modified = 253402300799,
         .etag = "W/\"ffffffffffffffff-ffffffffffffffff-ffffffffffffffff\"",
+        .coding = "zstd",
+        .varies = true,
     };
     response_fields_make(&about, fields_text, &fields);
     CHECK(fields.length <= RESPONSE_FIELDS_MAX);
     response_clock_set(&server_clock, 1);
     CHECK(response_file_head(head, &server_clock, 206, RESPONSE_KEEP_ALIVE, &fields, UINT64_MAX, UINT64_MAX - 1, 1) <=
           RESPONSE_HEAD_MAX);
+    char boundary[MULTIPART_BOUNDARY_LENGTH + 1] = {0};
+    memset(boundary, 'b', MULTIPART_BOUNDARY_LENGTH);
+    CHECK(response_multipart_head(head, &server_clock, RESPONSE_KEEP_ALIVE, &fields, boundary, UINT64_MAX) <=
+          RESPONSE_HEAD_MAX);
+}
+
+TEST("of a file in a content coding, what has a body tells the coding, and everything that it varies")
+{
+    subject.coding = "br";
+    subject.varies = true;
+    static const unsigned statuses[] = {200, 206, 304, 412, 416};
+    for (size_t i = 0; i < sizeof statuses / sizeof statuses[0]; i++) {
+        head_of(statuses[i], RESPONSE_SILENT, 0, 1);
+        CHECK_EQ(strstr(head, "\r\nContent-Encoding: br\r\n") != NULL, statuses[i] < 300);
+        CHECK(strstr(head, "\r\nVary: Accept-Encoding\r\n") != NULL);
+    }
+    subject.coding = NULL;
+    subject.varies = false;
+}
+
+TEST("several parts: a head without a range, a head for each part with the file's type, and a length that is right")
+{
+    static char text[4096];
+    struct http_ranges ranges = {.count = 2, .list = {{1, 2}, {4, 4}}};
+    struct multipart multipart, other;
+    head_of(200, RESPONSE_SILENT, 0, 6);
+    struct slice type = {fields.text + fields.type, fields.after_type - fields.type};
+    CHECK_EQ(multipart_begin(&ranges, type, 6, &multipart), 0);
+    CHECK_EQ(multipart_begin(&ranges, type, 6, &other), 0);
+    CHECK_EQ(strlen(multipart.boundary), MULTIPART_BOUNDARY_LENGTH);
+    CHECK(strcmp(multipart.boundary, other.boundary) != 0);
+    memset(multipart.boundary, 'b', MULTIPART_BOUNDARY_LENGTH);
+
+    size_t length = response_multipart_head(text, &server_clock, RESPONSE_CLOSE, &fields, "B", 321);
+    text[length] = '\0';
+    CHECK_STR(text, expected("HTTP/1.1 206 Partial Content\r\n" START "Connection: close\r\nContent-Length: 321\r\n"
+                             "Content-Type: multipart/byteranges; boundary=B\r\n"
+                             "X-Content-Type-Options: nosniff\r\n" VALIDATORS));
+
+    length = 0;
+    for (unsigned i = 0; i <= 2; i++) {
+        length += multipart_text(&multipart, i, text + length);
+        length += (size_t)sprintf(text + length, "%s", i == 0 ? "xx" : i == 1 ? "y" : "");
+    }
+    CHECK_EQ(multipart_length(&multipart), length);
+    CHECK_STR(text, "--bbbbbbbbbbbbbbbbbbbbbbbb\r\nContent-Type: text/plain\r\n"
+                    "Content-Range: bytes 1-2/6\r\n\r\nxx\r\n"
+                    "--bbbbbbbbbbbbbbbbbbbbbbbb\r\nContent-Type: text/plain\r\n"
+                    "Content-Range: bytes 4-4/6\r\n\r\ny\r\n"
+                    "--bbbbbbbbbbbbbbbbbbbbbbbb--\r\n");
+}
+
+TEST("the longest text of a part fits")
+{
+    char text[MULTIPART_TEXT_MAX];
+    struct http_ranges ranges = {.count = 1, .list = {{UINT64_MAX - 2, UINT64_MAX - 1}}};
+    struct multipart multipart;
+    char type[128] = "Content-Type: application/vnd.openxmlformats-officedocument.presentationml.presentation; "
+                     "charset=utf-8\r\n";
+    CHECK_EQ(multipart_begin(&ranges, (struct slice){type, strlen(type)}, UINT64_MAX, &multipart), 0);
+    size_t length = multipart_text(&multipart, 0, text);
+    CHECK(length > 4 && memcmp(text + length - 4, "\r\n\r\n", 4) == 0);
 }
 
 TEST("the date follows the clock")

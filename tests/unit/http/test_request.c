@@ -117,9 +117,9 @@ TEST("the method is told by its exact letters")
     static const struct {
         const char *text;
         enum http_method method;
-    } cases[] = {{"GET", HTTP_GET},   {"HEAD", HTTP_HEAD},    {"get", HTTP_OTHER},  {"Head", HTTP_OTHER},
-                 {"G", HTTP_OTHER},   {"GETS", HTTP_OTHER},   {"POST", HTTP_OTHER}, {"M-SEARCH", HTTP_OTHER},
-                 {"!#$", HTTP_OTHER}, {"OPTIONS", HTTP_OTHER}};
+    } cases[] = {{"GET", HTTP_GET},   {"HEAD", HTTP_HEAD},       {"get", HTTP_OTHER},    {"Head", HTTP_OTHER},
+                 {"G", HTTP_OTHER},   {"GETS", HTTP_OTHER},      {"POST", HTTP_OTHER},   {"M-SEARCH", HTTP_OTHER},
+                 {"!#$", HTTP_OTHER}, {"OPTIONS", HTTP_OPTIONS}, {"options", HTTP_OTHER}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         CHECK(parse_target(cases[i].text, "/") > 0);
         CHECK_EQ(request.method, cases[i].method);
@@ -392,11 +392,13 @@ TEST("there is a body with a length above zero or chunks, and not otherwise")
     CHECK(parse_with("Content-Length: 0\r\n") > 0);
     CHECK(!request.has_body);
     CHECK(parse_with("Content-Length: 5\r\n") > 0);
-    CHECK(request.has_body);
+    CHECK(request.has_body && !request.chunked);
+    CHECK_EQ(request.content_length, 5);
     CHECK(parse_with("Content-Length: 18446744073709551615\r\n") > 0);
     CHECK(request.has_body);
     CHECK(parse_with("Transfer-Encoding: Chunked\r\n") > 0);
-    CHECK(request.has_body);
+    CHECK(request.has_body && request.chunked);
+    CHECK_EQ(request.content_length, 0);
 }
 
 TEST("framing that two parsers could read differently is refused")
@@ -454,14 +456,18 @@ TEST("a second condition or range is refused, a second field for the log is not"
     CHECK(equals(request.accept_encoding, "e"));
 }
 
-TEST("100-continue is expected only by HTTP/1.1, and other expectations are passed over")
+TEST("100-continue and other expectations are told apart, also in a list, and only of HTTP/1.1")
 {
     CHECK(parse_with("Expect: 100-Continue\r\nContent-Length: 3\r\n") > 0);
-    CHECK(request.expects_continue);
+    CHECK(request.expects_continue && !request.expects_other);
     CHECK(parse_with("Expect: 200-ok\r\n") > 0);
-    CHECK(!request.expects_continue);
-    CHECK(parse("GET / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n") > 0);
-    CHECK(!request.expects_continue);
+    CHECK(!request.expects_continue && request.expects_other);
+    CHECK(parse_with("Expect: , 100-continue ,\r\nExpect: 100-continue;a=b\r\n") > 0);
+    CHECK(request.expects_continue && request.expects_other);
+    CHECK(parse_with("Expect:\r\n") > 0);
+    CHECK(!request.expects_continue && !request.expects_other);
+    CHECK(parse("GET / HTTP/1.0\r\nExpect: 100-continue, 200-ok\r\n\r\n") > 0);
+    CHECK(!request.expects_continue && !request.expects_other);
 }
 
 TEST("two empty lines before the request are passed over and counted, a third is refused")
