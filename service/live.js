@@ -1,9 +1,12 @@
 'use strict';
 (() => {
-  const SPAN = 180;   // seconds that the charts show
+  const SPAN = 180;   // seconds that the charts show at most
+  const STEP = 60;    // they begin with so many, and grow by as many
   const EVERY = 1000; // ms between looks
   const SVG = 'http://www.w3.org/2000/svg';
-  const COLOURS = 8;
+  // By what they stand for, so that a colour means the same today and tomorrow; others get what their place gives.
+  const COLOURS = {'2xx': 1, '3xx': 0, '4xx': 2, '5xx': 3, '1xx': 5, unsent: 7, sendfile: 1, splice: 0, copy: 2, mmap: 3,
+    tee: 5, direct: 4, msg_zerocopy: 6, reference: 1, copied: 2, unknown: 7};
   const byId = id => document.getElementById(id);
 
   // ---- Figures as people read them
@@ -19,7 +22,7 @@
   const count = n => scaled(n, 1000, ['', ' k', ' M', ' G', ' T']);
   const perSecond = n => count(n) + '/s';
   const duration = s => s < 1e-3 ? (s * 1e6).toFixed(0) + ' \u00b5s' : s < 1 ? significant(s * 1e3) + ' ms' : significant(s) + ' s';
-  const share = n => (n * 100).toFixed(n < .1 ? 1 : 0) + ' %';
+  const share = n => (n * 100).toFixed(n < .1 || (n > .9 && n < 1) ? 1 : 0) + ' %';
   const ratio = n => n.toFixed(n !== 0 && n < .1 ? 3 : 2);
   const age = s => {
     const parts = [[86400, 'd'], [3600, 'h'], [60, 'min'], [1, 's']];
@@ -62,6 +65,9 @@
       bytes: rate(a.receipt.bytes, b.receipt.bytes),
       copies: moved > 0 ? (b.receipt.copy_bytes - a.receipt.copy_bytes) / moved : null,
       reference: moved > 0 ? (b.receipt.by_reference - a.receipt.by_reference) / moved : null,
+      'went by reference': rate(a.receipt.by_reference, b.receipt.by_reference),
+      'went copied': rate(a.receipt.copied, b.receipt.copied),
+      'went unknown': rate(a.receipt.unknown, b.receipt.unknown),
       cpu: rate(then.cpu_seconds, now.cpu_seconds),
       p50: quantile(b.durations.bounds, took, .5),
       p90: quantile(b.durations.bounds, took, .9),
@@ -105,6 +111,8 @@
   const charts = [];
   let pointedAt = null; // a time that the pointer is at, in every chart
 
+  const colour = ({label}, index) => 'c' + (COLOURS[label.split(' ').pop()] ?? index % 8);
+
   class Chart {
     // series: () => [{key, label}]. least: the axis does not end below it.
     constructor(id, title, format, series, {stacked = false, base = 10, least = 0} = {}) {
@@ -115,23 +123,24 @@
       byId('charts').append(make('figure', {id: 'chart-' + id}, this.caption, this.svg));
       this.svg.addEventListener('pointermove', event => {
         const box = this.svg.getBoundingClientRect();
-        pointedAt = this.end - (box.right - event.clientX) / box.width * SPAN;
+        pointedAt = this.end - (box.right - event.clientX) / box.width * this.span;
         redraw();
       });
       this.svg.addEventListener('pointerleave', () => { pointedAt = null; redraw(); });
       charts.push(this);
     }
 
-    draw(end) {
+    draw(end, span) {
       const series = this.series(), box = this.svg.getBoundingClientRect();
       const width = Math.max(120, box.width), height = Math.max(60, box.height), foot = height - 18, top = 14;
       this.end = end;
-      const shown = samples.filter(sample => sample.t >= end - SPAN - 2);
+      this.span = span;
+      const shown = samples.filter(sample => sample.t >= end - span - 2);
       const total = sample => series.reduce((sum, {key}) => sum + (sample[key] || 0), 0);
       const highest = Math.max(this.least, 0, ...shown.map(sample =>
         this.stacked ? total(sample) : Math.max(0, ...series.map(({key}) => sample[key] || 0))));
       const most = roundUp(highest, this.base);
-      const x = t => width - (end - t) / SPAN * width, y = value => foot - value / most * (foot - top);
+      const x = t => width - (end - t) / span * width, y = value => foot - value / most * (foot - top);
 
       this.svg.replaceChildren();
       this.svg.setAttribute('viewBox', '0 0 ' + width + ' ' + height);
@@ -139,8 +148,8 @@
         draw(this.svg, 'line', {class: 'grid', x1: 0, x2: width, y1: y(most * part), y2: y(most * part)});
       const number = v => v.toFixed(1);
       const below = new Map(); // of stacked areas, by time
-      series.forEach(({key}, index) => {
-        const colour = 'c' + index % COLOURS;
+      series.forEach((one, index) => {
+        const {key} = one, kind = colour(one, index);
         if (this.stacked) {
           const up = [], down = [];
           for (const sample of shown) {
@@ -149,7 +158,7 @@
             down.unshift(number(x(sample.t)) + ',' + number(y(low)));
             below.set(sample.t, high);
           }
-          if (up.length > 1) draw(this.svg, 'path', {class: 'area ' + colour, d: 'M' + [...up, ...down].join('L') + 'Z'});
+          if (up.length > 1) draw(this.svg, 'path', {class: 'area ' + kind, d: 'M' + [...up, ...down].join('L') + 'Z'});
           return;
         }
         let path = '', under = '', from = null, last = null;
@@ -166,23 +175,24 @@
           last = x(sample.t);
         }
         close();
-        if (series.length === 1 && under) draw(this.svg, 'path', {class: 'under ' + colour, d: under});
-        if (path) draw(this.svg, 'path', {class: 'line ' + colour, d: path});
+        if (series.length === 1 && under) draw(this.svg, 'path', {class: 'under ' + kind, d: under});
+        if (path) draw(this.svg, 'path', {class: 'line ' + kind, d: path});
       });
       draw(this.svg, 'text', {x: 2, y: y(most) - 3}, this.format(most));
       draw(this.svg, 'text', {x: 2, y: y(most / 2) - 3}, this.format(most / 2));
-      for (const [seconds, anchor] of [[180, 'start'], [120, 'middle'], [60, 'middle'], [0, 'end']])
-        draw(this.svg, 'text', {x: x(end - seconds), y: height - 4, 'text-anchor': anchor},
-          seconds ? '\u2212' + seconds / 60 + ' min' : 'now');
+      for (let part = 0; part <= 3; part++)
+        draw(this.svg, 'text', {x: width * part / 3, y: height - 4, 'text-anchor': ['start', 'middle', 'middle', 'end'][part]},
+          part < 3 ? '\u2212' + age(span * (3 - part) / 3) : 'now');
 
       let at = shown[shown.length - 1];
       if (pointedAt !== null && shown.length > 0) {
         at = shown.reduce((best, sample) => Math.abs(sample.t - pointedAt) < Math.abs(best.t - pointedAt) ? sample : best);
         draw(this.svg, 'line', {class: 'cross', x1: x(at.t), x2: x(at.t), y1: top, y2: foot});
       }
-      const legend = series.map(({key, label}, index) => {
+      const legend = series.map((one, index) => {
+        const {key, label} = one;
         const value = at && at[key] !== null && at[key] !== undefined ? this.format(at[key]) : '\u2013';
-        return make('span', {class: 'c' + index % COLOURS, 'data-key': key}, make('i', {}, label + ' ' + value));
+        return make('span', {class: colour(one, index), 'data-key': key}, make('i', {}, label + ' ' + value));
       });
       this.caption.replaceChildren(make('b', {}, this.title), ...legend);
       this.svg.setAttribute('aria-label', this.title + ': ' + legend.map(item => item.textContent).join(', '));
@@ -191,7 +201,9 @@
 
   const redraw = () => {
     if (samples.length === 0) return;
-    for (const chart of charts) chart.draw(samples[samples.length - 1].t);
+    const end = samples[samples.length - 1].t;
+    const span = Math.min(SPAN, Math.max(1, Math.ceil((end - samples[0].t) / STEP)) * STEP);
+    for (const chart of charts) chart.draw(end, span);
   };
 
   // ---- Tiles and tables
@@ -268,21 +280,22 @@
 
   const addCharts = status => {
     const one = (key, label) => () => [{key, label}];
+    // Those that there was anything of.
     const known = prefix => () => {
       const keys = new Set();
-      for (const sample of samples) for (const key in sample) if (key.startsWith(prefix)) keys.add(key);
-      return [...keys].map(key => ({key, label: key.slice(prefix.length)}));
+      for (const sample of samples) for (const key in sample) if (key.startsWith(prefix) && sample[key] > 0) keys.add(key);
+      return [...keys].sort().map(key => ({key, label: key.slice(prefix.length)}));
     };
     new Chart('throughput', 'Throughput', bytesPerSecond, one('bytes', ''), {base: 1024});
     new Chart('copies', 'Copies per byte', ratio, one('copies', ''), {least: 1});
+    new Chart('went', 'How bytes went', bytesPerSecond, known('went '), {stacked: true, base: 1024});
     new Chart('routes', 'Bytes by route', bytesPerSecond, known('route '), {stacked: true, base: 1024});
     new Chart('latency', status.totals.responses ? 'Time to respond' : 'Time to connect', duration,
       () => [{key: 'p50', label: 'half within'}, {key: 'p90', label: '90 %'}, {key: 'p99', label: '99 %'}], {least: .001});
     new Chart('connections', 'Connections', count, one('open', 'open'), {least: 4});
+    new Chart('accepted', 'New connections', perSecond, one('accepted', ''), {least: 4});
     if (status.totals.responses)
       new Chart('responses', 'Responses', perSecond, known('class '), {stacked: true, least: 4});
-    else
-      new Chart('accepted', 'Accepted', perSecond, one('accepted', ''), {least: 4});
     new Chart('cpu', 'CPU of the workers', share, one('cpu', ''), {least: .1});
   };
 
