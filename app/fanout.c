@@ -535,10 +535,13 @@ static bool route_can_serve(const struct fanout *fanout)
     enum sluice_end_kind source = sluice_end_kind(fanout->input.end);
     if (fanout->segment.kind == SLUICE_SEGMENT_STREAM && (source == SLUICE_END_FILE || source == SLUICE_END_BLOCK))
         source = SLUICE_END_PIPE; /* read as one */
-    for (unsigned i = 0; i < fanout->sink_count; i++)
-        if (!routes_check("sluice fanout", fanout->route, source, 0, kind_of(fanout->sinks[i].name),
-                          fanout->sink_count))
-            return false;
+    for (unsigned i = 0; i < fanout->sink_count; i++) {
+        struct failure failure;
+        if (routes_check(fanout->route, source, 0, kind_of(fanout->sinks[i].name), fanout->sink_count, &failure) == 0)
+            continue;
+        fprintf(stderr, "sluice fanout: --route %s\n", failure.text);
+        return false;
+    }
     return true;
 }
 
@@ -601,9 +604,13 @@ int fanout_main(int argc, char **argv)
     int code = options_parse_or_exit_code(&versioned, argc, argv, &fanout.options, &positionals);
     if (code >= 0)
         return code;
-    int route = routes_parse("sluice fanout", fanout.options.route);
-    if (route < 0)
+    struct failure failure;
+    int route = routes_parse(fanout.options.route, &failure);
+    if (route < 0) {
+        fprintf(stderr, "sluice fanout: --route %s\n", failure.text);
+        options_print_hint(&versioned, stderr);
         return EXIT_CODE_USAGE;
+    }
     signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error of that sink */
     fanout.route = (enum sluice_route)route;
     fanout.input = (struct place){.name = fanout.options.input, .fd = -1, .flags = -1};

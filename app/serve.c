@@ -10,12 +10,14 @@
 #include "http/site.h"
 #include "service/address.h"
 #include "service/admin.h"
+#include "service/config_file.h"
 #include "service/confine.h"
 #include "service/crossovers.h"
 #include "service/descriptors.h"
 #include "service/log.h"
 #include "service/loop.h"
 #include "service/options.h"
+#include "service/rotated_log.h"
 #include "service/routes.h"
 #include "service/status.h"
 #include "service/supervisor.h"
@@ -32,15 +34,19 @@
 #include <time.h>
 #include <unistd.h>
 
+#define PROGRAM "sluice serve"
+
 struct serve_options {
-    const char *listen, *congestion, *index, *route, *loop, *access_log, *admin;
+    const char *config, *listen, *congestion, *root, *index, *route, *access_log, *admin;
     uint64_t workers, max_connections;
-    uint64_t header_timeout, idle_timeout, send_timeout, drain_timeout;
-    bool listing, precompressed, snapshot, sqpoll, receipts, confine, verbose, admin_anywhere;
+    uint64_t header_timeout, idle_timeout, send_timeout, drain_timeout, retire_timeout;
+    unsigned loop, access_log_format;
+    bool check_config, listing, precompressed, snapshot, sqpoll, receipts, confine, verbose, admin_anywhere;
 };
 
 #define MEMBER(name) offsetof(struct serve_options, name)
 #define TIMEOUT_MAX (24u * 3600 * 1000)
+#define GENERATIONS_MAX 8 /* at a time, so many workers: more reloads wait for old workers to drain */
 
 static const struct option_spec option_table[] = {
     {.type = OPTION_HEADING, .help = "Listening"},
@@ -56,6 +62,8 @@ static const struct option_spec option_table[] = {
      OPTION_TEXT, MEMBER(congestion), .default_text = NULL},
 
     {.type = OPTION_HEADING, .help = "Files"},
+    {"root", 'r', "DIR", "the directory to serve, as if DIR stood by itself; default: the current one", OPTION_TEXT,
+     MEMBER(root), .default_text = NULL},
     {"index", 0, "NAME", "the file that stands for its directory", OPTION_TEXT, MEMBER(index),
      .default_text = "index.html"},
     {"listing", 0, NULL, "list directories that have no index; --no-listing answers 403 there", OPTION_FLAG,
@@ -68,8 +76,8 @@ static const struct option_spec option_table[] = {
      MEMBER(route), .default_text = "auto"},
 
     {.type = OPTION_HEADING, .help = "Loop"},
-    {"loop", 0, "KIND", "what carries everything: epoll or io_uring; auto: whichever is cheaper here", OPTION_TEXT,
-     MEMBER(loop), .default_text = "auto"},
+    {"loop", 0, "KIND", "what carries everything; auto: whichever is cheaper here", OPTION_CHOICE, MEMBER(loop),
+     .default_text = "auto", .choices = loop_kinds},
     {"sqpoll", 0, NULL,
      "with --loop io_uring: the kernel looks for work by itself, which keeps a CPU busy for each worker", OPTION_FLAG,
      MEMBER(sqpoll), .default_text = NULL},
@@ -83,10 +91,21 @@ static const struct option_spec option_table[] = {
      .default_text = "60s", .min = 1, .max = TIMEOUT_MAX},
     {"drain-timeout", 0, "TIME", "for responses under way when sluice is told to end", OPTION_DURATION,
      MEMBER(drain_timeout), .default_text = "30s", .min = 1, .max = TIMEOUT_MAX},
+    {"retire-timeout", 0, "TIME", "for connections that the old workers have after a reload; 0: as long as they last",
+     OPTION_DURATION, MEMBER(retire_timeout), .default_text = "0", .min = 0, .max = 7 * (uint64_t)TIMEOUT_MAX},
+
+    {.type = OPTION_HEADING, .help = "Configuration"},
+    {"config", 'c', "FILE", "read what is not given here from FILE, where the same names are keys", OPTION_TEXT,
+     MEMBER(config), .default_text = NULL},
+    {"check-config", 0, NULL, "read the configuration, say whether it is right, and end", OPTION_FLAG,
+     MEMBER(check_config), .default_text = NULL},
 
     {.type = OPTION_HEADING, .help = "Reporting"},
-    {"access-log", 0, "PATH", "log requests in the combined format; - for standard output. Default: no log",
-     OPTION_TEXT, MEMBER(access_log), .default_text = NULL},
+    {"access-log", 0, "PATH", "log requests; - for standard output. Default: no log", OPTION_TEXT, MEMBER(access_log),
+     .default_text = NULL},
+    {"access-log-format", 0, "FORMAT",
+     "how a request is logged: in the combined format, or as an object of JSON a line", OPTION_CHOICE,
+     MEMBER(access_log_format), .default_text = "combined", .choices = log_formats},
     {"admin", 0, "ADDR:PORT",
      "answer there with metrics for Prometheus (/metrics), the same and more as JSON (/status.json), and a live page "
      "(/). Default: nowhere",
@@ -104,6 +123,7 @@ static const struct option_spec option_table[] = {
      MEMBER(confine), .default_text = "yes"},
     {.type = OPTION_END},
 };
+#define OPTION_COUNT (sizeof option_table / sizeof option_table[0])
 
 static const char *const examples[] = {
     "sluice serve ~/Videos",
@@ -112,20 +132,313 @@ static const char *const examples[] = {
     "to everybody who can reach it, showing requests",
     "sluice serve . --receipts --route copy",
     "copying everything, to compare",
+    "sluice serve --config /etc/sluice/serve.conf --check-config",
+    "is the file right?",
     NULL,
 };
 
-struct serve {
+static struct command_spec command_for(const char **given)
+{
+    return (struct command_spec){
+        .program = PROGRAM,
+        .positionals = "[DIR]",
+        .positional_max = 1,
+        .summary = "Serve the files beneath DIR (default: the current directory) over HTTP/1.1, without copying them "
+                   "through user space. Files and directories whose names begin with a dot are hidden. What is not "
+                   "given on the command line may stand in a file (--config), where the same names are keys; see "
+                   "sluice-serve(1).",
+        .version = sluice_version(),
+        .options = option_table,
+        .examples = examples,
+        .footer = "SIGHUP reads the file again and opens the logs anew: new workers take new connections, the old ones "
+                  "end with theirs. SIGTERM or SIGINT ends it after the responses under way; SIGUSR1 prints the totals "
+                  "so far.",
+        .given = given,
+    };
+}
+
+/* What sluice serve was told, by the command line and by a file. */
+struct serve_config {
     struct serve_options options;
     enum sluice_route route;
+    struct config_storage *storage; /* what strings of the file lie in */
+};
+
+/* ---- Configuration --------------------------------------------------------------------------------------------- */
+
+static void config_free(struct serve_config *config)
+{
+    const struct command_spec command = command_for(NULL);
+    options_free_lists(&command, &config->options);
+    config_forget(&config->storage);
+    *config = (struct serve_config){0};
+}
+
+/* What options say together. */
+static int check_config(struct serve_config *config, const struct config_origin *origin, struct failure *failure)
+{
+    const struct serve_options *options = &config->options;
+    struct failure why;
+    int route = routes_parse(options->route, &why);
+    if (route < 0 || routes_check((enum sluice_route)route, SLUICE_END_FILE,
+                                  options->snapshot ? SLUICE_END_SNAPSHOT : 0, SLUICE_END_TCP, 1, &why) < 0)
+        return config_wrong(origin, "route", -EINVAL, failure, "%.600s", why.text);
+    config->route = (enum sluice_route)route;
+    if (options->index[0] == '\0' || options->index[0] == '.' || strchr(options->index, '/') != NULL ||
+        strlen(options->index) > NAME_MAX)
+        return config_wrong(origin, "index", -EINVAL, failure, "takes a file name that is not hidden, not \"%.100s\"",
+                            options->index);
+    if (options->sqpoll && options->loop != SLUICE_LOOP_IO_URING)
+        return config_wrong(origin, "sqpoll", -EINVAL, failure, "this needs loop io_uring, not %s",
+                            loop_kinds[options->loop]);
+    if (options->root == NULL)
+        return config_wrong(origin, "root", -EINVAL, failure, "which directory to serve is not said; write root = DIR");
+    return 0;
+}
+
+/* options: as they were parsed, given and positionals, too. */
+static int finish_config(struct serve_config *config, const struct command_spec *command,
+                         const struct positionals *positionals, struct failure *failure)
+{
+    struct serve_options *options = &config->options;
+    struct config_origin origin = {.command = command};
+    unsigned lines[OPTION_COUNT];
+    if (positionals->count > 0) {
+        if (options->root != NULL)
+            return failure_set(failure, -EINVAL, PROGRAM ": two directories, %.200s and --root %.200s: give one",
+                               positionals->items[0], options->root);
+        options->root = positionals->items[0];
+    }
+    if (options->config != NULL) {
+        const char *root = options->root;
+        const struct config_reader reader = {
+            .path = options->config,
+            .command = command,
+            .size = sizeof *options,
+            .section_offset = sizeof *options,
+            .storage = &config->storage,
+            .grammar = "KEY = VALUE, or a comment that begins with #",
+        };
+        int result = config_file_read(&reader, options, lines, &origin, failure);
+        if (result < 0)
+            return result;
+        if (root != NULL)
+            options->root = root;
+    } else if (options->root == NULL) {
+        options->root = ".";
+    }
+    return check_config(config, &origin, failure);
+}
+
+/* The same arguments may be parsed again: options_parse changes their order. */
+static char **copy_arguments(int argc, char **argv, struct failure *failure)
+{
+    char **copy = calloc((size_t)argc + 1, sizeof *copy);
+    if (copy == NULL)
+        failure_set(failure, -ENOMEM, PROGRAM ": out of memory");
+    else if (argc > 0)
+        memcpy(copy, argv, (size_t)argc * sizeof *copy);
+    return copy;
+}
+
+/* The same again from the same arguments, for a reload. Returns 0 or a negative errno. */
+static int config_again(int argc, char **argv, struct serve_config *ret_config, struct failure *failure)
+{
+    const char *given[OPTION_COUNT];
+    const struct command_spec command = command_for(given);
+    struct serve_config config = {0};
+    struct positionals positionals;
+    CLEANUP_FREE char **copy = copy_arguments(argc, argv, failure);
+    if (copy == NULL)
+        return -ENOMEM;
+    int result = options_parse(&command, argc, copy, &config.options, &positionals, failure);
+    if (result == 0)
+        result = finish_config(&config, &command, &positionals, failure);
+    if (result < 0)
+        config_free(&config);
+    else
+        *ret_config = config;
+    return result;
+}
+
+/* ---- A configuration at work ------------------------------------------------------------------------------------ */
+
+/* Made by the supervisor, once at the start and once for every reload. Workers use the one that they were forked with
+ * until the last of their connections has ended. */
+struct generation {
+    struct serve_config config;
     struct sluice_loop_options loop;
     struct http_sites sites;
     int listener, admin; /* admin: -1: none */
     char directory[PATH_MAX];
     struct address address;
-    struct log *access_log, *error_log; /* standard error is error_log's and the receipts' */
-    struct tally tally;                 /* of struct http_totals */
+    bool has_previous_listener, has_previous_admin; /* they are other descriptors of the same sockets */
+    struct rotated_log access_log;
     unsigned workers, connections_each, open_files_each;
+};
+
+/* How many connections and open files a worker may have. */
+static void share_descriptors(struct generation *generation)
+{
+    const struct serve_options *options = &generation->config.options;
+    /* An eighth for files nobody is using. Of what is left a quarter for files in use, for pipes, and for the loop. */
+    uint64_t descriptors = descriptors_raise_limit();
+    uint64_t files = descriptors / 8 < 8192 ? descriptors / 8 : 8192;
+    uint64_t connections = (descriptors - files) / 4 * 3;
+    if (options->max_connections > 0) {
+        uint64_t each = (options->max_connections + generation->workers - 1) / generation->workers;
+        if (each < connections)
+            connections = each;
+    }
+    generation->open_files_each = files < 1 ? 1 : (unsigned)files;
+    generation->connections_each = connections < 1 ? 1 : (unsigned)connections;
+}
+
+static int open_root(struct generation *generation, struct failure *failure)
+{
+    const struct serve_options *options = &generation->config.options;
+    const char *path = options->root;
+    const struct http_site site = {
+        .root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC),
+        .index = options->index,
+        .listing = options->listing,
+        .precompressed = options->precompressed,
+    };
+    int code = site.root < 0 || faccessat(site.root, ".", X_OK, 0) < 0 || realpath(path, generation->directory) == NULL
+                   ? -errno
+                   : 0;
+    if (http_sites_add(&generation->sites, &site) < 0)
+        return failure_set(failure, -ENOMEM, "out of memory");
+    if (code == 0)
+        return 0;
+    errno = -code;
+    return failure_set(failure, -errno, "cannot serve %.300s: %s (%s)", path, text_errno_meaning(errno),
+                       text_errno_name(errno));
+}
+
+static int listen_anew(struct generation *generation, const struct address *address, struct failure *failure)
+{
+    const struct listen_options options = {.congestion = generation->config.options.congestion};
+    int r = address_listen(address, &options, &generation->listener, failure);
+    if (r < 0)
+        return r;
+    /* Accepted sockets inherit it. The library says itself where more follows. */
+    int on = 1;
+    if (setsockopt(generation->listener, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0)
+        return failure_set(failure, -errno, "TCP_NODELAY: %s", text_errno_meaning(errno));
+    r = address_of_socket(generation->listener, &generation->address);
+    return r < 0 ? failure_set(failure, r, "getsockname: %s", text_errno_meaning(r)) : 0;
+}
+
+static bool same_text(const char *one, const char *other)
+{
+    return one == NULL || other == NULL ? one == other : strcmp(one, other) == 0;
+}
+
+/* One more descriptor of a socket. */
+static int share_socket(int fd, int *ret_fd, struct failure *failure)
+{
+    *ret_fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    return *ret_fd >= 0 ? 0
+                        : failure_set(failure, -errno, "one more descriptor of a listening socket: %s",
+                                      text_errno_meaning(errno));
+}
+
+static int start_listening(struct generation *generation, const struct generation *previous, struct failure *failure)
+{
+    const struct serve_options *options = &generation->config.options;
+    struct address address;
+    if (previous != NULL && same_text(previous->config.options.listen, options->listen)) {
+        generation->has_previous_listener = true;
+        generation->address = previous->address;
+        return share_socket(previous->listener, &generation->listener, failure);
+    }
+    int r = address_parse(options->listen, &address, failure);
+    return r < 0 ? r : listen_anew(generation, &address, failure);
+}
+
+static int start_admin_listener(struct generation *generation, const struct generation *previous,
+                                struct failure *failure)
+{
+    const struct serve_options *options = &generation->config.options;
+    if (options->admin == NULL)
+        return 0;
+    if (previous == NULL || !same_text(previous->config.options.admin, options->admin))
+        return admin_listen("admin", options->admin, options->admin_anywhere, &generation->admin, failure);
+    generation->has_previous_admin = true;
+    return share_socket(previous->admin, &generation->admin, failure);
+}
+
+/* Frees what was not handed over; NULL is fine. Sockets that nobody else uses end to listen only when the last process
+ * closes them. */
+static void generation_free(struct generation *generation)
+{
+    if (generation == NULL)
+        return;
+    rotated_log_close(&generation->access_log);
+    close_fd(generation->listener);
+    close_fd(generation->admin);
+    http_sites_free(&generation->sites);
+    config_free(&generation->config);
+    free(generation);
+}
+
+/* Takes config, also on failure. What can be checked without changing anything outside; previous is NULL at the start.
+ * Returns 0 or a negative errno. */
+static int generation_prepare(struct serve_config *config, const struct generation *previous,
+                              struct generation **ret_generation, struct failure *failure)
+{
+    struct generation *generation = calloc(1, sizeof *generation);
+    if (generation == NULL) {
+        config_free(config);
+        return failure_set(failure, -ENOMEM, "out of memory");
+    }
+    *generation = (struct generation){.config = *config, .listener = -1, .admin = -1};
+    const struct serve_options *options = &generation->config.options;
+    int r = 0;
+    if (previous != NULL && options->loop == previous->config.options.loop &&
+        options->sqpoll == previous->config.options.sqpoll)
+        generation->loop = previous->loop;
+    else
+        r = loop_choose(options->loop, options->sqpoll, &generation->loop, failure);
+    if (r == 0 && options->congestion != NULL)
+        r = address_congestion_check(options->congestion, failure);
+    if (r == 0)
+        r = open_root(generation, failure);
+    if (r < 0) {
+        generation_free(generation);
+        return r;
+    }
+    generation->workers = options->workers > 0 ? (unsigned)options->workers : supervisor_cpu_count();
+    share_descriptors(generation);
+    *ret_generation = generation;
+    return 0;
+}
+
+/* The rest: sockets and logs. Returns 0 or a negative errno. */
+static int generation_open(struct generation *generation, const struct generation *previous, struct failure *failure)
+{
+    const struct serve_options *options = &generation->config.options;
+    int r = start_listening(generation, previous, failure);
+    if (r == 0)
+        r = start_admin_listener(generation, previous, failure);
+    if (r < 0)
+        return r;
+    return rotated_log_open(options->access_log, (enum log_format)options->access_log_format,
+                            previous != NULL ? &previous->access_log : NULL, &generation->access_log, failure);
+}
+
+/* ---- Process --------------------------------------------------------------------------------------------------- */
+
+struct serve {
+    int argc;
+    char **argv;
+    struct generation *current;
+    struct generation *fallback; /* during a reload: what was current before */
+    struct supervisor_options supervisor;
+    struct log *error_log; /* standard error; the receipts' too */
+    struct tally tally;    /* of struct http_totals */
+    unsigned reloads;      /* that were done */
 };
 
 /* ---- Worker ---------------------------------------------------------------------------------------------------- */
@@ -138,15 +451,28 @@ struct serving {
     struct admin *admin;
 };
 
-static void on_stop(void *context)
+static void end(struct serving *serving, bool gently)
 {
-    struct serving *serving = context;
-    /* The supervisor and the other workers have the socket open, too: as long as it listens, the kernel would take
-     * connections that nobody accepts. All workers are told to stop at the same time. */
-    shutdown(serving->serve->listener, SHUT_RDWR);
     admin_stop(serving->admin);
     serving->admin = NULL;
-    http_server_drain(serving->server);
+    if (gently)
+        http_server_retire(serving->server);
+    else
+        http_server_drain(serving->server);
+}
+
+static void on_control(void *context)
+{
+    struct serving *serving = context;
+    enum worker_order order;
+    unsigned number = 0;
+    int fd = -1;
+    while ((order = worker_hear(serving->worker, &fd, &number)) != WORKER_NO_ORDER) {
+        if (order == WORKER_REPLACE)
+            rotated_log_take(&serving->serve->current->access_log, fd, number);
+        else
+            end(serving, order == WORKER_RETIRE);
+    }
 }
 
 static void on_drained(void *context)
@@ -157,38 +483,38 @@ static void on_drained(void *context)
 
 static void flush_logs(struct serve *serve)
 {
-    if (serve->access_log != NULL)
-        log_flush(serve->access_log);
+    if (serve->current->access_log.log != NULL)
+        log_flush(serve->current->access_log.log);
     log_flush(serve->error_log);
 }
 
 static void on_turn(void *context)
 {
     struct serving *serving = context;
-    struct serve *serve = serving->serve;
     http_server_turn(serving->server);
-    flush_logs(serve);
+    flush_logs(serving->serve);
 }
 
 static int confine(struct serve *serve, unsigned index)
 {
-    CLEANUP_FREE int *directories = calloc(serve->sites.count, sizeof *directories);
+    const struct http_sites *sites = &serve->current->sites;
+    CLEANUP_FREE int *directories = calloc(sites->count, sizeof *directories);
     if (directories == NULL)
         return -ENOMEM;
-    for (unsigned i = 0; i < serve->sites.count; i++)
-        directories[i] = serve->sites.items[i].root;
+    for (unsigned i = 0; i < sites->count; i++)
+        directories[i] = sites->items[i].root;
     const struct confine_options options = {
         .groups = CONFINE_ACCEPT | CONFINE_THREADS | CONFINE_WATCH_FILES,
         .read_directories = directories,
-        .read_directory_count = serve->sites.count,
+        .read_directory_count = sites->count,
     };
-    return confine_worker_saying(&options, "sluice serve", serve->options.verbose && index == 0, serve->error_log);
+    return confine_worker_saying(&options, PROGRAM, serve->current->config.options.verbose && index == 0,
+                                 serve->error_log);
 }
 
 static int fail(struct serve *serve, const char *what, int code)
 {
-    log_say(serve->error_log, "sluice serve: worker: %s: %s (%s)", what, text_errno_meaning(code),
-            text_errno_name(code));
+    log_say(serve->error_log, PROGRAM ": worker: %s: %s (%s)", what, text_errno_meaning(code), text_errno_name(code));
     return EXIT_CODE_FAILED;
 }
 
@@ -211,26 +537,28 @@ static void write_totals(void *context, FILE *out, const struct tally_worker *wo
     http_totals_write_json(out, worker == NULL ? &sum : tally_counters(&serve->tally, worker->slot));
 }
 
-static void describe(const struct serve *serve, char *buffer, size_t size)
+static void describe(const struct generation *generation, char *buffer, size_t size)
 {
     char url[ADDRESS_TEXT_MAX + 16];
-    address_format_url(&serve->address, url, sizeof url);
-    snprintf(buffer, size, "%s at %s", serve->directory, url);
+    address_format_url(&generation->address, url, sizeof url);
+    snprintf(buffer, size, "%s at %s", generation->directory, url);
 }
 
 static void write_status(void *context, FILE *out)
 {
     struct serve *serve = context;
     char about[PATH_MAX + ADDRESS_TEXT_MAX + 32];
-    struct serve_options in_force = serve->options; /* with what was left to sluice */
-    in_force.workers = serve->workers;
-    in_force.max_connections = (uint64_t)serve->workers * serve->connections_each;
-    describe(serve, about, sizeof about);
+    const struct generation *generation = serve->current;
+    struct serve_options in_force = generation->config.options; /* with what was left to sluice */
+    in_force.workers = generation->workers;
+    in_force.max_connections = (uint64_t)generation->workers * generation->connections_each;
+    describe(generation, about, sizeof about);
     const struct status status = {
-        .program = "sluice serve",
+        .program = PROGRAM,
         .about = about,
         .options = option_table,
         .values = &in_force,
+        .reloads = serve->reloads,
         .tally = &serve->tally,
         .write_totals = write_totals,
         .context = serve,
@@ -242,7 +570,7 @@ static int start_admin(struct serving *serving)
 {
     const struct admin_options options = {
         .loop = serving->loop,
-        .listener = serving->serve->admin,
+        .listener = serving->serve->current->admin,
         .write_metrics = write_metrics,
         .write_status = write_status,
         .context = serving->serve,
@@ -253,40 +581,43 @@ static int start_admin(struct serving *serving)
 static int worker_main(void *context, struct worker *worker)
 {
     struct serve *serve = context;
-    const struct serve_options *given = &serve->options;
+    const struct generation *generation = serve->current;
+    const struct serve_options *given = &generation->config.options;
     struct serving serving = {.serve = serve, .worker = worker};
-    struct sluice_watch *stop_watch = NULL;
+    struct sluice_watch *watch = NULL;
 
+    serve->reloads = worker->reloads;
+    generation_free(serve->fallback); /* its descriptors would be kept for nothing */
     /* The loop first: seccomp does not let a worker make rings. */
-    int r = sluice_loop_new(&serve->loop, &serving.loop);
+    int r = sluice_loop_new(&generation->loop, &serving.loop);
     if (r < 0)
         return fail(serve, "making the loop", r);
     if (given->confine && confine(serve, worker->index) < 0)
         return WORKER_EXIT_GIVE_UP;
     struct http_server_options options = {
         .loop = serving.loop,
-        .sites = &serve->sites,
+        .sites = &generation->sites,
         .snapshot = given->snapshot,
         .walk = getenv("SLUICE_NO_OPENAT2") != NULL, /* for tests */
-        .route = serve->route,
+        .route = generation->config.route,
         .header_timeout = (unsigned)given->header_timeout,
         .idle_timeout = (unsigned)given->idle_timeout,
         .send_timeout = (unsigned)given->send_timeout,
-        .max_connections = serve->connections_each,
-        .open_files = serve->open_files_each,
-        .access_log = serve->access_log,
+        .max_connections = generation->connections_each,
+        .open_files = generation->open_files_each,
+        .access_log = generation->access_log.log,
         .receipt_log = given->receipts ? serve->error_log : NULL,
         .error_log = serve->error_log,
         .totals = tally_begin(&serve->tally, worker),
-        .timed = serve->admin >= 0,
+        .timed = generation->admin >= 0,
         .drained = on_drained,
         .context = &serving,
     };
     r = http_server_new(&options, &serving.server);
     if (r == 0)
-        r = sluice_loop_watch(serving.loop, worker->stop_fd, on_stop, &serving, &stop_watch);
+        r = sluice_loop_watch(serving.loop, worker->control_fd, on_control, &serving, &watch);
     if (r == 0)
-        r = http_server_listen(serving.server, serve->listener);
+        r = http_server_listen(serving.server, generation->listener);
     if (r == 0)
         r = start_admin(&serving);
     if (r == 0) {
@@ -299,7 +630,7 @@ static int worker_main(void *context, struct worker *worker)
     on_turn(&serving);
     admin_stop(serving.admin);
     http_server_free(serving.server);
-    sluice_watch_free(stop_watch);
+    sluice_watch_free(watch);
     sluice_loop_free(serving.loop);
     flush_logs(serve);
     return EXIT_CODE_DONE;
@@ -309,16 +640,97 @@ static int worker_main(void *context, struct worker *worker)
 
 static void on_ready(void *context)
 {
-    struct serve *serve = context;
+    const struct serve *serve = context;
+    const struct generation *generation = serve->current;
     char about[PATH_MAX + ADDRESS_TEXT_MAX + 32], url[ADDRESS_TEXT_MAX + 16];
     struct address admin;
-    describe(serve, about, sizeof about);
-    printf("sluice: serving %s (%u worker%s)\n", about, serve->workers, serve->workers == 1 ? "" : "s");
-    if (serve->admin >= 0 && address_of_socket(serve->admin, &admin) == 0) {
+    describe(generation, about, sizeof about);
+    printf("sluice: serving %s (%u worker%s)\n", about, generation->workers, generation->workers == 1 ? "" : "s");
+    if (generation->admin >= 0 && address_of_socket(generation->admin, &admin) == 0) {
         address_format_url(&admin, url, sizeof url);
         printf("sluice: live page, status and metrics at %s\n", url);
     }
     fflush(stdout);
+}
+
+/* How long workers may drain is as the configuration in force says. */
+static void set_times(struct serve *serve)
+{
+    serve->supervisor.drain_ms = serve->current->config.options.drain_timeout;
+    serve->supervisor.retire_ms = serve->current->config.options.retire_timeout;
+}
+
+/* The configuration stays, but its log may have been renamed. */
+static void reopen_log(struct serve *serve)
+{
+    struct failure failure;
+    if (rotated_log_reopen(&serve->current->access_log, &failure) < 0)
+        log_say(serve->error_log, PROGRAM ": %s; going on in the old file", failure.text);
+}
+
+static int on_reload(void *context, unsigned *workers)
+{
+    struct serve *serve = context;
+    struct serve_config config;
+    struct generation *next = NULL;
+    struct failure failure = {0};
+    int r = config_again(serve->argc, serve->argv, &config, &failure);
+    if (r == 0)
+        r = generation_prepare(&config, serve->current, &next, &failure);
+    if (r == 0)
+        r = generation_open(next, serve->current, &failure);
+    if (r < 0) {
+        generation_free(next);
+        log_say(serve->error_log, PROGRAM ": not reloaded, all goes on as before: %s", failure.text);
+        reopen_log(serve);
+        return r;
+    }
+    *workers = next->workers;
+    serve->fallback = serve->current;
+    serve->current = next;
+    set_times(serve);
+    return 0;
+}
+
+/* Of the sockets that the other generation does not use; workers that drain, or were forked for nothing, have them
+ * open, too. Of two generations the later one knows what it took over. */
+static void end_listening(const struct generation *generation, const struct generation *later)
+{
+    if (!later->has_previous_listener)
+        shutdown(generation->listener, SHUT_RDWR);
+    if (generation->admin >= 0 && !later->has_previous_admin)
+        shutdown(generation->admin, SHUT_RDWR);
+}
+
+static void on_reloaded(void *context, bool done)
+{
+    struct serve *serve = context;
+    struct generation *next = serve->current, *before = serve->fallback;
+    serve->fallback = NULL;
+    if (!done) {
+        serve->current = before;
+        set_times(serve);
+        reopen_log(serve);
+    }
+    end_listening(done ? before : next, next);
+    generation_free(done ? before : next);
+    if (done)
+        on_ready(serve);
+}
+
+static int on_replacement(void *context, unsigned which, unsigned *ret_number)
+{
+    const struct serve *serve = context;
+    return which == 0 ? rotated_log_replacement(&serve->current->access_log, ret_number) : -1;
+}
+
+static void on_stopping(void *context)
+{
+    const struct serve *serve = context;
+    /* As long as it listens, the kernel would take connections that nobody accepts. */
+    shutdown(serve->current->listener, SHUT_RDWR);
+    if (serve->fallback != NULL)
+        shutdown(serve->fallback->listener, SHUT_RDWR);
 }
 
 static void on_worker_ended(void *context, unsigned slot, bool crashed)
@@ -337,18 +749,25 @@ static void on_report(void *context)
     tally_sum(&serve->tally, &sum, &state);
     char receipt[512];
     log_say(serve->error_log,
-            "sluice serve: totals: %llu connections (%llu open), %llu requests, responses: %llu 2xx, %llu 3xx, "
-            "%llu 4xx, %llu 5xx, %llu unsent; %llu cut short, %llu timeouts, %llu accept failures",
+            PROGRAM ": totals: %llu connections (%llu open), %llu requests, responses: %llu 2xx, %llu 3xx, "
+                    "%llu 4xx, %llu 5xx, %llu unsent; %llu cut short, %llu timeouts, %llu accept failures",
             (unsigned long long)sum.connections, (unsigned long long)sum.open, (unsigned long long)sum.requests,
             (unsigned long long)sum.responses[2], (unsigned long long)sum.responses[3],
             (unsigned long long)sum.responses[4], (unsigned long long)sum.responses[5],
             (unsigned long long)sum.responses[0], (unsigned long long)sum.truncated, (unsigned long long)sum.timeouts,
             (unsigned long long)sum.accept_failures);
     sluice_receipt_format(&sum.receipt, receipt, sizeof receipt);
-    log_say(serve->error_log, "sluice serve: receipt: %s", receipt);
+    log_say(serve->error_log, PROGRAM ": receipt: %s", receipt);
 }
 
+/* Of the supervisor's own. */
 static void on_say(void *context, const char *line)
+{
+    struct serve *serve = context;
+    log_say(serve->error_log, PROGRAM ": %s", line);
+}
+
+static void on_say_whole(void *context, const char *line)
 {
     struct serve *serve = context;
     log_say(serve->error_log, "%s", line);
@@ -356,138 +775,100 @@ static void on_say(void *context, const char *line)
 
 /* ---- Starting -------------------------------------------------------------------------------------------------- */
 
-/* How many connections and open files a worker may have. */
-static void share_descriptors(struct serve *serve)
-{
-    /* An eighth for files nobody is using. Of what is left a quarter for files in use, for pipes, and for the loop. */
-    uint64_t descriptors = descriptors_raise_limit();
-    uint64_t files = descriptors / 8 < 8192 ? descriptors / 8 : 8192;
-    uint64_t connections = (descriptors - files) / 4 * 3;
-    if (serve->options.max_connections > 0) {
-        uint64_t each = (serve->options.max_connections + serve->workers - 1) / serve->workers;
-        if (each < connections)
-            connections = each;
-    }
-    serve->open_files_each = files < 1 ? 1 : (unsigned)files;
-    serve->connections_each = connections < 1 ? 1 : (unsigned)connections;
-}
-
-static int open_root(struct serve *serve, const char *path)
-{
-    const struct http_site site = {
-        .root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC),
-        .index = serve->options.index,
-        .listing = serve->options.listing,
-        .precompressed = serve->options.precompressed,
-    };
-    if (site.root >= 0 && faccessat(site.root, ".", X_OK, 0) == 0 && realpath(path, serve->directory) != NULL)
-        return http_sites_add(&serve->sites, &site);
-    fprintf(stderr, "sluice serve: cannot serve %s: %s (%s)\n", path, text_errno_meaning(errno),
-            text_errno_name(errno));
-    return -errno;
-}
-
-static int start_listening(struct serve *serve, struct failure *failure)
-{
-    struct address address;
-    struct listen_options listen_options = {.congestion = serve->options.congestion};
-    int r = address_parse(serve->options.listen, &address, failure);
-    if (r < 0)
-        return r;
-    r = address_listen(&address, &listen_options, &serve->listener, failure);
-    if (r < 0)
-        return r;
-    /* Accepted sockets inherit it. The library says itself where more follows. */
-    int on = 1;
-    if (setsockopt(serve->listener, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0)
-        return failure_set(failure, -errno, "TCP_NODELAY: %s", text_errno_meaning(errno));
-    r = address_of_socket(serve->listener, &serve->address);
-    return r < 0 ? failure_set(failure, r, "getsockname: %s", text_errno_meaning(r)) : 0;
-}
-
-static int run(struct serve *serve, const char *path)
+static int run(struct serve *serve)
 {
     struct failure failure = {0};
-    const struct serve_options *options = &serve->options;
-    int route = routes_parse("sluice serve", options->route);
-    if (route < 0 || !routes_check("sluice serve", (enum sluice_route)route, SLUICE_END_FILE,
-                                   options->snapshot ? SLUICE_END_SNAPSHOT : 0, SLUICE_END_TCP, 1))
-        return EXIT_CODE_USAGE;
-    if (options->index[0] == '\0' || options->index[0] == '.' || strchr(options->index, '/') != NULL ||
-        strlen(options->index) > NAME_MAX) {
-        fprintf(stderr, "sluice serve: --index takes a file name that is not hidden, not \"%s\"\n", options->index);
-        return EXIT_CODE_USAGE;
-    }
-    int chosen = loop_choose("sluice serve", options->loop, options->sqpoll, options->verbose, &serve->loop);
-    if (chosen != EXIT_CODE_DONE)
-        return chosen;
-    serve->route = (enum sluice_route)route;
-    serve->workers = options->workers > 0 ? (unsigned)options->workers : supervisor_cpu_count();
-    if (open_root(serve, path) < 0)
-        return EXIT_CODE_FAILED;
-    share_descriptors(serve);
-
-    int r = start_listening(serve, &failure);
-    if (r == 0 && options->admin != NULL)
-        r = admin_listen("admin", options->admin, options->admin_anywhere, &serve->admin, &failure);
+    const struct serve_options *options = &serve->current->config.options;
+    const bool verbose = options->verbose;
+    int r = generation_open(serve->current, NULL, &failure);
     if (r == 0)
         r = log_open_fd(STDERR_FILENO, 0, &serve->error_log, &failure);
-    if (r == 0 && options->access_log != NULL)
-        r = log_open(options->access_log, 0, &serve->access_log, &failure);
     if (r == 0) {
-        r = tally_create(&serve->tally, serve->workers, sizeof(struct http_totals), http_totals_add);
+        r = tally_create(&serve->tally, GENERATIONS_MAX * serve->current->workers, sizeof(struct http_totals),
+                         http_totals_add);
         if (r < 0)
             failure_set(&failure, r, "memory for the workers' counters: %s", text_errno_meaning(r));
     }
     if (r < 0) {
-        fprintf(stderr, "sluice serve: %s\n", failure.text);
+        fprintf(stderr, PROGRAM ": %s\n", failure.text);
         return EXIT_CODE_FAILED;
     }
+    if (verbose)
+        loop_say(PROGRAM, &serve->current->loop);
 
-    struct supervisor_options supervisor = {
-        .name = "sluice serve",
-        .workers = serve->workers,
-        .drain_ms = options->drain_timeout,
+    serve->supervisor = (struct supervisor_options){
+        .name = PROGRAM,
+        .workers = serve->current->workers,
+        .slots = tally_slots(&serve->tally),
         .context = serve,
         .worker_main = worker_main,
         .ready = on_ready,
+        .reload = on_reload,
+        .reloaded = on_reloaded,
+        .replacement = on_replacement,
+        .stopping = on_stopping,
         .report = on_report,
         .worker_ended = on_worker_ended,
         .say = on_say,
     };
+    set_times(serve);
     /* The supervisor is not confined: the workers learn into memory that they share with it. */
-    crossovers_begin("sluice serve", true, options->verbose ? on_say : NULL, serve);
-    int code = supervisor_run(&supervisor);
-    crossovers_end("sluice serve", options->verbose ? on_say : NULL, serve);
-    if (options->receipts)
+    crossovers_begin(PROGRAM, true, verbose ? on_say_whole : NULL, serve);
+    int code = supervisor_run(&serve->supervisor);
+    crossovers_end(PROGRAM, verbose ? on_say_whole : NULL, serve);
+    if (serve->current->config.options.receipts)
         on_report(serve);
     return code;
 }
 
+/* Returns -1 to go on, or the exit code: help, version, wrong usage, --check-config, all printed. */
+static int generation_from_arguments(int argc, char **argv, struct generation **ret_generation)
+{
+    const char *given[OPTION_COUNT];
+    const struct command_spec command = command_for(given);
+    struct serve_config config = {0};
+    struct positionals positionals;
+    struct failure failure;
+    CLEANUP_FREE char **copy = copy_arguments(argc, argv, &failure);
+    if (copy == NULL) {
+        fprintf(stderr, "%s\n", failure.text);
+        return EXIT_CODE_FAILED;
+    }
+    int code = options_parse_or_exit_code(&command, argc, copy, &config.options, &positionals);
+    if (code >= 0) {
+        config_free(&config);
+        return code;
+    }
+    const char *path = config.options.config;
+    bool only_checked = config.options.check_config;
+    int result = finish_config(&config, &command, &positionals, &failure);
+    if (result < 0) {
+        fprintf(stderr, "%s\n", failure.text);
+        if (path == NULL)
+            options_print_hint(&command, stderr);
+        config_free(&config);
+        return result == -EINVAL ? EXIT_CODE_USAGE : EXIT_CODE_FAILED;
+    }
+    if (generation_prepare(&config, NULL, ret_generation, &failure) < 0) {
+        fprintf(stderr, PROGRAM ": %s\n", failure.text);
+        return EXIT_CODE_FAILED;
+    }
+    if (!only_checked)
+        return -1;
+    printf("configuration%s%s is fine\n", path != NULL ? " " : "", path != NULL ? path : "");
+    generation_free(*ret_generation);
+    return fflush(stdout) == 0 ? EXIT_CODE_DONE : EXIT_CODE_FAILED;
+}
+
 int serve_main(int argc, char **argv)
 {
-    const struct command_spec command = {
-        .program = "sluice serve",
-        .positionals = "[DIR]",
-        .positional_max = 1,
-        .summary = "Serve the files beneath DIR (default: the current directory) over HTTP/1.1, without copying them "
-                   "through user space. Files and directories whose names begin with a dot are hidden.",
-        .version = sluice_version(),
-        .options = option_table,
-        .examples = examples,
-        .footer = "SIGTERM or SIGINT ends it after the responses under way; SIGUSR1 prints the totals so far.",
-    };
-    struct serve serve = {.listener = -1, .admin = -1};
-    struct positionals positionals;
-    int code = options_parse_or_exit_code(&command, argc, argv, &serve.options, &positionals);
+    struct serve serve = {.argc = argc, .argv = argv};
+    int code = generation_from_arguments(argc, argv, &serve.current);
     if (code >= 0)
         return code;
-    code = run(&serve, positionals.count > 0 ? positionals.items[0] : ".");
-    log_close(serve.access_log);
+    code = run(&serve);
     log_close(serve.error_log);
     tally_destroy(&serve.tally);
-    close_fd(serve.admin);
-    close_fd(serve.listener);
-    http_sites_free(&serve.sites);
+    generation_free(serve.current);
     return code;
 }

@@ -17,7 +17,8 @@
 
 #define BUFFER_DEFAULT (64u << 10)
 #define ACCESS_TEXT_MAX 1024
-#define NOTE_MAX 100 /* "[N lines lost: ...]" */
+#define NOTE_MAX 100   /* "[N lines lost: ...]" */
+#define JSON_FRAME 256 /* of an access line but for the texts: names, time, two numbers */
 
 /* How a descriptor takes bytes. */
 enum kind {
@@ -35,27 +36,41 @@ struct log {
     size_t size, used;  /* of buffer */
     uint64_t lost;      /* lines, in all */
     uint64_t lost_told; /* of these, told to the reader */
-    bool cut;           /* the last write ended within a line; the rest of it begins the buffer */
+    enum log_format format;
+    bool cut; /* the last write ended within a line; the rest of it begins the buffer */
     char buffer[];
 };
 
-static int make(int fd, bool own_fd, size_t buffer_size, struct log **ret_log)
+/* Learn how this descriptor takes bytes. */
+static int write_to(struct log *log, int fd, bool own_fd)
 {
     struct stat status;
     if (fstat(fd, &status) < 0)
         return -errno;
+    log->fd = fd;
+    log->own_fd = own_fd;
+    log->kind = S_ISFIFO(status.st_mode) || isatty(fd) ? KIND_STREAM
+                : S_ISSOCK(status.st_mode)             ? KIND_SOCKET
+                                                       : KIND_FILE;
+    log->blocking = (fcntl(fd, F_GETFL) & O_NONBLOCK) == 0;
+    log->line_max = log->kind == KIND_STREAM ? PIPE_BUF : log->size;
+    return 0;
+}
+
+static int make(int fd, bool own_fd, size_t buffer_size, struct log **ret_log)
+{
     size_t size = buffer_size != 0 ? buffer_size : BUFFER_DEFAULT;
     if (size < PIPE_BUF)
         size = PIPE_BUF;
     struct log *log = malloc(sizeof *log + size);
     if (log == NULL)
         return -ENOMEM;
-    *log = (struct log){.fd = fd, .own_fd = own_fd, .size = size};
-    log->kind = S_ISFIFO(status.st_mode) || isatty(fd) ? KIND_STREAM
-                : S_ISSOCK(status.st_mode)             ? KIND_SOCKET
-                                                       : KIND_FILE;
-    log->blocking = (fcntl(fd, F_GETFL) & O_NONBLOCK) == 0;
-    log->line_max = log->kind == KIND_STREAM ? PIPE_BUF : size;
+    *log = (struct log){.size = size};
+    int result = write_to(log, fd, own_fd);
+    if (result < 0) {
+        free(log);
+        return result;
+    }
     *ret_log = log;
     return 0;
 }
@@ -234,14 +249,18 @@ static char *put_number(char *at, uint64_t number)
     return put(at, digits + sizeof digits - count, count);
 }
 
-/* At most 4 * ACCESS_TEXT_MAX bytes. */
-static char *put_escaped(char *at, struct log_text text)
+static char *put_text(char *at, const char *text)
+{
+    return put(at, text, strlen(text));
+}
+
+/* At most max bytes, and max at least 6. A byte takes six at most. */
+static char *put_escaped(char *at, size_t max, struct log_text text, enum log_format format)
 {
     static const char hex[] = "0123456789abcdef";
-    if (text.data == NULL)
-        return put(at, "-", 1);
+    const char *last = at + max - 6;
     size_t length = text.length < ACCESS_TEXT_MAX ? text.length : ACCESS_TEXT_MAX;
-    for (size_t i = 0; i < length; i++) {
+    for (size_t i = 0; i < length && at <= last; i++) {
         unsigned char byte = (unsigned char)text.data[i];
         if (byte == '"' || byte == '\\') {
             *at++ = '\\';
@@ -250,7 +269,7 @@ static char *put_escaped(char *at, struct log_text text)
             *at++ = (char)byte;
         } else {
             *at++ = '\\';
-            *at++ = 'x';
+            at = format == LOG_JSON ? put(at, "u00", 3) : put(at, "x", 1);
             *at++ = hex[byte >> 4];
             *at++ = hex[byte & 15];
         }
@@ -258,27 +277,74 @@ static char *put_escaped(char *at, struct log_text text)
     return at;
 }
 
-void log_access(struct log *log, const struct log_access *access)
+/* In quotes; as combined, a text that is missing is a dash. */
+static char *put_quoted(char *at, struct log_text text)
 {
-    /* The line is made in place when the longest possible one fits, and elsewhere when it may have to be cut. */
-    enum { LONGEST = 4 * 4 * ACCESS_TEXT_MAX + 128 };
-    char line[LONGEST];
-    char *room = log->line_max >= LONGEST ? room_for(log, LONGEST) : NULL;
-    char *begin = room != NULL ? room : line, *at = begin;
-    at = put_escaped(at, access->client);
+    *at++ = '"';
+    at = text.data == NULL ? put(at, "-", 1) : put_escaped(at, 6 * ACCESS_TEXT_MAX, text, LOG_COMBINED);
+    *at++ = '"';
+    return at;
+}
+
+static char *put_combined(char *at, const struct log_access *access)
+{
+    at = access->client.data == NULL ? put(at, "-", 1)
+                                     : put_escaped(at, 6 * ACCESS_TEXT_MAX, access->client, LOG_COMBINED);
     at = put(at, " - - [", 6);
     at = put(at, access->time, strnlen(access->time, LOG_TIME_TEXT_MAX));
-    at = put(at, "] \"", 3);
-    at = put_escaped(at, access->request);
-    at = put(at, "\" ", 2);
+    at = put(at, "] ", 2);
+    at = put_quoted(at, access->request);
+    *at++ = ' ';
     at = put_number(at, access->status);
     *at++ = ' ';
     at = access->bytes != 0 ? put_number(at, access->bytes) : put(at, "-", 1);
-    at = put(at, " \"", 2);
-    at = put_escaped(at, access->referer);
-    at = put(at, "\" \"", 3);
-    at = put_escaped(at, access->user_agent);
+    *at++ = ' ';
+    at = put_quoted(at, access->referer);
+    *at++ = ' ';
+    return put_quoted(at, access->user_agent);
+}
+
+/* ,"NAME":"..." */
+static char *put_member(char *at, const char *name, struct log_text text, size_t max)
+{
+    at = put_text(at, name);
+    if (text.data == NULL)
+        return put(at, "null", 4);
     *at++ = '"';
+    at = put_escaped(at, max, text, LOG_JSON);
+    *at++ = '"';
+    return at;
+}
+
+/* A line that was cut would be no JSON: each text gets its share of what there is. */
+static char *put_json(char *at, const struct log_access *access, size_t line_max)
+{
+    size_t share = (line_max - JSON_FRAME) / 4;
+    if (share > 6 * ACCESS_TEXT_MAX)
+        share = 6 * ACCESS_TEXT_MAX;
+    at = put(at, "{\"time\":\"", 9);
+    at = put(at, access->time, strnlen(access->time, LOG_TIME_TEXT_MAX));
+    at = put_member(at, "\",\"client\":", access->client, share);
+    at = put_member(at, ",\"request\":", access->request, share);
+    at = put_text(at, ",\"status\":");
+    at = put_number(at, access->status);
+    at = put_text(at, ",\"bytes\":");
+    at = put_number(at, access->bytes);
+    at = put_member(at, ",\"referer\":", access->referer, share);
+    at = put_member(at, ",\"user_agent\":", access->user_agent, share);
+    *at++ = '}';
+    return at;
+}
+
+void log_access(struct log *log, const struct log_access *access)
+{
+    /* The line is made in place when the longest possible one fits, and elsewhere when it may have to be cut. */
+    enum { LONGEST = 4 * 6 * ACCESS_TEXT_MAX + JSON_FRAME };
+    char line[LONGEST];
+    char *room = log->line_max >= LONGEST ? room_for(log, LONGEST) : NULL;
+    char *begin = room != NULL ? room : line;
+    char *at = log->format == LOG_JSON ? put_json(begin, access, log->line_max < LONGEST ? log->line_max : LONGEST)
+                                       : put_combined(begin, access);
     if (room == NULL) {
         log_line(log, line, (size_t)(at - line));
         return;
@@ -287,7 +353,19 @@ void log_access(struct log *log, const struct log_access *access)
     log->used += (size_t)(at - begin);
 }
 
-void log_time_text(time_t now, char buffer[LOG_TIME_TEXT_MAX])
+const char *const log_formats[] = {"combined", "json", NULL};
+
+void log_set_format(struct log *log, enum log_format format)
+{
+    log->format = format;
+}
+
+enum log_format log_get_format(const struct log *log)
+{
+    return log->format;
+}
+
+void log_time_text(enum log_format format, time_t now, char buffer[LOG_TIME_TEXT_MAX])
 {
     /* Not strftime's %b: that follows the locale. */
     static const char months[12][4] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
@@ -295,14 +373,41 @@ void log_time_text(time_t now, char buffer[LOG_TIME_TEXT_MAX])
     struct tm tm;
     if (gmtime_r(&now, &tm) == NULL)
         memset(&tm, 0, sizeof tm);
-    snprintf(buffer, LOG_TIME_TEXT_MAX, "%02u/%.3s/%04u:%02u:%02u:%02u +0000", (unsigned)tm.tm_mday % 100,
-             months[(unsigned)tm.tm_mon % 12], (unsigned)(tm.tm_year + 1900) % 10000, (unsigned)tm.tm_hour % 100,
-             (unsigned)tm.tm_min % 100, (unsigned)tm.tm_sec % 100);
+    unsigned year = (unsigned)(tm.tm_year + 1900) % 10000, month = (unsigned)tm.tm_mon % 12,
+             day = (unsigned)tm.tm_mday % 100, hour = (unsigned)tm.tm_hour % 100, minute = (unsigned)tm.tm_min % 100,
+             second = (unsigned)tm.tm_sec % 100;
+    if (format == LOG_JSON)
+        snprintf(buffer, LOG_TIME_TEXT_MAX, "%04u-%02u-%02uT%02u:%02u:%02uZ", year, month + 1, day, hour, minute,
+                 second);
+    else
+        snprintf(buffer, LOG_TIME_TEXT_MAX, "%02u/%.3s/%04u:%02u:%02u:%02u +0000", day, months[month], year, hour,
+                 minute, second);
 }
 
 uint64_t log_lost(const struct log *log)
 {
     return log->lost;
+}
+
+int log_fd(const struct log *log)
+{
+    return log->fd;
+}
+
+int log_replace(struct log *log, int fd)
+{
+    log_flush(log);
+    int old = log->own_fd ? log->fd : -1;
+    int result = write_to(log, fd, true);
+    if (result < 0) {
+        close(fd);
+        return result;
+    }
+    close_fd(old);
+    log->lost += log->used > 0; /* the rest of a line that was cut */
+    log->used = 0;
+    log->cut = false;
+    return 0;
 }
 
 void log_close(struct log *log)

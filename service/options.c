@@ -123,6 +123,13 @@ void option_list_free(struct option_list *list)
     *list = (struct option_list){0};
 }
 
+void options_free_lists(const struct command_spec *command, void *target)
+{
+    for (const struct option_spec *option = command->options; option->type != OPTION_END; option++)
+        if (option->type == OPTION_LIST)
+            option_list_free((struct option_list *)(void *)((char *)target + option->offset));
+}
+
 static int set_value(const struct parser *parser, const struct option_spec *option, const char *value)
 {
     char name[64];

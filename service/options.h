@@ -114,6 +114,9 @@ int options_set(const struct command_spec *command, const char *name, const char
 /* The list is empty then. Harmless on an empty one. */
 void option_list_free(struct option_list *list);
 
+/* All lists of the table that are members of *target. */
+void options_free_lists(const struct command_spec *command, void *target);
+
 /* The page of --help, wrapped at width columns (0: the terminal's, between 60 and 100; 80 when there is none). */
 void options_print_help(const struct command_spec *command, FILE *stream, unsigned width);
 

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -33,7 +34,8 @@ enum role {
 /* A slot: one place for a worker and its successors. */
 struct place {
     enum role role;
-    pid_t pid; /* 0: nobody there */
+    pid_t pid;   /* 0: nobody there */
+    int control; /* our end of its socket, while pid is not 0 */
     unsigned index, generation;
     bool ready;             /* this worker has said so */
     bool killed;            /* by us, at the end of draining */
@@ -89,6 +91,68 @@ static void supervised_signals(sigset_t *ret_set)
     sigaddset(ret_set, SIGCHLD);
 }
 
+/* ---- What is said to workers ------------------------------------------------------------------------------------- */
+
+struct message {
+    unsigned order, number; /* enum worker_order */
+};
+
+union descriptor_room {
+    struct cmsghdr align;
+    char bytes[CMSG_SPACE(sizeof(int))];
+};
+
+/* fd -1: none. It is not waited for a worker that listens to nothing: it is killed when its time is up. */
+static void tell(const struct place *place, enum worker_order order, int fd, unsigned number)
+{
+    struct message message = {.order = order, .number = number};
+    struct iovec bytes = {.iov_base = &message, .iov_len = sizeof message};
+    union descriptor_room room = {.align = {0}};
+    struct msghdr header = {.msg_iov = &bytes, .msg_iovlen = 1};
+    if (fd >= 0) {
+        header.msg_control = room.bytes;
+        header.msg_controllen = sizeof room.bytes;
+        struct cmsghdr *control = CMSG_FIRSTHDR(&header);
+        control->cmsg_level = SOL_SOCKET;
+        control->cmsg_type = SCM_RIGHTS;
+        control->cmsg_len = CMSG_LEN(sizeof fd);
+        memcpy(CMSG_DATA(control), &fd, sizeof fd);
+    }
+    ssize_t sent;
+    do
+        sent = sendmsg(place->control, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (sent < 0 && errno == EINTR);
+}
+
+enum worker_order worker_hear(struct worker *worker, int *ret_fd, unsigned *ret_number)
+{
+    for (;;) {
+        struct message message;
+        struct iovec bytes = {.iov_base = &message, .iov_len = sizeof message};
+        union descriptor_room room;
+        struct msghdr header = {
+            .msg_iov = &bytes, .msg_iovlen = 1, .msg_control = room.bytes, .msg_controllen = sizeof room.bytes};
+        ssize_t length = recvmsg(worker->control_fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        if (length < 0 && errno == EINTR)
+            continue;
+        if (length != (ssize_t)sizeof message)
+            return WORKER_NO_ORDER;
+        const struct cmsghdr *control = CMSG_FIRSTHDR(&header);
+        int fd = -1;
+        if (control != NULL && control->cmsg_type == SCM_RIGHTS)
+            memcpy(&fd, CMSG_DATA(control), sizeof fd);
+        if (message.order != WORKER_REPLACE)
+            return (enum worker_order)message.order;
+        if (fd < 0)
+            continue; /* this process had no descriptor left for it: it goes on with the old one */
+        *ret_fd = fd;
+        *ret_number = message.number;
+        return WORKER_REPLACE;
+    }
+}
+
+/* ---- Workers ----------------------------------------------------------------------------------------------------- */
+
 void worker_ready(struct worker *worker)
 {
     /* Smaller than PIPE_BUF, so whole or not at all. EPIPE: the supervisor is gone, and the death signal is on its way.
@@ -100,7 +164,7 @@ void worker_ready(struct worker *worker)
     worker->ready_fd = close_fd(worker->ready_fd);
 }
 
-_Noreturn static void be_worker(struct supervisor *supervisor, unsigned slot, pid_t supervisor_pid)
+_Noreturn static void be_worker(struct supervisor *supervisor, unsigned slot, pid_t supervisor_pid, int control)
 {
     const struct supervisor_options *options = supervisor->options;
     /* SIGKILL: a worker that hangs could not be reached by less. */
@@ -110,26 +174,25 @@ _Noreturn static void be_worker(struct supervisor *supervisor, unsigned slot, pi
         _exit(EXIT_CODE_FAILED);
     close(supervisor->signal_fd);
     close(supervisor->ready_read);
+    /* Our end of a socket is the right to give a worker orders. */
+    for (unsigned i = 0; i < supervisor->slots; i++)
+        if (supervisor->places[i].pid != 0)
+            close(supervisor->places[i].control);
     signal(SIGPIPE, SIG_IGN);
 
-    /* SIGINT, SIGHUP and SIGUSR1 stay blocked: Ctrl-C reaches the whole process group, and the supervisor passes it on
-     * as SIGTERM once. SIGCHLD is of no concern here. */
+    /* The others stay blocked: Ctrl-C reaches the whole process group, and SIGTERM may reach the whole cgroup. */
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
     sigprocmask(SIG_UNBLOCK, &set, NULL);
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
     struct worker worker = {
         .index = supervisor->places[slot].index,
         .slot = slot,
         .generation = supervisor->places[slot].generation,
         .reloads = supervisor->reloads + (supervisor->places[slot].role == NEXT),
-        .stop_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC),
+        .control_fd = control,
         .ready_fd = supervisor->ready_write,
     };
-    if (worker.stop_fd < 0)
-        exit(EXIT_CODE_FAILED);
     int code = options->worker_main(options->context, &worker);
     free(supervisor->places);
     /* exit rather than _exit: stdio is flushed, and sanitizers get to report. */
@@ -140,16 +203,26 @@ static int start_worker(struct supervisor *supervisor, unsigned slot)
 {
     struct place *place = &supervisor->places[slot];
     pid_t self = getpid();
+    int control[2];
+    bool connected = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, control) == 0;
     fflush(NULL);
-    pid_t pid = fork();
+    pid_t pid = connected ? fork() : -1;
     if (pid < 0) {
         int code = errno;
-        say(supervisor, "worker %u cannot be started: fork: %s (%s)", place->index, text_errno_meaning(code),
-            text_errno_name(code));
+        say(supervisor, "worker %u cannot be started: %s: %s (%s)", place->index, connected ? "fork" : "socketpair",
+            text_errno_meaning(code), text_errno_name(code));
+        if (connected) {
+            close(control[0]);
+            close(control[1]);
+        }
         return -code;
     }
-    if (pid == 0)
-        be_worker(supervisor, slot, self);
+    if (pid == 0) {
+        close(control[0]);
+        be_worker(supervisor, slot, self, control[1]);
+    }
+    close(control[1]);
+    place->control = control[0];
     place->pid = pid;
     place->ready = false;
     place->killed = false;
@@ -217,8 +290,7 @@ static void stop(struct supervisor *supervisor)
             continue;
         if (place->drain_until_ms == 0 || (limit != 0 && limit < place->drain_until_ms))
             place->drain_until_ms = limit;
-        if (place->role != RETIRED) /* those have been told */
-            kill(place->pid, SIGTERM);
+        tell(place, WORKER_STOP, -1, 0);
     }
 }
 
@@ -240,9 +312,22 @@ static void retire(struct supervisor *supervisor, struct place *place)
     place->role = RETIRED;
     place->drain_until_ms = supervisor->options->retire_ms != 0 ? now_ms() + supervisor->options->retire_ms : 0;
     if (place->ready)
-        kill(place->pid, SIGTERM);
+        tell(place, WORKER_RETIRE, -1, 0);
     else
-        kill_worker(supervisor, place); /* it has served nobody, and may not even look at its stop_fd yet */
+        kill_worker(supervisor, place); /* it has served nobody, and may not even listen to us yet */
+}
+
+/* SIGHUP has been dealt with. */
+static void hand_out_replacements(const struct supervisor *supervisor)
+{
+    const struct supervisor_options *options = supervisor->options;
+    unsigned number;
+    int fd;
+    for (unsigned which = 0;
+         options->replacement != NULL && (fd = options->replacement(options->context, which, &number)) >= 0; which++)
+        for (unsigned i = 0; i < supervisor->slots; i++)
+            if (supervisor->places[i].pid != 0)
+                tell(&supervisor->places[i], WORKER_REPLACE, fd, number);
 }
 
 static void end_reload(struct supervisor *supervisor, bool done)
@@ -272,6 +357,7 @@ static void end_reload(struct supervisor *supervisor, bool done)
     }
     if (supervisor->options->reloaded != NULL)
         supervisor->options->reloaded(supervisor->options->context, done);
+    hand_out_replacements(supervisor);
 }
 
 static void begin_reload(struct supervisor *supervisor)
@@ -279,8 +365,10 @@ static void begin_reload(struct supervisor *supervisor)
     const struct supervisor_options *options = supervisor->options;
     unsigned workers = supervisor->workers;
     supervisor->reload_asked = false;
-    if (options->reload(options->context, &workers) < 0)
+    if (options->reload(options->context, &workers) < 0) {
+        hand_out_replacements(supervisor);
         return;
+    }
     supervisor->next_workers = workers;
     supervisor->next_until_ms = now_ms() + (options->start_ms != 0 ? options->start_ms : START_MS_DEFAULT);
     unsigned free = count_role(supervisor, FREE), old = count_role(supervisor, RETIRED);
@@ -311,15 +399,28 @@ static void begin_reload(struct supervisor *supervisor)
 
 /* ---- What happens ---------------------------------------------------------------------------------------------- */
 
-/* "died of signal 11 (Segmentation fault)", "ended with exit code 1". */
+/* "died of SIGSEGV (Segmentation fault), core dumped", "ended with exit code 1". */
 static void describe_end(int status, char *buffer, size_t size)
 {
-    if (WIFSIGNALED(status)) {
-        const char *meaning = sigdescr_np(WTERMSIG(status));
-        snprintf(buffer, size, "died of signal %d (%s)", WTERMSIG(status), meaning != NULL ? meaning : "unknown");
-    } else {
+    if (!WIFSIGNALED(status)) {
         snprintf(buffer, size, "ended with exit code %d", WEXITSTATUS(status));
+        return;
     }
+    int number = WTERMSIG(status);
+    const char *name = sigabbrev_np(number), *meaning = sigdescr_np(number);
+    /* Those that leave a core unless the limit, or that the process changed its user, forbids it: signal(7). */
+    bool cores = number == SIGQUIT || number == SIGILL || number == SIGABRT || number == SIGFPE || number == SIGSEGV ||
+                 number == SIGBUS || number == SIGSYS || number == SIGTRAP || number == SIGXCPU || number == SIGXFSZ;
+    const char *what = number == SIGKILL  ? ": killed from outside, perhaps for want of memory (see the kernel's log)"
+                       : number == SIGSYS ? ": a system call that seccomp does not let it make"
+                                          : "";
+    if (name != NULL)
+        snprintf(buffer, size, "died of SIG%s (%s)%s%s", name, meaning != NULL ? meaning : "unknown", what,
+                 WCOREDUMP(status) ? ", core dumped"
+                 : cores           ? ", no core"
+                                   : "");
+    else
+        snprintf(buffer, size, "died of signal %d%s", number, WCOREDUMP(status) ? ", core dumped" : "");
 }
 
 /* It cannot start, here and now. */
@@ -334,7 +435,7 @@ static void cannot_start(struct supervisor *supervisor, const struct place *plac
 /* The worker at this place died though nobody had asked it to end. */
 static void plan_restart(struct supervisor *supervisor, struct place *place, pid_t pid, int status)
 {
-    char how[100], pause[TEXT_SIZE_MAX];
+    char how[200], pause[TEXT_SIZE_MAX];
     uint64_t now = now_ms();
     describe_end(status, how, sizeof how);
     if (place->role == CURRENT && supervisor->next_workers != 0) {
@@ -384,6 +485,7 @@ static void reap(struct supervisor *supervisor)
             continue;
         /* Its report may still be in the pipe: read it now, or the successor would be taken for ready. */
         read_reports(supervisor);
+        close(place->control);
         pid_t pid = place->pid;
         bool crashed = !WIFEXITED(status) || WEXITSTATUS(status) != 0;
         place->pid = 0;
@@ -394,7 +496,7 @@ static void reap(struct supervisor *supervisor)
         if (!supervisor->stopping && place->role != RETIRED) {
             plan_restart(supervisor, place, pid, status);
         } else if (crashed && !place->killed) {
-            char how[100];
+            char how[200];
             describe_end(status, how, sizeof how);
             say(supervisor, "%sworker %u (pid %d) %s while draining", place->role == RETIRED ? "old " : "",
                 place->index, (int)pid, how);

@@ -8,8 +8,12 @@
  *   SIGTERM, SIGINT   drain: workers are told to stop and have drain_ms to finish; a second one kills them at once
  *   SIGUSR1           options.report() runs, in the supervisor
  *   SIGHUP            reload: options.reload() runs, then a new generation of workers is forked. When all of them
- *                     have said that they are ready, the old ones are told to stop, as above, and have retire_ms. As
- *                     long as that is not so the old ones serve, too; when the new ones cannot start, they go on
+ *                     have said that they are ready, the old ones are told to retire, and have retire_ms. As
+ *                     long as that is not so the old ones serve, too; when the new ones cannot start, they go on.
+ *                     However it ends, workers of before get the logs that were opened anew (options.replacement)
+ *
+ * What workers are told comes by a socket of each (worker_hear): a confined worker can open no file, but it can be
+ * given one. Signals to workers are blocked: whoever signals the whole process group or cgroup means the supervisor.
  *
  * A worker that dies is replaced after a pause of restart_ms, doubled with every further death up to 5 s, and back at
  * restart_ms once a worker has lived for 10 s. A worker that died before it said it was ready could not start: after
@@ -33,10 +37,21 @@ struct worker {
                             replacement has its predecessor's; without reloads it is the index */
     unsigned generation; /* how many workers of this index were there before, since the last reload */
     unsigned reloads;    /* how many there were before its configuration was in place */
-    int stop_fd;  /* non-blocking signalfd; becomes readable once, when the worker shall drain and return. The worker's
-                   */
-    int ready_fd; /* worker_ready's */
+    int control_fd;      /* non-blocking; readable when worker_hear has something. The worker's */
+    int ready_fd;        /* worker_ready's */
 };
+
+/* What the supervisor says to a worker. */
+enum worker_order {
+    WORKER_NO_ORDER, /* nothing more, for now */
+    WORKER_RETIRE,   /* newer workers serve: accept nobody, end with the connections there are, and return */
+    WORKER_STOP,     /* all is to end: drain, and return. May come after WORKER_RETIRE */
+    WORKER_REPLACE,  /* a descriptor to be used instead of an earlier one */
+};
+
+/* The next order; call it until there is none, whenever control_fd was readable. With WORKER_REPLACE, *ret_fd is the
+ * descriptor, now the caller's, and *ret_number what options.replacement called it. */
+enum worker_order worker_hear(struct worker *worker, int *ret_fd, unsigned *ret_number);
 
 /* Tell the supervisor that this worker serves. Once, before its loop runs (and before or after confinement: one write
  * and one close). */
@@ -71,6 +86,11 @@ struct supervisor_options {
      * start, which has been said, and the configuration before it must be put back in place: old workers that died
      * since are forked with it. May be NULL. */
     void (*reloaded)(void *context, bool done);
+
+    /* SIGHUP has been dealt with, whether by a reload or not: what shall workers that were forked before, old ones
+     * included, use instead of what they were forked with? Called with which = 0, 1, ... until it returns -1; the
+     * descriptor stays the caller's. May be NULL. */
+    int (*replacement)(void *context, unsigned which, unsigned *ret_number);
 
     /* All workers are about to be told to stop. Here, rather than in a worker, listening sockets are shut down that
      * workers share: a worker that stops does not know whether others go on. May be NULL. */

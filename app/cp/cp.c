@@ -498,9 +498,12 @@ static int settle_options(struct cp *cp)
     struct cp_options *options = &cp->options;
     static const char *const names[] = {
         [REFLINK_AUTO] = "auto", [REFLINK_ALWAYS] = "reflink", [REFLINK_NEVER] = "copy"};
-    int route = routes_parse("sluice cp", options->route);
-    if (route < 0 || !routes_check("sluice cp", (enum sluice_route)route, SLUICE_END_FILE, 0, SLUICE_END_FILE, 1))
+    struct failure failure;
+    int route = routes_parse(options->route, &failure);
+    if (route < 0 || routes_check((enum sluice_route)route, SLUICE_END_FILE, 0, SLUICE_END_FILE, 1, &failure) < 0) {
+        fprintf(stderr, "sluice cp: --route %s\nTry 'sluice cp --help'.\n", failure.text);
         return EXIT_CODE_USAGE;
+    }
     if (options->reflink != REFLINK_AUTO && route != SLUICE_ROUTE_AUTO) {
         fprintf(stderr, "sluice cp: --reflink=%s and --route %s contradict each other\nTry 'sluice cp --help'.\n",
                 reflink_choices[options->reflink], options->route);

@@ -279,7 +279,7 @@ static void log_request(struct connection *connection, unsigned status, uint64_t
     size_t length = client_text(connection, request, client);
     if (server->log_second != server->clock.second) {
         server->log_second = server->clock.second;
-        log_time_text(server->log_second, server->log_time);
+        log_time_text(log_get_format(server->options->access_log), server->log_second, server->log_time);
     }
     struct log_access access = {
         .client = {client, length},
@@ -901,7 +901,7 @@ static inline struct exchange *begin_exchange(struct connection *connection, con
         return NULL;
     }
     exchange->site = http_sites_find(server->options->sites, request->host);
-    exchange->close = !request->keep_alive || server->draining;
+    exchange->close = !request->keep_alive || server->closing;
     return exchange;
 }
 

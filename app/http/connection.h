@@ -70,7 +70,10 @@ struct http_server {
     struct list connections; /* in no particular order */
     unsigned count;
     unsigned listings; /* helpers reading directories */
-    bool paused, draining, route_refused;
+    bool paused, route_refused;
+    bool closing;           /* every response says that it is its connection's last */
+    bool draining;          /* and connections that were not told so are closed, too */
+    bool drained;           /* options->drained was called, or must not be */
     struct exchange *spare; /* exchanges for reuse */
     unsigned spare_count;
     struct allowances allowances;

@@ -99,7 +99,7 @@ void http_server_free(struct http_server *server)
         return;
     sluice_listener_free(server->listener);
     server->listener = NULL;
-    server->draining = false; /* no drained from here */
+    server->drained = true; /* not told from here */
     LIST_FOR_EACH(link, &server->connections)
     {
         connection_close(LIST_OBJECT(link, struct connection, all));
@@ -140,7 +140,7 @@ static void on_accepted(void *context, int fd, const struct sockaddr *address, u
         return;
     }
     connection_open(server, fd, address, address_length);
-    if (server->count >= server->options->max_connections && !server->paused) {
+    if (server->count >= server->options->max_connections && !server->paused && !server->closing) {
         server->paused = true;
         sluice_listener_pause(server->listener);
     }
@@ -154,21 +154,34 @@ int http_server_listen(struct http_server *server, int fd)
 static void check_drained(void *context)
 {
     struct http_server *server = context;
-    if (!server->draining || server->count > 0)
+    if (!server->closing || server->listener != NULL || server->count > 0 || server->drained)
         return;
     /* Helpers may still be at work for connections that have gone; what they bring has to be taken in. */
-    if (files_busy(server->files) || server->listings > 0)
+    if (files_busy(server->files) || server->listings > 0) {
         sluice_timer_start(server->loop, &server->drain_timer, DRAIN_CHECK, check_drained, server);
-    else if (server->options->drained != NULL)
+        return;
+    }
+    server->drained = true;
+    if (server->options->drained != NULL)
         server->options->drained(server->options->context);
 }
 
 void http_server_lost(struct http_server *server)
 {
-    if (server->paused && server->count < server->options->max_connections && server->listener != NULL) {
+    if (server->paused && server->count < server->options->max_connections && !server->closing) {
         server->paused = false;
         sluice_listener_resume(server->listener);
     }
+    check_drained(server);
+}
+
+void http_server_retire(struct http_server *server)
+{
+    if (server->closing)
+        return;
+    server->closing = true;
+    sluice_listener_free(server->listener); /* on_accepted may be called from within */
+    server->listener = NULL;
     check_drained(server);
 }
 
@@ -176,12 +189,11 @@ void http_server_drain(struct http_server *server)
 {
     if (server->draining)
         return;
-    sluice_listener_free(server->listener);
-    server->listener = NULL;
+    http_server_retire(server);
     LIST_FOR_EACH(link, &server->connections)
     {
         connection_drain(LIST_OBJECT(link, struct connection, all));
     }
-    server->draining = true; /* only now, so that drained is called once */
+    server->draining = true;
     check_drained(server);
 }

@@ -35,7 +35,7 @@ struct http_server_options {
     struct log *error_log;
     struct http_totals *totals;     /* nobody else writes there */
     bool timed;                     /* how long responses take is counted, too */
-    void (*drained)(void *context); /* after http_server_drain: the last connection is gone */
+    void (*drained)(void *context); /* after http_server_retire or drain: the last connection is gone */
     void *context;
 };
 
@@ -50,7 +50,11 @@ int http_server_listen(struct http_server *server, int fd);
 /* At the end of each turn of the loop: count the time of what was answered in it. */
 void http_server_turn(struct http_server *server);
 
-/* Accept no more, close what is idle, answer what was asked, then call drained. */
+/* Accept no more. Connections go on until they have been idle for too long, or have had one more response, which tells
+ * the client that it is the last: no request is lost, whenever it comes. Then call drained. */
+void http_server_retire(struct http_server *server);
+
+/* Accept no more, close what is idle, answer what was asked, then call drained. Also after http_server_retire. */
 void http_server_drain(struct http_server *server);
 
 /* Close everything. drained need not have been called. Free the loop before or after: helpers may still be at work for

@@ -1,29 +1,27 @@
 /* SPDX-License-Identifier: MIT
  *
  * One table of options is the command line and the file, in which a key is an option's name. A service is made of its
- * options in the same way whichever they came from; only the words that say where a mistake is differ (struct origin).
- *
- * libinih knows lines, comments and sections, but says neither where it is nor that a section begins. So we hand it the
- * lines, one at a time, and look at them as they go by.
+ * options in the same way whichever they came from; only the words that say where a mistake is differ (struct
+ * config_origin).
  */
 #include "proxy/config.h"
 #include "base/cleanup.h"
 #include "base/text.h"
+#include "service/config_file.h"
+#include "service/loop.h"
 #include "service/options.h"
 #include "service/supervisor.h"
 
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
-#include <ini.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define PROGRAM "sluice proxy"
-#define GLOBAL "global"
-#define SERVICE_NAME_MAX 48 /* inih cuts longer ones without a word */
+#define SERVICE_NAME_MAX 48
 #define TIMEOUT_MAX (24u * 3600 * 1000)
 #define KEEPALIVE_MAX 32767000u /* ms; TCP_KEEPIDLE takes 15 bits of seconds */
 
@@ -55,7 +53,6 @@ static const char *const header_versions[] = {"none", "v1", "v2", NULL};
 static const char *const directions[] = {"requests", "responses", "both",
                                          NULL}; /* + 1: the bits of enum proxy_mirror */
 static const char *const routes[] = {"auto", "copy", "splice", NULL};
-static const char *const loops[] = {"auto", "epoll", "io_uring", NULL};
 
 static const struct option_spec option_table[] = {
     {.type = OPTION_HEADING, .help = "Service"},
@@ -147,7 +144,7 @@ static const struct option_spec option_table[] = {
     {"retire-timeout", 0, "TIME", "for connections that the old workers have after a reload; 0: as long as they last",
      OPTION_DURATION, PROCESS(retire_timeout), .default_text = "0", .min = 0, .max = 7 * (uint64_t)TIMEOUT_MAX},
     {"loop", 0, "KIND", "what carries everything; auto: whichever is cheaper here", OPTION_CHOICE, PROCESS(loop),
-     .default_text = "auto", .choices = loops},
+     .default_text = "auto", .choices = loop_kinds},
     {"sqpoll", 0, NULL,
      "with --loop io_uring: the kernel looks for work by itself, which keeps a CPU busy for each worker", OPTION_FLAG,
      PROCESS(sqpoll), .default_text = NULL},
@@ -196,39 +193,6 @@ static struct command_spec command_spec(const char **given)
     };
 }
 
-static bool is_service_option(const struct option_spec *option)
-{
-    return option->offset >= offsetof(struct proxy_options, service);
-}
-
-static size_t option_index(const char *name)
-{
-    size_t i = 0;
-    while (i < OPTION_COUNT - 1 && (option_table[i].name == NULL || strcmp(option_table[i].name, name) != 0))
-        i++;
-    return i; /* of OPTION_END when there is none */
-}
-
-/* ---- Storage --------------------------------------------------------------------------------------------------- */
-
-struct storage {
-    struct storage *next;
-    char text[];
-};
-
-/* A copy of text that lives as long as the configuration; NULL: out of memory. */
-static char *keep(struct proxy_config *config, const char *text, size_t length)
-{
-    struct storage *storage = malloc(sizeof *storage + length + 1);
-    if (storage == NULL)
-        return NULL;
-    storage->next = config->storage;
-    config->storage = storage;
-    memcpy(storage->text, text, length);
-    storage->text[length] = '\0';
-    return storage->text;
-}
-
 /* One more zeroed element at the end of an array; NULL: out of memory. */
 static void *append(void *array_member, unsigned *count, size_t size)
 {
@@ -248,41 +212,8 @@ void proxy_config_free(struct proxy_config *config)
         free(config->services[i].servers);
     }
     free(config->services);
-    for (struct storage *storage = config->storage, *next; storage != NULL; storage = next) {
-        next = storage->next;
-        free(storage);
-    }
+    config_forget(&config->storage);
     *config = (struct proxy_config){0};
-}
-
-/* ---- Where a mistake is ---------------------------------------------------------------------------------------- */
-
-struct origin {
-    const char *path;   /* of the file; NULL: the command line */
-    unsigned line;      /* of the section */
-    unsigned *lines;    /* of each option; 0: it does not stand in the section */
-    const char **given; /* on the command line: each option's value */
-};
-
-static bool stands_there(const struct origin *origin, const char *key)
-{
-    size_t i = option_index(key);
-    return origin->path != NULL ? origin->lines[i] != 0 : origin->given[i] != NULL;
-}
-
-/* "proxy.conf:12: check-path: ..." or "sluice proxy: --check-path: ..." */
-__attribute__((format(printf, 5, 6))) static int wrong(const struct origin *origin, const char *key, int code,
-                                                       struct failure *failure, const char *format, ...)
-{
-    char text[sizeof failure->text - 64];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    if (origin->path == NULL)
-        return failure_set(failure, code, PROGRAM ": --%s: %s", key, text);
-    unsigned line = origin->lines[option_index(key)];
-    return failure_set(failure, code, "%s:%u: %s: %s", origin->path, line != 0 ? line : origin->line, key, text);
 }
 
 /* ---- Addresses and servers ------------------------------------------------------------------------------------- */
@@ -340,7 +271,7 @@ static int add_listen(struct proxy_config *config, struct proxy_service *service
     int result = address_parse(text, &listen.address, failure);
     if (result < 0)
         return result;
-    listen.text = keep(config, text, strlen(text));
+    listen.text = config_keep(&config->storage, text, strlen(text));
     struct proxy_listen *added = append(&service->listens, &service->listen_count, sizeof *added);
     if (added == NULL || listen.text == NULL)
         return out_of_memory(failure);
@@ -393,7 +324,7 @@ static int add_name(struct proxy_config *config, const char *key, const char *va
                            sni ? "; use *.NAME, or another service" : "");
     if (!sni)
         snprintf(name, sizeof name, "%s", value);
-    names[*count] = keep(config, name, strlen(name));
+    names[*count] = config_keep(&config->storage, name, strlen(name));
     if (names[*count] == NULL)
         return out_of_memory(failure);
     (*count)++;
@@ -460,7 +391,7 @@ static int add_server(struct proxy_config *config, struct proxy_service *service
         if (service->server_count == PROXY_SERVERS_MAX)
             return failure_set(failure, -EINVAL, "a service has at most %u servers; make another service",
                                PROXY_SERVERS_MAX);
-        char *kept = keep(config, name, strlen(name));
+        char *kept = config_keep(&config->storage, name, strlen(name));
         server = append(&service->servers, &service->server_count, sizeof *server);
         if (server == NULL || kept == NULL)
             return out_of_memory(failure);
@@ -486,7 +417,7 @@ static bool is_printable(const char *text)
 }
 
 static int check_listens(const struct proxy_config *config, const struct proxy_service *service,
-                         const struct origin *origin, struct failure *failure)
+                         const struct config_origin *origin, struct failure *failure)
 {
     for (unsigned i = 0; i < service->listen_count; i++) {
         const struct proxy_listen *listen = &service->listens[i];
@@ -495,22 +426,22 @@ static int check_listens(const struct proxy_config *config, const struct proxy_s
         for (const struct proxy_service *other = config->services; other <= service; other++)
             for (unsigned k = 0; k < (other == service ? i : other->listen_count); k++)
                 if (same_address(&listen->address, &other->listens[k].address))
-                    return wrong(origin, "listen", -EINVAL, failure, "%.100s is taken by service %s already",
-                                 listen->text, other->name);
+                    return config_wrong(origin, "listen", -EINVAL, failure, "%.100s is taken by service %s already",
+                                        listen->text, other->name);
         for (unsigned k = 0; k < service->server_count; k++) {
             const struct address *server = &service->servers[k].address;
             if (same_address(&listen->address, server) ||
                 (is_any(&listen->address) && is_loopback(server) && port_of(server) == port_of(&listen->address)))
-                return wrong(origin, "to", -EINVAL, failure,
-                             "%.100s is where this service listens: it would connect to "
-                             "itself",
-                             service->servers[k].name);
+                return config_wrong(origin, "to", -EINVAL, failure,
+                                    "%.100s is where this service listens: it would connect to "
+                                    "itself",
+                                    service->servers[k].name);
         }
     }
     return 0;
 }
 
-static int check_servers(struct proxy_service *service, const struct origin *origin, struct failure *failure)
+static int check_servers(struct proxy_service *service, const struct config_origin *origin, struct failure *failure)
 {
     bool some = false;
     for (unsigned i = 0; i < service->server_count; i++) {
@@ -518,50 +449,55 @@ static int check_servers(struct proxy_service *service, const struct origin *ori
         service->routes_by_name |= service->servers[i].sni_count + service->servers[i].alpn_count > 0;
     }
     if (!some)
-        return wrong(origin, "to", -EINVAL, failure, "every server has weight=0, and none would get a connection");
+        return config_wrong(origin, "to", -EINVAL, failure,
+                            "every server has weight=0, and none would get a connection");
     return 0;
 }
 
-static int check_options(const struct service_options *options, const struct origin *origin, struct failure *failure)
+static int check_options(const struct service_options *options, const struct config_origin *origin,
+                         struct failure *failure)
 {
     static const char *const of_http[] = {"check-path", "check-host"};
     struct failure why;
     for (unsigned i = 0; i < 2; i++)
-        if (options->check != PROXY_CHECK_HTTP && stands_there(origin, of_http[i]))
-            return wrong(origin, of_http[i], -EINVAL, failure,
-                         "this is for checks by HTTP, but check is %s; choose http", checks[options->check]);
+        if (options->check != PROXY_CHECK_HTTP && config_has(origin, of_http[i]))
+            return config_wrong(origin, of_http[i], -EINVAL, failure,
+                                "this is for checks by HTTP, but check is %s; choose http", checks[options->check]);
     if (options->check_path[0] != '/' || !is_printable(options->check_path))
-        return wrong(origin, "check-path", -EINVAL, failure,
-                     "\"%.100s\" is no path of a URL; write one that begins with / and has no spaces, such as /health",
-                     options->check_path);
+        return config_wrong(
+            origin, "check-path", -EINVAL, failure,
+            "\"%.100s\" is no path of a URL; write one that begins with / and has no spaces, such as /health",
+            options->check_path);
     if (options->check_host != NULL && (options->check_host[0] == '\0' || !is_printable(options->check_host)))
-        return wrong(origin, "check-host", -EINVAL, failure,
-                     "\"%.100s\" is no host name; write one, such as example.org", options->check_host);
-    if (options->mirror == NULL && stands_there(origin, "mirror-direction"))
-        return wrong(origin, "mirror-direction", -EINVAL, failure,
-                     "there is no mirror to send it to; write mirror, too");
+        return config_wrong(origin, "check-host", -EINVAL, failure,
+                            "\"%.100s\" is no host name; write one, such as example.org", options->check_host);
+    if (options->mirror == NULL && config_has(origin, "mirror-direction"))
+        return config_wrong(origin, "mirror-direction", -EINVAL, failure,
+                            "there is no mirror to send it to; write mirror, too");
     if (options->keepalive != 0 && options->keepalive < 1000)
-        return wrong(origin, "keepalive", -EINVAL, failure, "the kernel counts in seconds: 1s or more, or 0 for never");
+        return config_wrong(origin, "keepalive", -EINVAL, failure,
+                            "the kernel counts in seconds: 1s or more, or 0 for never");
     if (options->congestion != NULL) {
         int result = address_congestion_check(options->congestion, &why);
         if (result < 0)
-            return wrong(origin, "congestion", result, failure, "%.500s", why.text);
+            return config_wrong(origin, "congestion", result, failure, "%.500s", why.text);
     }
     return 0;
 }
 
 /* The last of the configuration's services has its listens and servers; the rest is in options. */
 static int finish_service(struct proxy_config *config, const struct service_options *options,
-                          const struct origin *origin, struct failure *failure)
+                          const struct config_origin *origin, struct failure *failure)
 {
     struct proxy_service *service = &config->services[config->service_count - 1];
     struct failure why;
     if (service->listen_count == 0)
-        return wrong(origin, "listen", -EINVAL, failure, "service %s has none; say where to accept connections: %s",
-                     service->name, origin->path != NULL ? "listen = ADDR:PORT" : "--listen ADDR:PORT");
+        return config_wrong(origin, "listen", -EINVAL, failure,
+                            "service %s has none; say where to accept connections: %s", service->name,
+                            origin->path != NULL ? "listen = ADDR:PORT" : "--listen ADDR:PORT");
     if (service->server_count == 0)
-        return wrong(origin, "to", -EINVAL, failure, "service %s has none; name a server: %s", service->name,
-                     origin->path != NULL ? "to = ADDR:PORT" : "--to ADDR:PORT");
+        return config_wrong(origin, "to", -EINVAL, failure, "service %s has none; name a server: %s", service->name,
+                            origin->path != NULL ? "to = ADDR:PORT" : "--to ADDR:PORT");
     int result = check_servers(service, origin, failure);
     if (result == 0)
         result = check_listens(config, service, origin, failure);
@@ -598,14 +534,14 @@ static int finish_service(struct proxy_config *config, const struct service_opti
     service->mirrors = true;
     result = parse_destination(options->mirror, &service->mirror.address, &why);
     if (result < 0)
-        return wrong(origin, "mirror", result, failure, "%.500s", why.text);
-    service->mirror.text = keep(config, options->mirror, strlen(options->mirror));
+        return config_wrong(origin, "mirror", result, failure, "%.500s", why.text);
+    service->mirror.text = config_keep(&config->storage, options->mirror, strlen(options->mirror));
     return service->mirror.text != NULL ? 0 : out_of_memory(failure);
 }
 
 static int begin_service(struct proxy_config *config, const char *name, struct failure *failure)
 {
-    char *kept = keep(config, name, strlen(name));
+    char *kept = config_keep(&config->storage, name, strlen(name));
     struct proxy_service *service = append(&config->services, &config->service_count, sizeof *service);
     if (service == NULL || kept == NULL)
         return out_of_memory(failure);
@@ -619,217 +555,56 @@ static int begin_service(struct proxy_config *config, const char *name, struct f
 static int take_service(struct proxy_config *config, const struct service_options *options, const char **given,
                         struct failure *failure)
 {
-    const struct origin origin = {.given = given};
+    const struct command_spec command = command_spec(given);
+    const struct config_origin origin = {.command = &command};
     struct failure why;
     int result = begin_service(config, "proxy", failure);
     struct proxy_service *service = config->services;
     for (unsigned i = 0; result == 0 && i < options->listen.count; i++)
         if ((result = add_listen(config, service, options->listen.items[i], &why)) < 0)
-            wrong(&origin, "listen", result, failure, "%.500s", why.text);
+            config_wrong(&origin, "listen", result, failure, "%.500s", why.text);
     for (unsigned i = 0; result == 0 && i < options->to.count; i++)
         if ((result = add_server(config, service, options->to.items[i], &why)) < 0)
-            wrong(&origin, "to", result, failure, "%.500s", why.text);
+            config_wrong(&origin, "to", result, failure, "%.500s", why.text);
     return result < 0 ? result : finish_service(config, options, &origin, failure);
 }
 
 /* ---- The file -------------------------------------------------------------------------------------------------- */
 
-struct reading {
-    const char *path;
-    struct proxy_config *config;
-    struct proxy_options *defaults; /* the process's options, and those that services begin with */
-    struct proxy_options options;   /* of the service that is read */
-    struct failure *failure;
-    unsigned failed_line; /* 0: none has */
-    int result;
-
-    FILE *stream;
-    char *line;
-    size_t room;
-    unsigned number; /* of the line that is read */
-    unsigned header; /* of the last "[NAME]", while none of its keys was seen; 0: some was */
-    char section[SERVICE_NAME_MAX + 1];
-    struct origin origin;                /* of the service that is read */
-    unsigned lines[OPTION_COUNT];        /* of its keys */
-    unsigned global_lines[OPTION_COUNT]; /* of the process's keys */
-};
-
-__attribute__((format(printf, 4, 5))) static int fail(struct reading *reading, unsigned line, int code,
-                                                      const char *format, ...)
-{
-    char text[sizeof reading->failure->text - 64];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    reading->failed_line = line;
-    return reading->result = failure_set(reading->failure, code, "%s:%u: %s", reading->path, line, text);
-}
-
-/* fgets for inih. */
-static char *next_line(char *buffer, int size, void *context)
-{
-    struct reading *reading = context;
-    if (reading->result < 0)
-        return NULL;
-    ssize_t length = getline(&reading->line, &reading->room, reading->stream);
-    if (length < 0) {
-        if (ferror(reading->stream))
-            reading->result = failure_set(reading->failure, -errno, PROGRAM ": cannot read %.300s: %s (%s)",
-                                          reading->path, text_errno_meaning(errno), text_errno_name(errno));
-        return NULL;
-    }
-    reading->number++;
-    if (strlen(reading->line) != (size_t)length) {
-        fail(reading, reading->number, -EINVAL, "this is no text: it has a NUL byte");
-        return NULL;
-    }
-    if (length >= size) {
-        fail(reading, reading->number, -EINVAL,
-             "the line is longer than %d bytes; go on with a server's attributes in the next line, indented and "
-             "beginning with a comma",
-             size - 1);
-        return NULL;
-    }
-    /* An indented "[" goes on with the value before: an IPv6 address. */
-    if (reading->line[0] == '[' && strncmp(reading->line, "[" GLOBAL "]", strlen("[" GLOBAL "]")) != 0) {
-        if (reading->header != 0) {
-            fail(reading, reading->header, -EINVAL, "this section is empty; it needs listen and to");
-            return NULL;
-        }
-        reading->header = reading->number;
-    }
-    memcpy(buffer, reading->line, (size_t)length + 1);
-    return buffer;
-}
-
-static int finish_section(struct reading *reading)
-{
-    if (reading->section[0] == '\0')
-        return 0;
-    int result = finish_service(reading->config, &reading->options.service, &reading->origin, reading->failure);
-    if (result < 0) {
-        reading->result = result;
-        reading->failed_line = reading->origin.line;
-    }
-    return result;
-}
-
-static int begin_section(struct reading *reading, const char *name)
+/* config_reader's three. */
+static int begin_section(void *context, const char *name, struct failure *why)
 {
     static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.";
-    if (finish_section(reading) < 0)
-        return reading->result;
-    unsigned line = reading->header != 0 ? reading->header : reading->number;
+    struct proxy_config *config = context;
     if (strlen(name) > SERVICE_NAME_MAX)
-        return fail(reading, line, -EINVAL, "the service's name is too long; it may have %u bytes", SERVICE_NAME_MAX);
-    if (name[strspn(name, allowed)] != '\0')
-        return fail(reading, line, -EINVAL, "[%s]: a service's name has letters, digits and - _ . only", name);
-    for (unsigned i = 0; i < reading->config->service_count; i++)
-        if (strcmp(reading->config->services[i].name, name) == 0)
-            return fail(reading, line, -EINVAL, "there is a service [%s] already; choose another name", name);
-    if (begin_service(reading->config, name, reading->failure) < 0)
-        return reading->result = -ENOMEM;
-    snprintf(reading->section, sizeof reading->section, "%s", name);
-    memset(reading->lines, 0, sizeof reading->lines);
-    reading->options = *reading->defaults;
-    reading->origin = (struct origin){.path = reading->path, .line = line, .lines = reading->lines};
-    reading->header = 0;
-    return 0;
+        return failure_set(why, -EINVAL, "the service's name is too long; it may have %u bytes", SERVICE_NAME_MAX);
+    if (name[0] == '\0' || name[strspn(name, allowed)] != '\0')
+        return failure_set(why, -EINVAL, "[%s]: a service's name has letters, digits and - _ . only", name);
+    for (unsigned i = 0; i < config->service_count; i++)
+        if (strcmp(config->services[i].name, name) == 0)
+            return failure_set(why, -EINVAL, "there is a service [%s] already; choose another name", name);
+    return begin_service(config, name, why);
 }
 
-static int take_key(struct reading *reading, bool global, const char *key, const char *value)
+static int take_address(void *context, bool in_section, const struct option_spec *option, const char *value,
+                        struct failure *why)
 {
-    char where[sizeof reading->failure->text / 2];
-    struct proxy_service *service = global ? NULL : &reading->config->services[reading->config->service_count - 1];
-    size_t i = option_index(key);
-    const struct option_spec *option = &option_table[i];
-    unsigned *lines = global ? reading->global_lines : reading->lines;
-    struct failure why;
-    int result;
-
-    if (strcmp(key, "config") == 0 || strcmp(key, "check-config") == 0)
-        return fail(reading, reading->number, -EINVAL, "%s is for the command line", key);
-    if (option->type == OPTION_LIST && global)
-        return fail(reading, reading->number, -EINVAL, "%s belongs to a service; write it under [NAME]", key);
-    if (option->type != OPTION_END && !global && !is_service_option(option))
-        return fail(reading, reading->number, -EINVAL, "%s belongs to the process; write it before the first service",
-                    key);
-    if (option->type != OPTION_END && *value == '\0')
-        return fail(reading, reading->number, -EINVAL, "%s needs a value: %s = %s", key, key,
-                    option->argument != NULL ? option->argument : "yes");
-    if (option->type != OPTION_LIST && lines[i] != 0)
-        return fail(reading, reading->number, -EINVAL,
-                    "%s was given before, in line %u (an indented line goes on with the key above it)", key, lines[i]);
-    lines[i] = reading->number;
-    if (option->type == OPTION_LIST) {
-        result = strcmp(key, "to") == 0 ? add_server(reading->config, service, value, &why)
-                                        : add_listen(reading->config, service, value, &why);
-        return result < 0 ? fail(reading, reading->number, result, "%s: %.500s", key, why.text) : 0;
-    }
-
-    const char *kept = keep(reading->config, value, strlen(value));
-    const struct command_spec command = command_spec(NULL);
-    snprintf(where, sizeof where, "%s:%u", reading->path, reading->number);
-    result = kept == NULL ? out_of_memory(reading->failure)
-                          : options_set(&command, key, kept, global ? reading->defaults : &reading->options, where,
-                                        reading->failure);
-    if (result < 0) {
-        reading->result = result == -ENOENT ? -EINVAL : result;
-        reading->failed_line = reading->number;
-    }
-    return result;
-}
-
-/* inih's handler. */
-static int on_key(void *context, const char *section, const char *key, const char *value)
-{
-    struct reading *reading = context;
-    bool global = section[0] == '\0' || strcmp(section, GLOBAL) == 0;
-    if (reading->result < 0)
+    struct proxy_config *config = context;
+    struct failure reason;
+    if (option->type != OPTION_LIST)
         return 0;
-    if (global && reading->section[0] != '\0') {
-        fail(reading, reading->number, -EINVAL, "[" GLOBAL "] must stand before the services");
-        return 0;
-    }
-    if (!global && (reading->header != 0 || strcmp(section, reading->section) != 0) &&
-        begin_section(reading, section) < 0)
-        return 0;
-    return take_key(reading, global, key, value) == 0;
+    if (!in_section)
+        return failure_set(why, -EINVAL, "%s belongs to a service; write it under [NAME]", option->name);
+    struct proxy_service *service = &config->services[config->service_count - 1];
+    int result = strcmp(option->name, "to") == 0 ? add_server(config, service, value, &reason)
+                                                 : add_listen(config, service, value, &reason);
+    return result < 0 ? failure_set(why, result, "%s: %.500s", option->name, reason.text) : 1;
 }
 
-static int read_stream(struct reading *reading)
+static int finish_section(void *context, void *options, const struct config_origin *origin, struct failure *failure)
 {
-    int line = ini_parse_stream(next_line, reading, on_key, reading);
-    /* inih goes on behind what it does not understand, so that another mistake may have been found since. */
-    if (line > 0 && (reading->result == 0 || (unsigned)line < reading->failed_line))
-        return fail(reading, (unsigned)line, -EINVAL,
-                    "this is not understood; write KEY = VALUE, [SERVICE], or a comment that begins with #");
-    if (reading->result < 0)
-        return reading->result;
-    if (line < 0)
-        return out_of_memory(reading->failure);
-    if (reading->header != 0)
-        return fail(reading, reading->header, -EINVAL, "this section is empty; it needs listen and to");
-    if (reading->section[0] == '\0')
-        return failure_set(reading->failure, -EINVAL,
-                           "%s: there is no service; write [NAME], and below it listen = ADDR:PORT and to = ADDR:PORT",
-                           reading->path);
-    return finish_section(reading);
-}
-
-static int read_file(const char *path, struct proxy_config *config, struct proxy_options *defaults,
-                     struct failure *failure)
-{
-    struct reading reading = {.path = path, .config = config, .defaults = defaults, .failure = failure};
-    reading.stream = fopen(path, "re");
-    if (reading.stream == NULL)
-        return failure_set(failure, -errno, PROGRAM ": cannot read %.300s: %s (%s)", path, text_errno_meaning(errno),
-                           text_errno_name(errno));
-    int result = read_stream(&reading);
-    free(reading.line);
-    fclose(reading.stream);
-    return result;
+    const struct proxy_options *given = options;
+    return finish_service(context, &given->service, origin, failure);
 }
 
 /* ---- Both ------------------------------------------------------------------------------------------------------ */
@@ -838,22 +613,34 @@ static int read_file(const char *path, struct proxy_config *config, struct proxy
 static int take_file(struct proxy_config *config, struct proxy_options *options, const char **given,
                      struct failure *failure)
 {
-    const struct command_spec command = command_spec(NULL);
+    const struct command_spec command = command_spec(given);
+    const struct config_reader reader = {
+        .path = options->config,
+        .command = &command,
+        .size = sizeof *options,
+        .section_offset = offsetof(struct proxy_options, service),
+        .storage = &config->storage,
+        .context = config,
+        .section = "service",
+        .grammar = "KEY = VALUE, [SERVICE], or a comment that begins with #",
+        .section_needs = "listen and to",
+        .long_line = "go on with a server's attributes in the next line, indented and beginning with a comma",
+        .begin = begin_section,
+        .take = take_address,
+        .finish = finish_section,
+    };
+    unsigned lines[OPTION_COUNT];
     for (size_t i = 0; i < OPTION_COUNT - 1; i++)
-        if (given[i] != NULL && is_service_option(&option_table[i]))
+        if (given[i] != NULL && option_table[i].offset >= reader.section_offset)
             return failure_set(failure, -EINVAL,
                                PROGRAM ": --%s is a service's, and with --config services are in the file: write "
                                        "%s there, or leave --config out",
                                option_table[i].name, option_table[i].name);
-    const char *path = options->config;
-    struct positionals none;
-    char *no_arguments[] = {NULL};
-    int result = options_parse(&command, 0, no_arguments, options, &none, failure); /* the defaults again */
-    if (result == 0)
-        result = read_file(path, config, options, failure);
-    for (size_t i = 0; result == 0 && i < OPTION_COUNT - 1; i++)
-        if (given[i] != NULL)
-            result = options_set(&command, option_table[i].name, given[i], options, PROGRAM, failure);
+    int result = config_file_read(&reader, options, lines, NULL, failure);
+    if (result == 0 && config->service_count == 0)
+        result = failure_set(
+            failure, -EINVAL,
+            "%s: there is no service; write [NAME], and below it listen = ADDR:PORT and to = ADDR:PORT", reader.path);
     return result;
 }
 
@@ -861,10 +648,10 @@ static int take_file(struct proxy_config *config, struct proxy_options *options,
 static int make_config(struct proxy_options *options, const char **given, struct proxy_config *ret_config,
                        struct failure *failure)
 {
-    struct proxy_config config = {0};
+    struct proxy_config config = {.path = options->config};
     int result = options->config != NULL ? take_file(&config, options, given, failure)
                                          : take_service(&config, &options->service, given, failure);
-    if (result == 0 && options->sqpoll && strcmp(loops[options->loop], "io_uring") != 0)
+    if (result == 0 && options->sqpoll && options->loop != SLUICE_LOOP_IO_URING)
         result = failure_set(failure, -EINVAL, PROGRAM ": --sqpoll needs --loop io_uring");
     if (result < 0) {
         proxy_config_free(&config);
@@ -874,14 +661,13 @@ static int make_config(struct proxy_options *options, const char **given, struct
     config.max_connections = options->max_total;
     config.drain_timeout = (unsigned)options->drain_timeout;
     config.retire_timeout = (unsigned)options->retire_timeout;
-    config.loop = loops[options->loop];
+    config.loop = (enum sluice_loop_kind)options->loop;
     config.metrics = options->metrics;
     config.log = options->log;
     config.receipts = options->receipts;
     config.confine = options->confine;
     config.verbose = options->verbose;
     config.sqpoll = options->sqpoll;
-    config.path = options->config;
     *ret_config = config;
     return 0;
 }
@@ -896,12 +682,6 @@ static void print_fine(const struct proxy_config *config)
            servers, servers == 1 ? "" : "s");
 }
 
-static void free_lists(struct proxy_options *options)
-{
-    option_list_free(&options->service.listen);
-    option_list_free(&options->service.to);
-}
-
 int proxy_config_from_arguments(int argc, char **argv, struct proxy_config *ret_config)
 {
     const char *given[OPTION_COUNT];
@@ -911,10 +691,11 @@ int proxy_config_from_arguments(int argc, char **argv, struct proxy_config *ret_
     struct failure failure;
     int code = options_parse_or_exit_code(&command, argc, argv, &options, &none);
     if (code < 0) {
+        bool from_file = options.config != NULL;
         int result = make_config(&options, given, ret_config, &failure);
         if (result < 0) {
             fprintf(stderr, "%s\n", failure.text);
-            if (given[option_index("config")] == NULL)
+            if (!from_file)
                 options_print_hint(&command, stderr);
             code = result == -EINVAL ? EXIT_CODE_USAGE : EXIT_CODE_FAILED;
         } else if (options.check_config) {
@@ -923,7 +704,7 @@ int proxy_config_from_arguments(int argc, char **argv, struct proxy_config *ret_
             code = fflush(stdout) == 0 ? EXIT_CODE_DONE : EXIT_CODE_FAILED;
         }
     }
-    free_lists(&options);
+    options_free_lists(&command, &options);
     return code;
 }
 
@@ -936,6 +717,6 @@ int proxy_config_again(int argc, char **argv, struct proxy_config *ret_config, s
     int result = options_parse(&command, argc, argv, &options, &none, failure);
     if (result == 0)
         result = make_config(&options, given, ret_config, failure);
-    free_lists(&options);
+    options_free_lists(&command, &options);
     return result;
 }

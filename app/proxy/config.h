@@ -8,6 +8,7 @@
 
 #include "base/failure.h"
 #include "service/address.h"
+#include "service/config_file.h"
 #include "service/proxy_header.h"
 #include <sluice/sluice.h>
 #include <stdbool.h>
@@ -88,10 +89,11 @@ struct proxy_config {
     uint64_t max_connections; /* of all services together; 0: what the limit of open files permits */
     unsigned drain_timeout;   /* ms, when sluice is told to end */
     unsigned retire_timeout;  /* ms, of old workers after a reload; 0: as long as their connections last */
-    const char *loop, *metrics, *log;
+    enum sluice_loop_kind loop;
+    const char *metrics, *log;
     bool receipts, confine, verbose, sqpoll;
-    const char *path;        /* of the file; NULL: command line alone */
-    struct storage *storage; /* what the strings lie in: config.c's */
+    const char *path;               /* of the file; NULL: command line alone */
+    struct config_storage *storage; /* what the strings lie in */
 };
 
 /* argv without the program's name. Returns -1 to go on, or the exit code: help, version, wrong usage, --check-config,

@@ -226,6 +226,9 @@ int generation_new(struct proxy_config *config, const struct generation *previou
         r = start_listening(generation, previous, failure);
     if (r == 0)
         r = listen_for_metrics(generation, previous, failure);
+    if (r == 0)
+        r = rotated_log_open(generation->config.log, LOG_COMBINED, previous != NULL ? &previous->log : NULL,
+                             &generation->log, failure);
     if (r < 0) {
         generation_free(generation, previous);
         return r;
@@ -290,6 +293,7 @@ void generation_free(struct generation *generation, const struct generation *nex
     if (generation == NULL)
         return;
     generation_stop_listening(generation, next);
+    rotated_log_close(&generation->log);
     for (unsigned i = 0; generation->services != NULL && i < generation->config.service_count; i++)
         close_fd(generation->services[i].freed_fd);
     if (generation->memory != NULL)

@@ -10,6 +10,7 @@
 #include "proxy/balance.h"
 #include "proxy/config.h"
 #include "proxy/totals.h"
+#include "service/rotated_log.h"
 
 struct service_shared {
     struct service_state *state;
@@ -28,7 +29,8 @@ struct generation {
     struct service_shared *services;
     int *listeners; /* of all services one after the other; -1: closed */
     unsigned listener_count;
-    int metrics; /* listening socket; -1: none */
+    int metrics;            /* listening socket; -1: none */
+    struct rotated_log log; /* open as long as this generation is in force, and in its workers */
     unsigned serial;
     void *memory; /* what the shared parts lie in */
     size_t size;

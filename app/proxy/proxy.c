@@ -14,6 +14,7 @@
 #include "service/log.h"
 #include "service/loop.h"
 #include "service/options.h"
+#include "service/rotated_log.h"
 #include "service/shared.h"
 #include "service/supervisor.h"
 
@@ -40,21 +41,30 @@ struct proxy {
     struct shared slots;
     struct supervisor_options supervisor;
     struct sluice_loop_options loop;
-    struct log *log, *error_log; /* standard error is error_log's and the receipts' */
+    struct log *error_log; /* standard error is error_log's and the receipts' */
 };
 
 /* ---- Worker ---------------------------------------------------------------------------------------------------- */
 
 struct proxying {
     struct proxy *proxy;
+    struct worker *control;
     struct sluice_loop *loop;
     struct proxy_worker *worker;
 };
 
-static void on_stop(void *context)
+static void on_control(void *context)
 {
     struct proxying *proxying = context;
-    proxy_worker_drain(proxying->worker);
+    enum worker_order order;
+    unsigned number = 0;
+    int fd = -1;
+    while ((order = worker_hear(proxying->control, &fd, &number)) != WORKER_NO_ORDER) {
+        if (order == WORKER_REPLACE)
+            rotated_log_take(&proxying->proxy->current->log, fd, number);
+        else
+            proxy_worker_drain(proxying->worker);
+    }
 }
 
 static void on_drained(void *context)
@@ -66,8 +76,8 @@ static void on_drained(void *context)
 static void on_turn(void *context)
 {
     struct proxy *proxy = context;
-    if (proxy->log != NULL)
-        log_flush(proxy->log);
+    if (proxy->current->log.log != NULL)
+        log_flush(proxy->current->log.log);
     log_flush(proxy->error_log);
 }
 
@@ -104,13 +114,15 @@ static int worker_main(void *context, struct worker *worker)
 {
     struct proxy *proxy = context;
     const struct proxy_config *config = &proxy->current->config;
-    struct proxying proxying = {.proxy = proxy};
-    struct sluice_watch *stop_watch = NULL;
+    struct proxying proxying = {.proxy = proxy, .control = worker};
+    struct sluice_watch *watch = NULL;
 
     struct slot *slot = shared_slot(&proxy->slots, worker->slot);
     *slot = (struct slot){.taken = true, .serial = proxy->current->serial, .index = worker->index};
-    for (struct generation *older = proxy->current->older; older != NULL; older = older->older)
+    for (struct generation *older = proxy->current->older; older != NULL; older = older->older) {
         generation_close_listeners(older, proxy->current);
+        rotated_log_close(&older->log);
+    }
     /* The loop first: seccomp does not let a worker make rings. */
     int r = sluice_loop_new(&proxy->loop, &proxying.loop);
     if (r < 0)
@@ -122,7 +134,7 @@ static int worker_main(void *context, struct worker *worker)
         .generation = proxy->current,
         .index = worker->index,
         .max_connections = connections_each(config),
-        .log = proxy->log,
+        .log = proxy->current->log.log,
         .receipt_log = config->receipts ? proxy->error_log : NULL,
         .error_log = proxy->error_log,
         .drained = on_drained,
@@ -130,7 +142,7 @@ static int worker_main(void *context, struct worker *worker)
     };
     r = proxy_worker_new(&options, &proxying.worker);
     if (r == 0)
-        r = sluice_loop_watch(proxying.loop, worker->stop_fd, on_stop, &proxying, &stop_watch);
+        r = sluice_loop_watch(proxying.loop, worker->control_fd, on_control, &proxying, &watch);
     if (r == 0)
         r = proxy_worker_start(proxying.worker);
     if (r == 0) {
@@ -141,7 +153,7 @@ static int worker_main(void *context, struct worker *worker)
     if (r < 0)
         return fail(proxy, "proxying", r); /* the process ends: nothing is taken apart */
     proxy_worker_free(proxying.worker);
-    sluice_watch_free(stop_watch);
+    sluice_watch_free(watch);
     sluice_loop_free(proxying.loop);
     on_turn(proxy);
     return EXIT_CODE_DONE;
@@ -225,6 +237,14 @@ static void set_times(struct proxy *proxy)
     proxy->supervisor.retire_ms = proxy->current->config.retire_timeout;
 }
 
+/* The configuration stays, but its log may have been renamed. */
+static void reopen_log(struct proxy *proxy)
+{
+    struct failure failure;
+    if (rotated_log_reopen(&proxy->current->log, &failure) < 0)
+        log_say(proxy->error_log, "sluice proxy: %s; going on in the old file", failure.text);
+}
+
 static int on_reload(void *context, unsigned *workers)
 {
     struct proxy *proxy = context;
@@ -236,6 +256,7 @@ static int on_reload(void *context, unsigned *workers)
         r = generation_new(&config, proxy->current, &next, &failure);
     if (r < 0) {
         log_say(proxy->error_log, "sluice proxy: not reloaded, all goes on as before: %s", failure.text);
+        reopen_log(proxy);
         return r;
     }
     *workers = next->config.workers;
@@ -252,6 +273,7 @@ static void on_reloaded(void *context, bool done)
     proxy->fallback = NULL;
     if (done) {
         generation_stop_listening(before, proxy->current);
+        rotated_log_close(&before->log);
         print_listeners(proxy);
     } else {
         struct generation *failed = proxy->current;
@@ -260,8 +282,16 @@ static void on_reloaded(void *context, bool done)
         before->older = failed;
         set_times(proxy);
         generation_stop_listening(failed, before);
+        rotated_log_close(&failed->log);
+        reopen_log(proxy);
     }
     free_older(proxy);
+}
+
+static int on_replacement(void *context, unsigned which, unsigned *ret_number)
+{
+    const struct proxy *proxy = context;
+    return which == 0 ? rotated_log_replacement(&proxy->current->log, ret_number) : -1;
 }
 
 static void on_stopping(void *context)
@@ -312,8 +342,6 @@ static int run(struct proxy *proxy)
     struct failure failure = {0};
     descriptors_raise_limit();
     int r = log_open_fd(STDERR_FILENO, 0, &proxy->error_log, &failure);
-    if (r == 0 && proxy->current->config.log != NULL)
-        r = log_open(proxy->current->config.log, 0, &proxy->log, &failure);
     if (r == 0) {
         r = shared_create(GENERATIONS_MAX * proxy->current->config.workers, sizeof(struct slot), &proxy->slots);
         if (r < 0)
@@ -332,6 +360,7 @@ static int run(struct proxy *proxy)
         .ready = on_ready,
         .reload = on_reload,
         .reloaded = on_reloaded,
+        .replacement = on_replacement,
         .stopping = on_stopping,
         .report = on_report,
         .worker_ended = on_worker_ended,
@@ -352,17 +381,18 @@ int proxy_main(int argc, char **argv)
     int code = proxy_config_from_arguments(argc, argv, &config);
     if (code >= 0)
         return code;
-    code = loop_choose("sluice proxy", config.loop, config.sqpoll, config.verbose, &proxy.loop);
-    if (code != EXIT_CODE_DONE) {
+    if (loop_choose(config.loop, config.sqpoll, &proxy.loop, &failure) < 0) {
+        fprintf(stderr, "sluice proxy: %s\n", failure.text);
         proxy_config_free(&config);
-        return code;
+        return EXIT_CODE_FAILED;
     }
+    if (config.verbose)
+        loop_say("sluice proxy", &proxy.loop);
     if (generation_new(&config, NULL, &proxy.current, &failure) < 0) {
         fprintf(stderr, "sluice proxy: %s\n", failure.text);
         return EXIT_CODE_FAILED;
     }
     code = run(&proxy);
-    log_close(proxy.log);
     log_close(proxy.error_log);
     shared_destroy(&proxy.slots);
     while (proxy.current != NULL) {

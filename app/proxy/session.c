@@ -606,7 +606,7 @@ static void write_log(struct session *session, const char *client, const char *s
     time_t now = time(NULL);
     if (worker->log_second != now) {
         worker->log_second = now;
-        log_time_text(now, worker->log_time);
+        log_time_text(LOG_COMBINED, now, worker->log_time);
     }
     sluice_receipt_add(&sum, down);
     write_routes(&sum, routes, sizeof routes);

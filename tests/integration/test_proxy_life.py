@@ -190,6 +190,8 @@ def reload_listeners():
                 try:
                     connect((LOCAL, second)).close()
                     return False
+                except ConnectionResetError:  # it was in the queue of the socket that ended
+                    return False
                 except ConnectionRefusedError:
                     return True
             until(refuses, 3, "the end of the second listener")

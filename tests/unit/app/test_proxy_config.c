@@ -70,7 +70,7 @@ TEST("a service on the command line has the defaults of the table")
     CHECK_EQ(config.max_connections, 0);
     CHECK_EQ(config.drain_timeout, 30000);
     CHECK_EQ(config.retire_timeout, 0);
-    CHECK_STR(config.loop, "auto");
+    CHECK_EQ(config.loop, SLUICE_LOOP_AUTO);
     CHECK(config.metrics == NULL && config.log == NULL && config.path == NULL);
     CHECK(config.confine && !config.receipts && !config.verbose && !config.sqpoll);
 }
@@ -328,7 +328,7 @@ TEST("sections that are empty, incomplete, twice there or badly named are refuse
     CHECK_WRONG(ONE "[a]\nlisten = :81\n", "4: there is a service [a] already; choose another name");
     CHECK_WRONG(ONE "[b]\nlisten=:81\nto=10.0.0.1:81\n[a]\nrise = 1\n",
                 "7: there is a service [a] already; choose another name");
-    CHECK_WRONG(ONE "[global]\nworkers = 2\n", "5: [global] must stand before the services");
+    CHECK_WRONG(ONE "[global]\nworkers = 2\n", "4: [global] must stand before the services");
     CHECK_WRONG("[a b]\nlisten = :80\n", "1: [a b]: a service's name has letters, digits and - _ . only");
     CHECK_WRONG("[aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa]\nlisten = :80\n",
                 "1: the service's name is too long; it may have 48 bytes");

@@ -288,7 +288,7 @@ TEST("an access line too long for a pipe's promise of wholeness is cut to it")
 TEST("the time is in UTC and English")
 {
     char text[LOG_TIME_TEXT_MAX];
-    log_time_text(971186136, text);
+    log_time_text(LOG_COMBINED, 971186136, text);
     CHECK_STR(text, "10/Oct/2000:13:55:36 +0000");
 }
 
