@@ -6,10 +6,12 @@
 #include "base/cleanup.h"
 #include "base/text.h"
 #include "commands.h"
+#include "http/allowance.h"
 #include "http/server.h"
-#include "http/site.h"
+#include "serve_sites.h"
 #include "service/address.h"
 #include "service/admin.h"
+#include "service/clients.h"
 #include "service/config_file.h"
 #include "service/confine.h"
 #include "service/crossovers.h"
@@ -17,6 +19,7 @@
 #include "service/log.h"
 #include "service/loop.h"
 #include "service/options.h"
+#include "service/prefix.h"
 #include "service/rotated_log.h"
 #include "service/routes.h"
 #include "service/status.h"
@@ -37,16 +40,23 @@
 #define PROGRAM "sluice serve"
 
 struct serve_options {
-    const char *config, *listen, *congestion, *root, *index, *route, *access_log, *admin;
-    uint64_t workers, max_connections;
+    const char *config, *listen, *congestion, *route, *access_log, *admin;
+    uint64_t workers, max_connections, connections_per_address, rate_per_address;
     uint64_t header_timeout, idle_timeout, send_timeout, drain_timeout, retire_timeout;
-    unsigned loop, access_log_format;
-    bool check_config, listing, precompressed, snapshot, sqpoll, receipts, confine, verbose, admin_anywhere;
+    struct option_list trust_forwarded;
+    unsigned loop, access_log_format, unknown_host;
+    bool check_config, accept_proxy, snapshot, sqpoll, receipts, confine, verbose, admin_anywhere;
+    struct site_options site; /* last: an option from here on may stand in sections */
 };
 
 #define MEMBER(name) offsetof(struct serve_options, name)
+#define SITE(name) offsetof(struct serve_options, site.name)
 #define TIMEOUT_MAX (24u * 3600 * 1000)
+#define RATE_MIN 1024
 #define GENERATIONS_MAX 8 /* at a time, so many workers: more reloads wait for old workers to drain */
+
+enum { UNKNOWN_HOST_SERVE, UNKNOWN_HOST_REFUSE };
+static const char *const unknown_hosts[] = {"serve", "refuse", NULL};
 
 static const struct option_spec option_table[] = {
     {.type = OPTION_HEADING, .help = "Listening"},
@@ -63,17 +73,51 @@ static const struct option_spec option_table[] = {
 
     {.type = OPTION_HEADING, .help = "Files"},
     {"root", 'r', "DIR", "the directory to serve, as if DIR stood by itself; default: the current one", OPTION_TEXT,
-     MEMBER(root), .default_text = NULL},
-    {"index", 0, "NAME", "the file that stands for its directory", OPTION_TEXT, MEMBER(index),
+     SITE(root), .default_text = NULL},
+    {"index", 0, "NAME", "the file that stands for its directory", OPTION_TEXT, SITE(index),
      .default_text = "index.html"},
     {"listing", 0, NULL, "list directories that have no index; --no-listing answers 403 there", OPTION_FLAG,
-     MEMBER(listing), .default_text = "yes"},
+     SITE(listing), .default_text = "yes"},
+    {"symlinks", 0, "WHICH",
+     "which symbolic links are followed: those that stay beneath the directory; all, wherever they lead; none",
+     OPTION_CHOICE, SITE(symlinks), .default_text = "inside", .choices = symlink_policies},
     {"precompressed", 0, NULL, "send NAME.br, NAME.zst or NAME.gz instead of NAME to clients that accept it",
-     OPTION_FLAG, MEMBER(precompressed), .default_text = NULL},
+     OPTION_FLAG, SITE(precompressed), .default_text = NULL},
     {"snapshot", 0, NULL, "copy files while sending them, for files that are changed in place", OPTION_FLAG,
      MEMBER(snapshot), .default_text = NULL},
     {"route", 0, "NAME", "force a mechanism for the bodies: copy, mmap, sendfile, splice or direct", OPTION_TEXT,
      MEMBER(route), .default_text = "auto"},
+
+    {.type = OPTION_HEADING, .help = "Responses"},
+    {"cache", 0, "PATTERN=VALUE",
+     "say \"Cache-Control: VALUE\" of files whose name fits, or whose path does if PATTERN has a slash: \"*.js=public, "
+     "max-age=3600\"; may be given several times, the first that fits counts",
+     OPTION_LIST, SITE(cache), .default_text = NULL},
+    {"header", 0, "NAME: VALUE", "add a field to every response; may be given several times", OPTION_LIST, SITE(header),
+     .default_text = NULL},
+
+    {.type = OPTION_HEADING, .help = "Limits"},
+    {"rate", 0, "SIZE", "bytes per second of each connection. Default: not limited", OPTION_SIZE, SITE(rate),
+     .min = RATE_MIN},
+    {"rate-per-address", 0, "SIZE",
+     "bytes per second of all connections of a client's address together. Default: not limited", OPTION_SIZE,
+     MEMBER(rate_per_address), .min = RATE_MIN},
+    {"connections-per-address", 0, "N",
+     "connections of a client's address at a time; further ones are answered with 429. Default: not limited",
+     OPTION_UNSIGNED, MEMBER(connections_per_address), .min = 1, .max = INT_MAX},
+
+    {.type = OPTION_HEADING, .help = "Proxies in front"},
+    {"accept-proxy", 0, NULL,
+     "connections begin with a PROXY header, version 1 or 2, that says who the client is; those without one are closed",
+     OPTION_FLAG, MEMBER(accept_proxy), .default_text = NULL},
+    {"trust-forwarded", 0, "ADDR/PREFIX",
+     "for the log, believe X-Forwarded-For of clients in this network; may be given several times", OPTION_LIST,
+     MEMBER(trust_forwarded), .default_text = NULL},
+
+    {.type = OPTION_HEADING, .help = "Sites"},
+    {"unknown-host", 0, "HOW",
+     "requests for a host that no site is named for: served by the directory for all, else the first site, or refused",
+     OPTION_CHOICE, MEMBER(unknown_host), .default_text = "serve", .choices = unknown_hosts},
 
     {.type = OPTION_HEADING, .help = "Loop"},
     {"loop", 0, "KIND", "what carries everything; auto: whichever is cheaper here", OPTION_CHOICE, MEMBER(loop),
@@ -161,6 +205,8 @@ static struct command_spec command_for(const char **given)
 struct serve_config {
     struct serve_options options;
     enum sluice_route route;
+    struct http_sites sites;
+    struct address_prefix *trusted; /* as many as options.trust_forwarded has */
     struct config_storage *storage; /* what strings of the file lie in */
 };
 
@@ -169,9 +215,55 @@ struct serve_config {
 static void config_free(struct serve_config *config)
 {
     const struct command_spec command = command_for(NULL);
+    http_sites_free(&config->sites);
+    free(config->trusted);
     options_free_lists(&command, &config->options);
     config_forget(&config->storage);
     *config = (struct serve_config){0};
+}
+
+static int read_trusted(struct serve_config *config, const struct config_origin *origin, struct failure *failure)
+{
+    const struct option_list *list = &config->options.trust_forwarded;
+    struct failure why;
+    if (list->count == 0)
+        return 0;
+    config->trusted = calloc(list->count, sizeof *config->trusted);
+    if (config->trusted == NULL)
+        return failure_set(failure, -ENOMEM, PROGRAM ": out of memory");
+    for (unsigned i = 0; i < list->count; i++)
+        if (address_prefix_parse(list->items[i], &config->trusted[i], &why) < 0)
+            return config_wrong(origin, "trust-forwarded", -EINVAL, failure, "%.600s", why.text);
+    return 0;
+}
+
+static int begin_site(void *context, const char *name, struct failure *why)
+{
+    struct serve_config *config = context;
+    return serve_sites_name(&config->sites, name, why);
+}
+
+static int finish_site(void *context, void *options, const struct config_origin *origin, struct failure *failure)
+{
+    struct serve_config *config = context;
+    const struct serve_options *section = options;
+    return serve_sites_add(&config->sites, &section->site, &config->options.site, origin, failure);
+}
+
+/* The site that has no names. */
+static int add_site_for_all(struct serve_config *config, const struct config_origin *origin, struct failure *failure)
+{
+    const struct serve_options *options = &config->options;
+    struct http_sites *sites = &config->sites;
+    sites->refuse_unknown = options->unknown_host == UNKNOWN_HOST_REFUSE;
+    if (sites->refuse_unknown && sites->count == 0)
+        return config_wrong(origin, "unknown-host", -EINVAL, failure,
+                            "to refuse them takes sites that have names: sections [host NAME...] of the file that "
+                            "--config names");
+    if (sites->count > 0 && (sites->refuse_unknown || options->site.root == NULL))
+        return 0;
+    sites->fallback = sites->count;
+    return serve_sites_add(sites, &options->site, &options->site, origin, failure);
 }
 
 /* What options say together. */
@@ -184,16 +276,11 @@ static int check_config(struct serve_config *config, const struct config_origin 
                                   options->snapshot ? SLUICE_END_SNAPSHOT : 0, SLUICE_END_TCP, 1, &why) < 0)
         return config_wrong(origin, "route", -EINVAL, failure, "%.600s", why.text);
     config->route = (enum sluice_route)route;
-    if (options->index[0] == '\0' || options->index[0] == '.' || strchr(options->index, '/') != NULL ||
-        strlen(options->index) > NAME_MAX)
-        return config_wrong(origin, "index", -EINVAL, failure, "takes a file name that is not hidden, not \"%.100s\"",
-                            options->index);
     if (options->sqpoll && options->loop != SLUICE_LOOP_IO_URING)
         return config_wrong(origin, "sqpoll", -EINVAL, failure, "this needs loop io_uring, not %s",
                             loop_kinds[options->loop]);
-    if (options->root == NULL)
-        return config_wrong(origin, "root", -EINVAL, failure, "which directory to serve is not said; write root = DIR");
-    return 0;
+    int result = read_trusted(config, origin, failure);
+    return result < 0 ? result : add_site_for_all(config, origin, failure);
 }
 
 /* options: as they were parsed, given and positionals, too. */
@@ -204,28 +291,32 @@ static int finish_config(struct serve_config *config, const struct command_spec 
     struct config_origin origin = {.command = command};
     unsigned lines[OPTION_COUNT];
     if (positionals->count > 0) {
-        if (options->root != NULL)
+        if (options->site.root != NULL)
             return failure_set(failure, -EINVAL, PROGRAM ": two directories, %.200s and --root %.200s: give one",
-                               positionals->items[0], options->root);
-        options->root = positionals->items[0];
+                               positionals->items[0], options->site.root);
+        options->site.root = positionals->items[0];
     }
     if (options->config != NULL) {
-        const char *root = options->root;
+        const char *root = options->site.root;
         const struct config_reader reader = {
             .path = options->config,
             .command = command,
             .size = sizeof *options,
-            .section_offset = sizeof *options,
+            .section_offset = offsetof(struct serve_options, site),
             .storage = &config->storage,
-            .grammar = "KEY = VALUE, or a comment that begins with #",
+            .context = config,
+            .section = "site",
+            .grammar = "KEY = VALUE, [host NAME...], or a comment that begins with #",
+            .begin = begin_site,
+            .finish = finish_site,
         };
         int result = config_file_read(&reader, options, lines, &origin, failure);
         if (result < 0)
             return result;
         if (root != NULL)
-            options->root = root;
-    } else if (options->root == NULL) {
-        options->root = ".";
+            options->site.root = root;
+    } else if (options->site.root == NULL) {
+        options->site.root = ".";
     }
     return check_config(config, &origin, failure);
 }
@@ -268,9 +359,7 @@ static int config_again(int argc, char **argv, struct serve_config *ret_config, 
 struct generation {
     struct serve_config config;
     struct sluice_loop_options loop;
-    struct http_sites sites;
     int listener, admin; /* admin: -1: none */
-    char directory[PATH_MAX];
     struct address address;
     bool has_previous_listener, has_previous_admin; /* they are other descriptors of the same sockets */
     struct rotated_log access_log;
@@ -294,26 +383,19 @@ static void share_descriptors(struct generation *generation)
     generation->connections_each = connections < 1 ? 1 : (unsigned)connections;
 }
 
-static int open_root(struct generation *generation, struct failure *failure)
+static int check_pacing(const struct generation *generation, struct failure *failure)
 {
-    const struct serve_options *options = &generation->config.options;
-    const char *path = options->root;
-    const struct http_site site = {
-        .root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC),
-        .index = options->index,
-        .listing = options->listing,
-        .precompressed = options->precompressed,
-    };
-    int code = site.root < 0 || faccessat(site.root, ".", X_OK, 0) < 0 || realpath(path, generation->directory) == NULL
-                   ? -errno
-                   : 0;
-    if (http_sites_add(&generation->sites, &site) < 0)
-        return failure_set(failure, -ENOMEM, "out of memory");
-    if (code == 0)
-        return 0;
-    errno = -code;
-    return failure_set(failure, -errno, "cannot serve %.300s: %s (%s)", path, text_errno_meaning(errno),
-                       text_errno_name(errno));
+    const struct http_sites *sites = &generation->config.sites;
+    bool wanted = generation->config.options.rate_per_address > 0;
+    for (unsigned i = 0; i < sites->count; i++)
+        wanted |= sites->items[i].rate > 0;
+    int r = wanted ? allowance_probe() : 0;
+    return r < 0
+               ? failure_set(failure, r,
+                             "rate, rate-per-address: this kernel does not pace sockets (SO_MAX_PACING_RATE: %s, %s); "
+                             "leave them out, or use one that does",
+                             text_errno_meaning(r), text_errno_name(r))
+               : 0;
 }
 
 static int listen_anew(struct generation *generation, const struct address *address, struct failure *failure)
@@ -378,7 +460,6 @@ static void generation_free(struct generation *generation)
     rotated_log_close(&generation->access_log);
     close_fd(generation->listener);
     close_fd(generation->admin);
-    http_sites_free(&generation->sites);
     config_free(&generation->config);
     free(generation);
 }
@@ -404,7 +485,7 @@ static int generation_prepare(struct serve_config *config, const struct generati
     if (r == 0 && options->congestion != NULL)
         r = address_congestion_check(options->congestion, failure);
     if (r == 0)
-        r = open_root(generation, failure);
+        r = check_pacing(generation, failure);
     if (r < 0) {
         generation_free(generation);
         return r;
@@ -438,8 +519,25 @@ struct serve {
     struct supervisor_options supervisor;
     struct log *error_log; /* standard error; the receipts' too */
     struct tally tally;    /* of struct http_totals */
+    struct shared clients; /* connections by address; made when some limit is set */
     unsigned reloads;      /* that were done */
 };
+
+static bool counts_addresses(const struct generation *generation)
+{
+    const struct serve_options *options = &generation->config.options;
+    return options->connections_per_address > 0 || options->rate_per_address > 0;
+}
+
+/* Workers that were forked before do not count. Once made they stay: two generations count together. */
+static int make_tables(struct serve *serve, const struct generation *generation, struct failure *failure)
+{
+    if (!counts_addresses(generation) || serve->clients.count > 0)
+        return 0;
+    int r = clients_create(tally_slots(&serve->tally), generation->connections_each, &serve->clients);
+    return r < 0 ? failure_set(failure, r, "memory to count the connections of addresses: %s", text_errno_meaning(r))
+                 : 0;
+}
 
 /* ---- Worker ---------------------------------------------------------------------------------------------------- */
 
@@ -495,21 +593,27 @@ static void on_turn(void *context)
     flush_logs(serving->serve);
 }
 
-static int confine(struct serve *serve, unsigned index)
+static int confine(struct serve *serve, const struct worker *worker)
 {
-    const struct http_sites *sites = &serve->current->sites;
+    const struct http_sites *sites = &serve->current->config.sites;
+    bool first = worker->index == 0 && worker->generation == 0, follow = false;
     CLEANUP_FREE int *directories = calloc(sites->count, sizeof *directories);
     if (directories == NULL)
         return -ENOMEM;
-    for (unsigned i = 0; i < sites->count; i++)
+    for (unsigned i = 0; i < sites->count; i++) {
         directories[i] = sites->items[i].root;
+        follow |= sites->items[i].symlinks == BENEATH_SYMLINKS_FOLLOW;
+    }
+    if (follow && first)
+        log_say(serve->error_log, PROGRAM ": symlinks follow: links lead anywhere, so the workers are not kept from "
+                                          "reading any file that their user may read");
     const struct confine_options options = {
         .groups = CONFINE_ACCEPT | CONFINE_THREADS | CONFINE_WATCH_FILES,
         .read_directories = directories,
         .read_directory_count = sites->count,
+        .read_anywhere = follow ? "a site follows symbolic links wherever they lead" : NULL,
     };
-    return confine_worker_saying(&options, PROGRAM, serve->current->config.options.verbose && index == 0,
-                                 serve->error_log);
+    return confine_worker_saying(&options, PROGRAM, serve->current->config.options.verbose && first, serve->error_log);
 }
 
 static int fail(struct serve *serve, const char *what, int code)
@@ -540,8 +644,12 @@ static void write_totals(void *context, FILE *out, const struct tally_worker *wo
 static void describe(const struct generation *generation, char *buffer, size_t size)
 {
     char url[ADDRESS_TEXT_MAX + 16];
+    const struct http_sites *sites = &generation->config.sites;
     address_format_url(&generation->address, url, sizeof url);
-    snprintf(buffer, size, "%s at %s", generation->directory, url);
+    if (sites->count == 1)
+        snprintf(buffer, size, "%s at %s", sites->items[0].directory, url);
+    else
+        snprintf(buffer, size, "%u sites at %s", sites->count, url);
 }
 
 static void write_status(void *context, FILE *out)
@@ -592,11 +700,18 @@ static int worker_main(void *context, struct worker *worker)
     int r = sluice_loop_new(&generation->loop, &serving.loop);
     if (r < 0)
         return fail(serve, "making the loop", r);
-    if (given->confine && confine(serve, worker->index) < 0)
+    if (given->confine && confine(serve, worker) < 0)
         return WORKER_EXIT_GIVE_UP;
+    const struct clients clients = {.tables = &serve->clients, .slot = worker->slot};
     struct http_server_options options = {
         .loop = serving.loop,
-        .sites = &generation->sites,
+        .sites = &generation->config.sites,
+        .clients = counts_addresses(generation) ? &clients : NULL,
+        .connections_per_address = (unsigned)given->connections_per_address,
+        .rate_per_address = given->rate_per_address,
+        .accept_proxy = given->accept_proxy,
+        .trusted = generation->config.trusted,
+        .trusted_count = given->trust_forwarded.count,
         .snapshot = given->snapshot,
         .walk = getenv("SLUICE_NO_OPENAT2") != NULL, /* for tests */
         .route = generation->config.route,
@@ -679,6 +794,8 @@ static int on_reload(void *context, unsigned *workers)
         r = generation_prepare(&config, serve->current, &next, &failure);
     if (r == 0)
         r = generation_open(next, serve->current, &failure);
+    if (r == 0)
+        r = make_tables(serve, next, &failure);
     if (r < 0) {
         generation_free(next);
         log_say(serve->error_log, PROGRAM ": not reloaded, all goes on as before: %s", failure.text);
@@ -738,6 +855,8 @@ static void on_worker_ended(void *context, unsigned slot, bool crashed)
     struct serve *serve = context;
     struct http_totals *totals = tally_counters(&serve->tally, slot);
     totals->open = 0; /* the kernel has closed them */
+    if (serve->clients.count > 0)
+        clients_forget(&serve->clients, slot);
     tally_end(&serve->tally, slot, crashed);
 }
 
@@ -750,12 +869,14 @@ static void on_report(void *context)
     char receipt[512];
     log_say(serve->error_log,
             PROGRAM ": totals: %llu connections (%llu open), %llu requests, responses: %llu 2xx, %llu 3xx, "
-                    "%llu 4xx, %llu 5xx, %llu unsent; %llu cut short, %llu timeouts, %llu accept failures",
+                    "%llu 4xx, %llu 5xx, %llu unsent; %llu cut short, %llu timeouts, %llu accept failures, %llu over "
+                    "the limit of their address, %llu without a PROXY header",
             (unsigned long long)sum.connections, (unsigned long long)sum.open, (unsigned long long)sum.requests,
             (unsigned long long)sum.responses[2], (unsigned long long)sum.responses[3],
             (unsigned long long)sum.responses[4], (unsigned long long)sum.responses[5],
             (unsigned long long)sum.responses[0], (unsigned long long)sum.truncated, (unsigned long long)sum.timeouts,
-            (unsigned long long)sum.accept_failures);
+            (unsigned long long)sum.accept_failures, (unsigned long long)sum.over_limit,
+            (unsigned long long)sum.unintroduced);
     sluice_receipt_format(&sum.receipt, receipt, sizeof receipt);
     log_say(serve->error_log, PROGRAM ": receipt: %s", receipt);
 }
@@ -789,6 +910,8 @@ static int run(struct serve *serve)
         if (r < 0)
             failure_set(&failure, r, "memory for the workers' counters: %s", text_errno_meaning(r));
     }
+    if (r == 0)
+        r = make_tables(serve, serve->current, &failure);
     if (r < 0) {
         fprintf(stderr, PROGRAM ": %s\n", failure.text);
         return EXIT_CODE_FAILED;
@@ -869,6 +992,7 @@ int serve_main(int argc, char **argv)
     code = run(&serve);
     log_close(serve.error_log);
     tally_destroy(&serve.tally);
+    shared_destroy(&serve.clients);
     generation_free(serve.current);
     return code;
 }

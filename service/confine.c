@@ -126,6 +126,12 @@ static int confine_landlock(const struct confine_options *options, struct confin
         if (result < 0)
             return result;
     }
+    if (options->read_anywhere != NULL) {
+        CLEANUP_FD int top = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        int result = top >= 0 ? allow_beneath(ruleset, top, FILE_READ | FILE_READ_DIRECTORY, failure) : 0;
+        if (result < 0)
+            return result;
+    }
     if (SANITIZED) {
         /* Sanitizers read /proc/self/maps when they report, and /proc/self/task when they look for leaks. */
         CLEANUP_FD int proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -140,6 +146,8 @@ static int confine_landlock(const struct confine_options *options, struct confin
     report_line(report, "Landlock (ABI %ld): files: %s beneath %zu director%s", abi,
                 (options->groups & CONFINE_WRITE_FILES) != 0 ? "reading and writing" : "reading only",
                 options->read_directory_count, options->read_directory_count == 1 ? "y" : "ies");
+    if (options->read_anywhere != NULL)
+        report_line(report, "Landlock: files: reading is confined nowhere: %.120s", options->read_anywhere);
     if (abi >= 4)
         report_line(report, "Landlock: TCP: %s",
                     (options->groups & CONFINE_CONNECT) != 0 ? "no bind" : "no bind, no connect");
@@ -319,12 +327,6 @@ static int add_argument_rules(scmp_filter_ctx filter, const struct confine_optio
         result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(socket), 2,
                                   SCMP_A0(SCMP_CMP_MASKED_EQ, UINT32_MAX, AF_NETLINK),
                                   SCMP_A2(SCMP_CMP_MASKED_EQ, UINT32_MAX, NETLINK_ROUTE));
-    /* And the socket itself who encrypts, where kernel TLS may be a device's work. Ending others' takes a capability.
-     */
-    if (result == 0 && (options->groups & CONFINE_CONNECT) == 0)
-        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(socket), 2,
-                                  SCMP_A0(SCMP_CMP_MASKED_EQ, UINT32_MAX, AF_NETLINK),
-                                  SCMP_A2(SCMP_CMP_MASKED_EQ, UINT32_MAX, NETLINK_SOCK_DIAG));
     if (result < 0)
         return failure_set(failure, result, "confining by seccomp: the rules for ioctl and socket: %s (%s)",
                            text_errno_meaning(result), text_errno_name(result));

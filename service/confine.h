@@ -39,6 +39,7 @@ struct confine_options {
     unsigned groups;             /* of confine_group */
     const int *read_directories; /* descriptors (O_PATH will do) of the directories beneath which files may be read */
     size_t read_directory_count;
+    const char *read_anywhere; /* why files may be read anywhere, beside these directories: for the report; or NULL */
     const char *const *system_calls; /* further names, NULL-terminated; or NULL. An unknown name is -EINVAL */
     bool keep_dac_override;          /* keep CAP_DAC_OVERRIDE: the worker writes files, as root */
     bool keep_net_admin; /* keep CAP_NET_ADMIN: it chooses a congestion control that the host permits to root only */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "allowance.h"
-#include "base/checked.h"
+#include "base/cleanup.h"
 #include "base/text.h"
 #include "connection.h"
 #include "service/log.h"
@@ -26,16 +26,17 @@ static int set_pacing(int fd, uint64_t rate)
                : 0;
 }
 
-int allowance_probe(int fd)
+int allowance_probe(void)
 {
     const uint32_t rate = 1000000;
     uint32_t got = 0;
     socklen_t size = sizeof got;
-    int r = set_pacing(fd, rate);
+    CLEANUP_FD int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int r = fd < 0 ? -errno : set_pacing(fd, rate);
     if (r == 0 && getsockopt(fd, SOL_SOCKET, SO_MAX_PACING_RATE, &got, &size) < 0)
         r = -errno;
-    if (r == 0)
-        r = set_pacing(fd, NO_LIMIT);
     return r == 0 && got != rate ? -EOPNOTSUPP : r;
 }
 

@@ -59,7 +59,7 @@ void allowance_respond(struct connection *connection, const struct http_site *si
 /* The connection ends. Harmless without an allowance. */
 void allowance_end(struct connection *connection);
 
-/* Can the kernel pace? Asked of a TCP socket, which has no limit after it. Returns 0 or a negative errno. */
-int allowance_probe(int fd);
+/* Can the kernel pace? Returns 0 or a negative errno. */
+int allowance_probe(void);
 
 #endif

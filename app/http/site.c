@@ -6,13 +6,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+void http_site_clear(struct http_site *site)
+{
+    site->root = close_fd(site->root);
+    free(site->directory);
+    site->directory = NULL;
+    http_extras_free(&site->extras);
+}
+
 int http_sites_add(struct http_sites *sites, const struct http_site *site)
 {
     struct http_site added = *site;
     struct http_site *items = reallocarray(sites->items, (size_t)sites->count + 1, sizeof *items);
     if (items == NULL) {
-        close_fd(added.root);
-        http_extras_free(&added.extras);
+        http_site_clear(&added);
         return -ENOMEM;
     }
     added.number = sites->count;
@@ -24,10 +31,8 @@ int http_sites_add(struct http_sites *sites, const struct http_site *site)
 
 void http_sites_free(struct http_sites *sites)
 {
-    for (unsigned i = 0; i < sites->count; i++) {
-        close_fd(sites->items[i].root);
-        http_extras_free(&sites->items[i].extras);
-    }
+    for (unsigned i = 0; i < sites->count; i++)
+        http_site_clear(&sites->items[i]);
     free(sites->items);
     host_names_free(&sites->names);
     *sites = (struct http_sites){0};

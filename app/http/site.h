@@ -12,7 +12,8 @@
 
 struct http_site {
     unsigned number; /* its place in http_sites */
-    int root;        /* O_PATH; closed by http_sites_free */
+    int root;        /* O_PATH */
+    char *directory; /* of which path that is */
     enum beneath_symlinks symlinks;
     const char *index; /* file that stands for its directory: "index.html" */
     size_t index_length;
@@ -30,11 +31,14 @@ struct http_sites {
     bool refuse_unknown; /* unless those are refused */
 };
 
-/* A site like *site, whose root and extras it takes in every case. Its number is the count before. Returns 0 or
+/* A site like *site, of which it takes what has to be freed in every case. Its number is the count before. Returns 0 or
  * -ENOMEM. */
 int http_sites_add(struct http_sites *sites, const struct http_site *site);
 
 void http_sites_free(struct http_sites *sites);
+
+/* Frees what a site has, not the site. */
+void http_site_clear(struct http_site *site);
 
 const struct http_site *http_sites_look_up(const struct http_sites *sites, struct slice host);
 

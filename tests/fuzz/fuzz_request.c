@@ -40,6 +40,7 @@ static void require_sound(const struct http_request *request, const char *data, 
         request->user_agent,
         request->accept,
         request->accept_encoding,
+        request->forwarded_for,
     };
     for (size_t i = 0; i < sizeof slices / sizeof slices[0]; i++)
         require_inside(slices[i], data, length);

@@ -72,7 +72,7 @@ TEST("every field we use is found whatever the case of its name, without the bla
 {
     CHECK(parse_with("RANGE:bytes=0-1\r\nif-range: \"a\"\r\nIf-Match:\t\"b\"\t\r\niF-nONE-mATCH: \"c\", \"d\" \r\n"
                      "If-Modified-Since:  e\r\nIf-Unmodified-Since: f\t \r\nReferer: g\r\nUser-Agent: h i\r\n"
-                     "Accept-Encoding: j\r\nACCEPT: k\r\n") > 0);
+                     "Accept-Encoding: j\r\nACCEPT: k\r\nx-forwarded-for: l, m\r\n") > 0);
     CHECK(equals(request.host, "a"));
     CHECK(equals(request.range, "bytes=0-1"));
     CHECK(equals(request.if_range, "\"a\""));
@@ -84,6 +84,7 @@ TEST("every field we use is found whatever the case of its name, without the bla
     CHECK(equals(request.user_agent, "h i"));
     CHECK(equals(request.accept_encoding, "j"));
     CHECK(equals(request.accept, "k"));
+    CHECK(equals(request.forwarded_for, "l, m"));
 }
 
 TEST("a field of a similar name is not taken for one of ours")
@@ -450,10 +451,11 @@ TEST("a second condition or range is refused, a second field for the log is not"
         CHECK_EQ(parse_with(fields), -400);
     }
     CHECK(parse_with("Referer: a\r\nReferer: b\r\nUser-Agent: c\r\nUser-Agent: d\r\nAccept-Encoding: e\r\n"
-                     "Accept-Encoding: f\r\n") > 0);
+                     "Accept-Encoding: f\r\nX-Forwarded-For: g\r\nX-Forwarded-For: h\r\n") > 0);
     CHECK(equals(request.referer, "a"));
     CHECK(equals(request.user_agent, "c"));
     CHECK(equals(request.accept_encoding, "e"));
+    CHECK(equals(request.forwarded_for, "h"));
 }
 
 TEST("100-continue and other expectations are told apart, also in a list, and only of HTTP/1.1")

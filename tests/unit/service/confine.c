@@ -156,6 +156,24 @@ static void write_files(void)
     EXPECT(!outcome->report.landlock || open("/tmp/sluice-test-outside", O_WRONLY | O_CREAT | O_CLOEXEC, 0600) < 0);
 }
 
+static void only_read_elsewhere(void)
+{
+    CLEANUP_FD int elsewhere = open("/etc/passwd", O_RDONLY | O_CLOEXEC);
+    EXPECT(elsewhere >= 0);
+    EXPECT(open("/tmp/sluice-test-written", O_WRONLY | O_CREAT | O_CLOEXEC, 0600) < 0);
+    serve_a_file();
+}
+
+TEST("a worker that has to read anywhere may, and still writes nowhere, and the report says why")
+{
+    CHECK_RUN(((struct confine_options){.read_anywhere = "links lead anywhere"}), only_read_elsewhere);
+    NEED(landlock);
+    bool told = false;
+    for (unsigned i = 0; i < outcome->report.line_count; i++)
+        told |= strstr(outcome->report.lines[i], "reading is confined nowhere: links lead anywhere") != NULL;
+    CHECK(told);
+}
+
 TEST("a worker that has to write files may, beneath its directory only")
 {
     struct confine_options options = {.groups = CONFINE_WRITE_FILES};
