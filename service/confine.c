@@ -327,6 +327,12 @@ static int add_argument_rules(scmp_filter_ctx filter, const struct confine_optio
         result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(socket), 2,
                                   SCMP_A0(SCMP_CMP_MASKED_EQ, UINT32_MAX, AF_NETLINK),
                                   SCMP_A2(SCMP_CMP_MASKED_EQ, UINT32_MAX, NETLINK_ROUTE));
+    /* And the socket itself who encrypts, where kernel TLS may be a device's work. Ending others' takes a capability.
+     */
+    if (result == 0 && (options->groups & CONFINE_CONNECT) == 0)
+        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(socket), 2,
+                                  SCMP_A0(SCMP_CMP_MASKED_EQ, UINT32_MAX, AF_NETLINK),
+                                  SCMP_A2(SCMP_CMP_MASKED_EQ, UINT32_MAX, NETLINK_SOCK_DIAG));
     if (result < 0)
         return failure_set(failure, result, "confining by seccomp: the rules for ioctl and socket: %s (%s)",
                            text_errno_meaning(result), text_errno_name(result));

@@ -155,6 +155,40 @@ struct sluice_egress {
  * in the receipt of transfers as evidence unknown). */
 SLUICE_API int sluice_end_egress(struct sluice_end *end, struct sluice_egress *ret_egress);
 
+/* Kernel TLS: after the handshake, which is the program's business, the kernel encrypts what is sent to a TCP socket,
+ * or decrypts what is received (setsockopt TCP_ULP and SOL_TLS; OpenSSL: SSL_OP_ENABLE_KTLS). Plain bytes are then
+ * sent as to any socket, from files by sendfile as well. Who does the work in one direction: */
+enum sluice_tls_by {
+    SLUICE_TLS_NONE = 0, /* nobody in the kernel: there is no TLS, or the program does it */
+    SLUICE_TLS_SOFTWARE, /* the kernel, on the CPU */
+    SLUICE_TLS_DEVICE,   /* the network device */
+    SLUICE_TLS_UNTOLD,   /* one of the two: the kernel tells which only to an administrator (before Linux 6.15) */
+};
+
+struct sluice_tls {
+    enum sluice_tls_by send, receive;
+    unsigned version;   /* 0x0303: TLS 1.2, 0x0304: TLS 1.3, 0: none */
+    const char *cipher; /* "AES-128-GCM"; "?": one that is not known here; "": none. Static */
+    bool zero_copy;     /* the device takes pages of files as they are (TLS_TX_ZEROCOPY_RO); else the kernel copies */
+};
+
+/* "none", "software", "device", "unknown"; "?" for a number that is none. Static. Any thread. */
+SLUICE_API const char *sluice_tls_by_name(enum sluice_tls_by by);
+
+/* What the kernel does for this end. Who does it is asked at the first call, or when bytes are first entered in a
+ * receipt: from /proc/net/tls_stat, or of the socket (inet_diag). Returns 0, or -ENOTSOCK not a TCP socket. */
+SLUICE_API int sluice_end_tls(struct sluice_end *end, struct sluice_tls *ret_tls);
+
+/* Ask again what may have changed since the end was opened: TLS was switched on. (Opening asks, too.) No transfer may
+ * be using the end. Returns 0, or a negative errno of getsockopt(2); of what is no TCP socket 0. */
+SLUICE_API int sluice_end_refresh(struct sluice_end *end);
+
+/* Has this kernel TLS to offer? Its module is loaded by the question, if the process may do that (CAP_NET_ADMIN). Keeps
+ * /proc/net/tls_stat open, for questions of who does the work: call it before the process is confined, or becomes
+ * another user's. Any thread. Returns 0, or, with *ret_reason (may be NULL; a static string that says what would help):
+ * -ENOENT there is no such module, or it is not loaded; -ENOPROTOOPT older than Linux 4.13; and what socket(2) says. */
+SLUICE_API int sluice_tls_probe(const char **ret_reason);
+
 /* ---- Sources ------------------------------------------------------------------------------------------------ */
 
 enum sluice_segment_kind {
@@ -258,11 +292,13 @@ struct sluice_fallback {
 
 /* What one transfer did for one sink; or the sum of many (sluice_receipt_add). No pointers to free. */
 struct sluice_receipt {
-    uint64_t bytes;         /* delivered to the sink: = by_reference + copied + unknown */
-    uint64_t by_reference;  /* of these, handed over without the CPU copying them */
+    uint64_t bytes;         /* delivered to the sink: = by_reference + copied + unknown, and what of transformed is in
+                               none of these: kernel TLS encrypted it out of pages that nobody copied */
+    uint64_t by_reference;  /* of these, handed over without the CPU touching them */
     uint64_t copied;        /* of these, copied at least once */
     uint64_t copy_bytes;    /* bytes the CPU copied: a byte copied twice counts twice */
-    uint64_t transformed;   /* of bytes, those that came out of a transform */
+    uint64_t transformed;   /* of bytes, those that the CPU made into others: by a transform, or by kernel TLS. That
+                               is no copy, and not by reference either */
     uint64_t unknown;       /* of these, nobody can tell */
     uint64_t holes;         /* of by_reference, holes of a sparse file, kept as holes: no route carried them */
     uint64_t aliased;       /* of these, pages of a file that a reader may still see change */
@@ -406,7 +442,8 @@ struct sluice_transform {
 enum sluice_transfer_flags {
     SLUICE_TRANSFER_NEVER_BLOCK = 1 << 0, /* ask before reading a file whether its pages are in memory (RWF_NOWAIT) and
                                              wait for SLUICE_WAIT_PAGES instead of for the disk */
-    SLUICE_TRANSFER_MORE = 1 << 1,        /* more will follow at once: keep the last packet open (MSG_MORE) */
+    SLUICE_TRANSFER_MORE = 1 << 1,        /* more will follow at once: keep the last packet open (MSG_MORE). Kernel TLS
+                                             keeps the last record open, and without TCP's limit of 200 ms */
     SLUICE_TRANSFER_SPARSE = 1 << 2,      /* keep the holes of file sources (lseek(2), SEEK_HOLE) in sinks that are
                                              regular files and written at an offset: they are neither read nor written,
                                              what the sink had there becomes a hole, and a hole at the end makes it

@@ -25,14 +25,19 @@
 
 static _Atomic uint64_t next_serial = 1;
 
-static int socket_kind(int fd, uint8_t *ret_kind)
+/* What TCP alone can answer tells that it is TCP, and whether it has TLS. */
+static int socket_kind(int fd, uint8_t *ret_kind, struct tls_facts *ret_tls)
 {
     int type, domain;
-    socklen_t size = sizeof type;
-    if (sys.getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0)
-        return -errno;
-    size = sizeof domain;
+    socklen_t size = sizeof domain;
     if (sys.getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
+        return -errno;
+    if ((domain == AF_INET || domain == AF_INET6) && tls_find(fd, ret_tls) == 0) {
+        *ret_kind = SLUICE_END_TCP;
+        return 0;
+    }
+    size = sizeof type;
+    if (sys.getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0)
         return -errno;
     if (type == SOCK_STREAM && (domain == AF_INET || domain == AF_INET6))
         *ret_kind = SLUICE_END_TCP;
@@ -88,7 +93,7 @@ static int learn(struct sluice_end *end)
         end->kind = SLUICE_END_PIPE;
         return 0;
     case S_IFSOCK:
-        return socket_kind(end->fd, &end->kind);
+        return socket_kind(end->fd, &end->kind, &end->socket.tls);
     default:
         end->kind = SLUICE_END_OTHER;
         return 0;
@@ -178,6 +183,16 @@ const char *sluice_end_kind_name(enum sluice_end_kind kind)
         [SLUICE_END_OTHER] = "descriptor", [SLUICE_END_MEMORY] = "memory",
     };
     return (unsigned)kind < SLUICE_END_KIND_COUNT ? names[kind] : "?";
+}
+
+int sluice_end_refresh(struct sluice_end *end)
+{
+    if (end->kind != SLUICE_END_TCP)
+        return 0;
+    int result = tls_find(end->fd, &end->socket.tls);
+    if (result == 0)
+        end->memory_plan.until = 0; /* by which memory may have been lent */
+    return result;
 }
 
 int sluice_end_egress(struct sluice_end *end, struct sluice_egress *ret_egress)

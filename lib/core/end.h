@@ -5,6 +5,7 @@
 #ifndef SLUICE_CORE_END_H
 #define SLUICE_CORE_END_H
 
+#include "tls.h"
 #include <sluice/sluice.h>
 
 /* The last answer to the question by which route memory goes to this sink (transfer.c), for so long as it holds. */
@@ -53,6 +54,7 @@ struct socket_facts {
     bool corked;
     bool segments, segments_asked; /* it is UDP, and its kernel cuts datagrams (UDP_SEGMENT) */
     bool paces, paces_asked;       /* its congestion control spaces packets by a timer */
+    struct tls_facts tls;          /* of TCP */
     int16_t broke; /* what a loop's receiver was told, a negative errno: the socket says it once, and then its end */
     struct lending *lending; /* core/loans.h; NULL: nothing was ever lent to it */
 };
@@ -89,6 +91,17 @@ void end_free(struct sluice_end *end);
 static inline bool end_is_socket(const struct sluice_end *end)
 {
     return end->kind == SLUICE_END_TCP || end->kind == SLUICE_END_UNIX_STREAM || end->kind == SLUICE_END_DATAGRAM;
+}
+
+/* Does the kernel encrypt what is sent there, or decrypt what comes from there? */
+static inline bool end_sends_tls(const struct sluice_end *end)
+{
+    return end->kind == SLUICE_END_TCP && end->socket.tls.send != SLUICE_TLS_NONE;
+}
+
+static inline bool end_receives_tls(const struct sluice_end *end)
+{
+    return end->kind == SLUICE_END_TCP && end->socket.tls.receive != SLUICE_TLS_NONE;
 }
 
 /* The error with which the end's connection broke, if somebody has been told; else 0. */

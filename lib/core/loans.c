@@ -276,6 +276,8 @@ enum sluice_verdict end_lending(struct sluice_end *sink, bool waits, const char 
         reason = "only TCP and UDP sockets take memory on loan";
     else if (!waits && !(sink->flags & SLUICE_END_OWN_FD))
         reason = "the end must own its descriptor (SLUICE_END_OWN_FD), to keep it open until the memory is back";
+    else if (end_sends_tls(sink))
+        reason = "kernel TLS takes no memory on loan: it encrypts into pages of its own (MSG_ZEROCOPY: EOPNOTSUPP)";
     else if (sink->socket.lending != NULL)
         reason = sink->socket.lending->never;
     *ret_reason = reason;

@@ -48,6 +48,7 @@ struct pair plan_pair(const struct sluice_segment *segment, struct sluice_end *s
         pair.snapshot = segment->end->flags & SLUICE_END_SNAPSHOT;
         pair.direct_source = segment->end->past_cache;
         pair.past_cache |= segment->end->past_cache;
+        pair.tls_source = end_receives_tls(segment->end);
         if (end_is_file(segment->end))
             pair.file_size = segment->end->file.size;
     } else {

@@ -38,6 +38,19 @@
  *                                          mapped goes by copy
  *   tee         as splice, for each of the sinks: they refer to the same pages
  *
+ *   -> kernel TLS, by the CPU: transformed, by definition (tls_sw.c encrypts into pages of its own), and
+ *               sendfile, splice, tee      not copied: encrypted out of the pages referred to, which later changes of
+ *               and vmsplice               the file no longer reach. As for TCP, a device without scatter-gather adds
+ *                                          a copy
+ *               else                       unknown whether the bytes are copied into a record first: full records are
+ *                                          encrypted out of the caller's memory, unless the cipher is asynchronous
+ *   -> kernel TLS, by the device
+ *               sendfile, splice, tee      as TCP, if it takes the file's pages as they are (TLS_TX_ZEROCOPY_RO); else
+ *               and vmsplice               1 copy more, by definition: into the record, from which is sent again
+ *               else                       as TCP
+ *   kernel TLS -> anything                 transformed, if the CPU does it; unknown whether the reading copies
+ *   TLS by nobody knows whom               unknown
+ *
  * To TCP through a device without scatter-gather, whatever was copied into the socket's buffers is copied once more:
  * TCP keeps its bytes in pages, and the kernel makes one piece of each packet (validate_xmit_skb, net/core/dev.c).
  *
@@ -55,6 +68,7 @@ struct fate {
     enum sluice_evidence evidence;
     bool aliased;
     bool lent; /* nobody knows before the notification */
+    bool transformed;
 };
 
 #ifdef RECEIPT_MUTANTS
@@ -203,6 +217,56 @@ static struct fate fate(enum sluice_route route, struct sluice_end *source, stru
     return (struct fate){.evidence = SLUICE_EVIDENCE_UNKNOWN};
 }
 
+static bool hands_over_pages(enum sluice_route route)
+{
+    return route == SLUICE_ROUTE_SENDFILE || route == SLUICE_ROUTE_SPLICE || route == SLUICE_ROUTE_TEE ||
+           route == SLUICE_ROUTE_VMSPLICE;
+}
+
+/* what: as it would be without TLS. Where nobody knows about one copy, the others are counted all the same. */
+static struct fate without_one(struct fate what)
+{
+    what.copies -= what.copies > 0;
+    what.evidence = SLUICE_EVIDENCE_UNKNOWN;
+    return what;
+}
+
+static struct fate fate_into_tls(enum sluice_route route, struct sluice_end *sink, struct fate what)
+{
+    bool pages = hands_over_pages(route);
+    switch (tls_sends(sink)) {
+    case SLUICE_TLS_NONE:
+        return what;
+    case SLUICE_TLS_SOFTWARE:
+        what.transformed = true;
+        what.aliased = false;
+        if (!pages)
+            what = without_one(what);
+        else if (what.evidence != SLUICE_EVIDENCE_UNKNOWN)
+            what = ruled_again(RULE_TLS_REFERENCE, what);
+        return what;
+    case SLUICE_TLS_DEVICE:
+        if (pages && !tls_device_refers(sink)) {
+            what.aliased = false;
+            what.copies += MUTATED(RULE_TLS_DEVICE, 1u);
+        }
+        return what;
+    case SLUICE_TLS_UNTOLD:
+        break;
+    }
+    return without_one(what);
+}
+
+static struct fate fate_out_of_tls(enum sluice_route route, struct sluice_end *source, struct fate what)
+{
+    what.transformed |= tls_receives(source) == SLUICE_TLS_SOFTWARE;
+    if (hands_over_pages(route)) {
+        what.evidence = SLUICE_EVIDENCE_UNKNOWN;
+        return what;
+    }
+    return without_one(what);
+}
+
 static enum sluice_evidence weakest(enum sluice_evidence a, enum sluice_evidence b)
 {
     if (a == b || b == SLUICE_EVIDENCE_NONE)
@@ -214,16 +278,21 @@ void receipt_enter(struct sluice_receipt *receipt, enum sluice_route route, stru
                    struct sluice_end *sink, bool shared, uint64_t bytes)
 {
     struct fate what = fate(route, source, sink, shared, bytes, &receipt->system_calls);
+    if (end_sends_tls(sink))
+        what = fate_into_tls(route, sink, what);
+    if (source != NULL && end_receives_tls(source))
+        what = fate_out_of_tls(route, source, what);
     receipt->bytes += bytes;
     receipt->sent += bytes;
     receipt->released += what.lent ? 0 : bytes;
     if (what.evidence <= SLUICE_EVIDENCE_UNKNOWN)
         receipt->unknown += bytes;
-    else if (what.copies == 0)
-        receipt->by_reference += bytes;
-    else
+    else if (what.copies > 0)
         receipt->copied += bytes;
+    else if (!what.transformed)
+        receipt->by_reference += bytes;
     receipt->copy_bytes += what.copies * bytes;
+    receipt->transformed += what.transformed ? bytes : 0;
     if (what.aliased)
         receipt->aliased += bytes;
     struct sluice_route_count *count = receipt_count(receipt, route);

@@ -57,6 +57,11 @@ int sluice_receiver_new(struct sluice_end *end, const struct sluice_receiver_opt
     receiver->piece = (piece + PAGE - 1) / PAGE * PAGE;
     receiver->pieces = pieces;
     receiver->receipt.transfers = 1;
+    if (end_receives_tls(end)) { /* what could be mapped is not decrypted yet */
+        copy_everything(receiver, 0);
+        *ret_receiver = receiver;
+        return 0;
+    }
     receiver->receipt.system_calls++;
     receiver->pages = sys.mmap(NULL, receiver->piece * pieces, PROT_READ, MAP_SHARED, end->fd, 0);
     if (receiver->pages == MAP_FAILED) {
@@ -84,6 +89,8 @@ static int copy_piece(struct sluice_receiver *receiver, unsigned slot, size_t mo
                     .length = most < receiver->piece ? most : receiver->piece,
                     .flags = MSG_DONTWAIT};
     ssize_t length = op_execute(&op, &receiver->receipt.system_calls);
+    if (length == -EIO)
+        length = tls_explain(receiver->end, -EIO, &receiver->receipt.system_calls, &(const char *){NULL});
     if (length <= 0) {
         receiver->receipt.waits += length == -EAGAIN;
         return (int)length;

@@ -26,6 +26,7 @@ struct pair {
     bool past_cache;    /* source or sink is to be used by O_DIRECT */
     bool fan_out;       /* one stream into several sinks */
     bool transform;
+    bool tls_source;                     /* TCP whose bytes the kernel decrypts */
     bool ring;                           /* the ops of the transfer may be handed to an io_uring */
     uint64_t file_size;                  /* of a file source */
     uint64_t length;                     /* of a memory or stream segment, where it is known, and of a file's into a

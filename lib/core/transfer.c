@@ -433,6 +433,8 @@ static void weigh(struct lane *lane)
 {
     const struct sluice_transfer *transfer = lane->transfer;
     const struct sluice_segment *segment = lane_segment(lane, lane->segment);
+    if (end_sends_tls(lane->sink))
+        return; /* encrypting is most of it, and would be taken for what TCP costs */
     if (segment->length == SLUICE_UNTIL_END || lane->segment + 1 != transfer->segment_count || lane->tried != 0 ||
         lane->at != 0 || transfer->forced != SLUICE_ROUTE_AUTO || transfer->order != NULL || transfer->lane_count > 1 ||
         !crossover_is_due())
@@ -944,7 +946,8 @@ static bool more_follows(const struct lane *lane, uint32_t index, uint64_t at)
 static void fill_write(struct lane *lane, const struct gathered *got, struct op *ret_op)
 {
     bool socket = lane->sink->kind == SLUICE_END_TCP || lane->sink->kind == SLUICE_END_UNIX_STREAM;
-    bool more = socket && !lane->cork && more_follows(lane, got->segment, got->at);
+    /* TCP_CORK fills packets; TLS records, which end with every call, are filled by MSG_MORE. */
+    bool more = socket && (!lane->cork || end_sends_tls(lane->sink)) && more_follows(lane, got->segment, got->at);
     bool lent = lane->plans_memory && lends((enum sluice_route)lane->iov_route[0]);
     *ret_op = (struct op){
         .kind = got->count > 1 && lane->sink->kind == SLUICE_END_DATAGRAM ? OP_DATAGRAMS : OP_WRITE,
@@ -1402,11 +1405,28 @@ static int complete_op(struct lane *lane, const struct op *op, ssize_t result)
     return result >= 0 && (size_t)result == op->length;
 }
 
+/* An op failed with EIO or EINVAL. If it read from kernel TLS: that means the stream's end (0), or another error. */
+static ssize_t result_of_tls(struct lane *lane, const struct op *op, ssize_t result, const char **ret_reason)
+{
+    if (lane->segment == lane->transfer->segment_count)
+        return result;
+    const struct sluice_segment *segment = lane_segment(lane, lane->segment);
+    if (segment->kind != SLUICE_SEGMENT_STREAM || !end_receives_tls(segment->end) || op->in != segment->end->fd)
+        return result;
+    return tls_explain(segment->end, (int)result, &lane->receipt.system_calls, ret_reason);
+}
+
 int lane_complete(struct lane *lane, const struct op *op, ssize_t result)
 {
+    const char *reason = NULL;
+    if (result == -EIO || result == -EINVAL)
+        result = result_of_tls(lane, op, result, &reason);
     int outcome = complete_op(lane, op, result);
-    if (outcome < 0 && result < 0 && result == lane->transfer->error.code)
+    if (outcome < 0 && result < 0 && result == lane->transfer->error.code) {
         lane->transfer->error.side = op_side(op);
+        if (reason != NULL)
+            lane->transfer->error.reason = reason;
+    }
     return outcome;
 }
 

@@ -119,10 +119,10 @@ int transform_next(struct lane *lane, struct op *ops)
 int transform_written(struct lane *lane, ssize_t bytes)
 {
     struct transform_state *state = lane->transfer->transform_state;
-    uint64_t moved = (uint64_t)bytes;
+    uint64_t moved = (uint64_t)bytes, transformed = lane->receipt.transformed + moved;
     receipt_enter(&lane->receipt, SLUICE_ROUTE_COPY, state->source, lane->sink, false, moved);
     receipt_count(&lane->receipt, SLUICE_ROUTE_COPY)->calls++;
-    lane->receipt.transformed += moved;
+    lane->receipt.transformed = transformed; /* once, also where kernel TLS makes others of them again */
     lane->moved_in_turn += moved;
     if (lane->sink_offset != SLUICE_APPEND)
         lane->sink_offset += moved;

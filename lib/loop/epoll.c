@@ -62,7 +62,7 @@ static void receive_some(struct loop_end *state)
         return;
     }
     if (size < 0) {
-        loop_end_receiving(state, -errno);
+        loop_end_receiving(state, loop_how_it_ended(end, -errno));
         return;
     }
     if (size == 0) {

@@ -92,6 +92,13 @@ void loop_end_receiving(struct loop_end *state, ssize_t how)
     state->receive(state->receive_context, NULL, how);
 }
 
+ssize_t loop_how_it_ended(const struct sluice_end *end, ssize_t how)
+{
+    if (how != -EIO || !end_receives_tls(end))
+        return how;
+    return tls_explain(end, -EIO, &(uint64_t){0}, &(const char *){NULL});
+}
+
 static void end_lingering(struct loop_end *state)
 {
     if (state->previous_lingering == NULL)

@@ -156,6 +156,8 @@ void loop_mark_ready(struct loop_end *state);
 void loop_unmark_ready(struct loop_end *state);
 /* The receiver's last call: 0 or a negative errno. */
 void loop_end_receiving(struct loop_end *state, ssize_t how);
+/* How, if receiving ended with this: kernel TLS says EIO for the end of the stream, too. */
+ssize_t loop_how_it_ended(const struct sluice_end *end, ssize_t how);
 
 /* Does a transfer wait for something to read from the end? It may have done so before, and wait for its sink now. */
 static inline bool loop_waits_to_read(const struct loop_end *state)

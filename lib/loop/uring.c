@@ -603,6 +603,7 @@ static void ended(struct uring_end *state, ssize_t how)
     struct loop_end *common = &state->common;
     if (common->receive == NULL || common->receive_ended || common->source.dead)
         return;
+    how = loop_how_it_ended(common->end, how);
     if (how < 0 && end_is_socket(common->end))
         common->end->socket.broke = (int16_t)how; /* it will not say it again */
     bool broke = how < 0 && common->paused && !written_to(state);

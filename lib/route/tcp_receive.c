@@ -20,6 +20,8 @@ static enum sluice_verdict assess(const struct pair *pair, const char **ret_reas
         *ret_reason = "the source is not a TCP connection";
     else if (pair->transform)
         *ret_reason = "a transform has its own memory";
+    else if (pair->tls_source)
+        *ret_reason = "kernel TLS: what could be mapped is not decrypted yet";
     else if (pair->fan_out)
         *ret_reason = "a mapping's bytes go to one sink";
     else if (pair->sink == SLUICE_END_DATAGRAM)

@@ -5,12 +5,19 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/io_uring.h>
+#include <linux/tls.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#ifndef SOL_TLS
+#define SOL_TLS 282
+#endif
 
 /* ---- What each call may say, by its man page ---------------------------------------------------------------- */
 
@@ -148,6 +155,7 @@ int fault_block_device = -1;
 unsigned fault_cold_pages;
 bool fault_huge_pages;
 int fault_slow_peer = -1;
+int fault_tls;
 
 size_t fault_site_count(void)
 {
@@ -629,13 +637,30 @@ static int faulty_shutdown(int fd, int how)
 
 static int faulty_getsockopt(int fd, int level, int name, void *value, socklen_t *size)
 {
+    static const struct tls_crypto_info info = {.version = TLS_1_3_VERSION, .cipher_type = TLS_CIPHER_AES_GCM_128};
     int error = strike(&call_getsockopt, -1, -1, NULL);
-    return error != 0 ? fail(error) : real.getsockopt(fd, level, name, value, size);
+    if (error != 0)
+        return fail(error);
+    if (fault_tls != 0 && level == SOL_TLS) {
+        if (name == TLS_TX_ZEROCOPY_RO)
+            memset(value, 0, *size);
+        else
+            memcpy(value, &info, sizeof info);
+        return 0;
+    }
+    int result = real.getsockopt(fd, level, name, value, size);
+    if (result == 0 && fault_tls != 0 && level == IPPROTO_TCP && name == TCP_ULP) {
+        memcpy(value, "tls", sizeof "tls");
+        *size = sizeof "tls";
+    }
+    return result;
 }
 
 static int faulty_setsockopt(int fd, int level, int name, const void *value, socklen_t size)
 {
     int error = strike(&call_setsockopt, -1, -1, NULL);
+    if (error == 0 && fault_tls != 0 && level == IPPROTO_TCP && name == TCP_ULP)
+        error = ENOTCONN;
     return error != 0 ? fail(error) : real.setsockopt(fd, level, name, value, size);
 }
 
@@ -749,7 +774,14 @@ static int faulty_eventfd(unsigned value, int flags)
 
 static int faulty_open(const char *path, int flags, mode_t mode)
 {
+    static const char counters[] = "TlsCurrTxSw \t1\nTlsCurrTxDevice \t1\nTlsCurrRxDevice \t1\n";
     int error = strike(&call_open, -1, -1, NULL);
+    if (error == 0 && fault_tls != 0 && strcmp(path, "/proc/net/tls_stat") == 0) {
+        int fd = fault_tls == FAULT_TLS_WITHOUT_COUNTERS ? fail(ENOENT) : memfd_create("tls_stat", MFD_CLOEXEC);
+        if (fd >= 0 && write(fd, counters, sizeof counters - 1) < 0)
+            abort();
+        return fd;
+    }
     return error != 0 ? fail(error) : real.open(path, flags, mode);
 }
 

@@ -67,6 +67,11 @@ extern unsigned fault_cold_pages;
 /* Pages of 2 MiB that were set aside are to be had (MAP_HUGETLB); plain ones stand for them. */
 extern bool fault_huge_pages;
 
+/* Every TCP socket has TLS by the kernel, both ways, though its bytes go as they are; the counters of it cannot be
+ * read, or say that a device serves some. 0: it has none. */
+enum { FAULT_TLS_WITHOUT_COUNTERS = 1, FAULT_TLS };
+extern int fault_tls;
+
 /* A socket that was told to connect, whose peer has not answered when that is asked again, though it is on this
  * machine; -1: none. */
 extern int fault_slow_peer;

@@ -65,6 +65,7 @@ struct scenario {
     bool slow;      /* little room at the sinks */
     bool sparse;    /* holes, to be kept; in a file that has bytes there */
     bool known;     /* the source's end is made without asking */
+    bool tls;       /* by the kernel, on every TCP socket */
     bool given;     /* memory of the library's instead of a source */
     unsigned datagram_size;
     bool lent;     /* memory instead of a source */
@@ -599,6 +600,10 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
     bool file = scenario->from == A_FILE || scenario->from == OWN_FILE || scenario->from == A_BLOCK_DEVICE;
 
     world_begin(scenario->slow ? 3001 : 65536);
+    fault_tls = scenario->tls ? FAULT_TLS_WITHOUT_COUNTERS : 0;
+    if (scenario->tls)
+        sluice_tls_probe(NULL);
+    fault_tls = scenario->tls ? FAULT_TLS : 0;
     bool from_memory = scenario->lent || scenario->given || scenario->borrowed;
     int source_fd = make_source(from_memory ? A_FILE : scenario->from, scenario->size);
     if (scenario->from == A_BLOCK_DEVICE)
@@ -708,6 +713,7 @@ static void play_transfer(const struct scenario *scenario, struct outcome *outco
         if (!move_world())
             usleep(1000);
     outcome->spoilt |= left != 0; /* memory never came back */
+    fault_tls = 0;
     world_end(outcome);
     transfer_once_more(outcome);
 }
@@ -1433,6 +1439,13 @@ static const struct scenario scenarios[] = {
      .size = LARGE,
      .transform = true,
      .slow = true},
+    {.name = "run: TLS by the kernel to such, spliced",
+     .from = A_TCP,
+     .to = {A_TCP},
+     .size = LARGE,
+     .route = SLUICE_ROUTE_SPLICE,
+     .tls = true},
+    {.name = "loop: file to TLS by the kernel", .way = LOOP, .from = A_FILE, .to = {A_TCP}, .size = LARGE, .tls = true},
     {.name = "run: stream transformed to TCP", .from = A_PIPE, .to = {A_TCP}, .size = LARGE, .transform = true},
     {.name = "run: file to memory by sendfile",
      .from = A_FILE,

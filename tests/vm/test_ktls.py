@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""TLS by the kernel, with a kernel that has it: what libsluice says of it is held against OpenSSL and against the
+kernel's own counters (/proc/net/tls_stat); the peer is OpenSSL, which checks every byte."""
+
+import collections
+import functools
+import json
+import os
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "integration"))
+from harness import SLUICE, Skip, case, equal, main, new_root, note  # noqa: E402
+
+import guest  # noqa: E402
+
+PAIR = sys.argv[2]
+del sys.argv[2]
+BYTES = 300001  # no whole number of records, and large enough to be corked
+HEAD = 100
+GCM = [("1.2", "ECDHE-ECDSA-AES128-GCM-SHA256", "303 AES-128-GCM"), ("1.2", "ECDHE-ECDSA-AES256-GCM-SHA384", "303 AES-256-GCM"),
+       ("1.3", "TLS_AES_128_GCM_SHA256", "304 AES-128-GCM"), ("1.3", "TLS_AES_256_GCM_SHA384", "304 AES-256-GCM")]
+PAGES = ("sendfile", "splice")
+ROUTES = [(version, suite, "sendfile") for version, suite, _ in GCM] + \
+         [(*GCM[2][:2], route) for route in ("splice", "copy", "mmap", "auto")]
+
+Said = collections.namedtuple("Said", "openssl_sends openssl_receives sends receives suite receipt")
+
+
+def certificate():
+    path = new_root() + "/certificate"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj",
+                    "/CN=localhost", "-days", "2", "-keyout", path, "-out", path + ".only"], check=True,
+                   capture_output=True)
+    with open(path, "ab") as both, open(path + ".only", "rb") as only:
+        both.write(only.read())
+    return path
+
+
+boot = guest.once(lambda: {"files": [(PAIR, "/bin/pair"), (SLUICE, "/bin/sluice"), (certificate(), "/certificate")]},
+                  modules=["tls", "gcm", "ctr", "ghash_generic?", "aes_generic?", "ccm?", "chacha20poly1305?",
+                           "chacha_generic?", "poly1305_generic?", "tcp_diag"])
+
+
+def machine():
+    try:
+        return boot()
+    except guest.Unavailable as reason:
+        raise Skip(str(reason)) from reason
+
+
+def counters():
+    return {name: int(value) for name, value in
+            (line.split() for line in machine().run("cat /proc/net/tls_stat").out.decode().splitlines())}
+
+
+def pair(what, route, version, suite):
+    result = machine().run(f"pair {what} {route} {version} {suite} {BYTES} /certificate")
+    equal(result.code, 0, f"{what} {route} {suite}: {result.err.decode()}")
+    first, last = result.out.decode().splitlines()
+    sends_ssl, receives_ssl, sends, receives, *names = first.split()
+    return Said(sends_ssl == "1", receives_ssl == "1", sends, receives, " ".join(names),
+                json.loads(last) if last.startswith("{") else None)
+
+
+@functools.lru_cache(maxsize=None)
+def sent():
+    """By several suites, by one of them by every route. Before and after: the counters."""
+    before = counters()
+    found = {(suite, route): pair("send", route, version, suite) for version, suite, route in ROUTES}
+    return found, before, counters()
+
+
+@case("TLS 1.2 and 1.3 with AES-128-GCM and AES-256-GCM: the kernel encrypts, OpenSSL decrypts every byte of every route",
+      limit=200)
+def _():
+    found, _, _ = sent()
+    names = {suite: name for _, suite, name in GCM}
+    for (suite, route), said in found.items():
+        equal((said.openssl_sends, said.sends, said.suite), (True, "software", names[suite]), route)
+        equal(said.receipt["bytes"], BYTES + HEAD)
+        equal(said.receipt["fallbacks"], [], suite)
+    note("%d transfers of %d bytes with %s" % (len(found), BYTES, machine().kernel.package))
+
+
+@case("what goes by sendfile or splice is transformed, and neither copied nor by reference")
+def _():
+    found, _, _ = sent()
+    for (suite, route), said in found.items():
+        receipt = said.receipt
+        equal(receipt["transformed"], receipt["bytes"], route)
+        equal((receipt["by_reference"], receipt["copied"], receipt["aliased"]), (0, 0, 0), route)
+        way = "sendfile" if route == "auto" else route
+        equal(receipt["routes"][way]["bytes"], BYTES + HEAD * (way == "copy"), route)
+        # Of the head, which is sent from memory, nobody knows.
+        equal(receipt["unknown"], HEAD if way in PAGES else BYTES + HEAD, route)
+        equal(receipt["copy_bytes"], BYTES if route == "copy" else 0, route)
+
+
+@case("a body goes by sendfile in as few calls as without TLS, and its head makes no record of its own")
+def _():
+    found, _, _ = sent()
+    for said in found.values():
+        routes = said.receipt["routes"]
+        if "sendfile" in routes:
+            assert routes["sendfile"]["calls"] <= 8, said.receipt
+            equal(routes["copy"]["calls"], 1)
+
+
+@case("the kernel's counters of connections that it encrypts agree with the receipts")
+def _():
+    found, before, after = sent()
+    equal(after["TlsTxSw"] - before["TlsTxSw"], sum(said.receipt["transformed"] > 0 for said in found.values()))
+    equal(after["TlsTxDevice"], 0)
+    equal(after["TlsCurrTxSw"], 0)  # all closed
+    equal(after["TlsDecryptError"], 0)
+
+
+@case("the kernel decrypts TLS 1.2 for copy and splice; close_notify ends the stream; every byte is right", limit=100)
+def _():
+    before = counters()
+    for version, suite, name in GCM[:1]:
+        for route in ("copy", "splice"):
+            said = pair("receive", route, version, suite)
+            equal((said.openssl_receives, said.receives, said.suite), (True, "software", name))
+            receipt = said.receipt
+            equal((receipt["bytes"], receipt["transformed"], receipt["unknown"]), (BYTES, BYTES, BYTES))
+            equal((receipt["by_reference"], receipt["fallbacks"]), (0, []))
+    after = counters()
+    equal(after["TlsRxSw"] - before["TlsRxSw"], 2)
+    equal(after["TlsDecryptError"], 0)
+
+
+@case("suites that the kernel does not take stay with OpenSSL, and the library says that the kernel does nothing")
+def _():
+    before = counters()
+    found = {}
+    for version, suite in (("1.2", "ECDHE-ECDSA-AES128-SHA256"), ("1.2", "ECDHE-ECDSA-CHACHA20-POLY1305"),
+                           ("1.3", "TLS_CHACHA20_POLY1305_SHA256")):
+        found[suite] = pair("send", "auto", version, suite)
+    kernel = sum(said.sends == "software" for said in found.values())
+    for suite, said in found.items():
+        equal(said.openssl_sends, said.sends == "software", suite)
+        equal(said.receipt is not None, said.sends == "software", suite)
+        note("%s: %s" % (suite, said.sends if said.sends != "none" else "by OpenSSL"))
+    equal(found["ECDHE-ECDSA-AES128-SHA256"].sends, "none")
+    equal(counters()["TlsTxSw"] - before["TlsTxSw"], kernel)
+
+
+@case("who encrypts can be asked of the socket, too, where the counters cannot be read")
+def _():
+    result = machine().run("unshare -m sh -c 'mount -t tmpfs none /proc && "
+                           f"pair send sendfile 1.3 TLS_AES_128_GCM_SHA256 {BYTES} /certificate'")
+    equal(result.code, 0, result.err.decode())
+    assert " software none 304 " in result.out.decode(), result.out
+
+
+main()
