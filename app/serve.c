@@ -546,13 +546,14 @@ struct serving {
     struct worker *worker;
     struct sluice_loop *loop;
     struct http_server *server;
-    struct admin *admin;
+    struct admin *admin; /* or NULL */
+    bool server_drained, admin_drained;
 };
 
 static void end(struct serving *serving, bool gently)
 {
-    admin_stop(serving->admin);
-    serving->admin = NULL;
+    if (serving->admin != NULL)
+        admin_drain(serving->admin);
     if (gently)
         http_server_retire(serving->server);
     else
@@ -573,10 +574,24 @@ static void on_control(void *context)
     }
 }
 
+static void check_drained(struct serving *serving)
+{
+    if (serving->server_drained && (serving->admin == NULL || serving->admin_drained))
+        sluice_loop_stop(serving->loop);
+}
+
 static void on_drained(void *context)
 {
     struct serving *serving = context;
-    sluice_loop_stop(serving->loop);
+    serving->server_drained = true;
+    check_drained(serving);
+}
+
+static void on_admin_drained(void *context)
+{
+    struct serving *serving = context;
+    serving->admin_drained = true;
+    check_drained(serving);
 }
 
 static void flush_logs(struct serve *serve)
@@ -624,7 +639,8 @@ static int fail(struct serve *serve, const char *what, int code)
 
 static void write_metrics(void *context, FILE *out)
 {
-    const struct serve *serve = context;
+    const struct serving *serving = context;
+    const struct serve *serve = serving->serve;
     struct http_totals sum;
     struct tally_state state;
     tally_sum(&serve->tally, &sum, &state);
@@ -654,7 +670,8 @@ static void describe(const struct generation *generation, char *buffer, size_t s
 
 static void write_status(void *context, FILE *out)
 {
-    struct serve *serve = context;
+    const struct serving *serving = context;
+    struct serve *serve = serving->serve;
     char about[PATH_MAX + ADDRESS_TEXT_MAX + 32];
     const struct generation *generation = serve->current;
     struct serve_options in_force = generation->config.options; /* with what was left to sluice */
@@ -681,7 +698,8 @@ static int start_admin(struct serving *serving)
         .listener = serving->serve->current->admin,
         .write_metrics = write_metrics,
         .write_status = write_status,
-        .context = serving->serve,
+        .drained = on_admin_drained,
+        .context = serving,
     };
     return options.listener < 0 ? 0 : admin_start(&options, &serving->admin);
 }

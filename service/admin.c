@@ -16,6 +16,7 @@
 #define HEAD_MAX 4096
 #define TIMEOUT_MS 5000
 #define LINGER_MS 1000 /* for the client to close, once it has the response */
+#define DRAIN_MS 1000  /* for connections that there are when the worker is to end */
 #define PLAIN_TYPE "text/plain; charset=utf-8"
 
 enum state { READING, SENDING, LINGERING };
@@ -38,8 +39,19 @@ struct admin {
     struct sluice_listener *listener;
     struct list connections;
     unsigned count;
-    bool paused;
+    bool paused, draining;
+    struct sluice_timer drain_timer;
 };
+
+static void check_drained(struct admin *admin)
+{
+    if (!admin->draining || admin->count > 0)
+        return;
+    admin->draining = false; /* once */
+    sluice_timer_stop(admin->options.loop, &admin->drain_timer);
+    if (admin->options.drained != NULL)
+        admin->options.drained(admin->options.context);
+}
 
 static void close_connection(struct connection *connection)
 {
@@ -60,6 +72,7 @@ static void close_connection(struct connection *connection)
     }
     free(connection->body);
     free(connection);
+    check_drained(admin);
 }
 
 static void on_timeout(void *context)
@@ -356,16 +369,39 @@ int admin_start(const struct admin_options *options, struct admin **ret_admin)
     return 0;
 }
 
-void admin_stop(struct admin *admin)
+static void close_all(void *context)
 {
-    if (admin == NULL)
-        return;
-    struct sluice_listener *listener = admin->listener;
-    admin->listener = NULL;
-    sluice_listener_free(listener); /* may still accept what the loop took ahead */
+    struct admin *admin = context;
     LIST_FOR_EACH(link, &admin->connections)
     {
         close_connection(LIST_OBJECT(link, struct connection, all));
     }
+}
+
+static void stop_accepting(struct admin *admin)
+{
+    struct sluice_listener *listener = admin->listener;
+    admin->listener = NULL;
+    sluice_listener_free(listener); /* may still accept what the loop took ahead */
+}
+
+void admin_drain(struct admin *admin)
+{
+    if (admin->listener == NULL)
+        return;
+    stop_accepting(admin);
+    admin->draining = true;
+    sluice_timer_start(admin->options.loop, &admin->drain_timer, DRAIN_MS, close_all, admin);
+    check_drained(admin);
+}
+
+void admin_stop(struct admin *admin)
+{
+    if (admin == NULL)
+        return;
+    admin->draining = false; /* no drained from here */
+    sluice_timer_stop(admin->options.loop, &admin->drain_timer);
+    stop_accepting(admin);
+    close_all(admin);
     free(admin);
 }

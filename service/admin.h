@@ -28,6 +28,7 @@ struct admin_options {
      * metrics only). Called within the loop, for every request: it delays what else the loop has to do. */
     void (*write_metrics)(void *context, FILE *out);
     void (*write_status)(void *context, FILE *out);
+    void (*drained)(void *context); /* after admin_drain: the last connection is gone; may be NULL */
     void *context;
     unsigned timeout; /* ms; 0: 5 s */
 };
@@ -38,6 +39,10 @@ int admin_listen(const char *option, const char *where, bool anywhere, int *ret_
 
 /* Copies the options. Returns 0 or a negative errno. */
 int admin_start(const struct admin_options *options, struct admin **ret_admin);
+
+/* Accept no more; those that are there have a second for what they asked. Then, or at once if there are none, drained
+ * is called. */
+void admin_drain(struct admin *admin);
 
 /* Closes its connections, answered or not, and stops accepting. NULL is fine. */
 void admin_stop(struct admin *admin);

@@ -566,42 +566,6 @@ def ask_name(proxy, keep=False):
     return name
 
 
-def metrics(address):
-    """What --metrics says: {name{labels}: value}, the text checked on the way."""
-    with connect(address) as client:
-        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        answer = read_all(client)
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200 "), head
-    assert re.search(rb"(?i)\r\ncontent-type: text/plain; version=0\.0\.4", head), head
-    return parse_metrics(body.decode())
-
-
-def parse_metrics(text):
-    """Prometheus's text format, strictly."""
-    values, types, helped = {}, {}, set()
-    assert text.endswith("\n")
-    for line in text.splitlines():
-        if line.startswith("# HELP "):
-            name = line.split(" ", 3)[2]
-            assert name not in helped, "two HELP lines of " + name
-            helped.add(name)
-        elif line.startswith("# TYPE "):
-            _, _, name, kind = line.split(" ")
-            assert kind in ("counter", "gauge", "histogram"), line
-            assert name not in types, "two TYPE lines of " + name
-            types[name] = kind
-        else:
-            match = re.fullmatch(r'([a-zA-Z_:][a-zA-Z0-9_:]*)((?:\{(?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\[\\"n])*",?)*\})?) '
-                                 r"([0-9.eE+-]+|\+Inf|NaN)", line)
-            assert match, "not a sample: %r" % line
-            base = re.sub(r"_(bucket|sum|count)$", "", match[1])
-            assert match[1] in types or types.get(base) == "histogram", "no TYPE before " + line
-            assert match[1] + match[2] not in values, "twice: " + line
-            values[match[1] + match[2]] = float(match[3])
-    return values
-
-
 # ---- Hosts ----
 
 _CLONE_NEWNET = 0x40000000

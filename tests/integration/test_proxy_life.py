@@ -11,9 +11,10 @@ import subprocess
 import threading
 import time
 
+import scraping
 from harness import (LOCAL, PATIENCE, SLUICE, case, content, equal, main, new_root, note, same_bytes, until, write)
 from proxying import (LOOPS, MIB, Backend, Proxy, Refusing, ask_name, connect, echo, echoed, echoed_to_the_end,
-                      how_it_ends, listening, metrics, named, read_all, read_exactly, reset, servers,
+                      how_it_ends, listening, named, read_all, read_exactly, reset, servers,
                       turned_away)
 
 DATA = content(4 * MIB + 11)
@@ -390,21 +391,8 @@ def receipts():
 
 # ---- Metrics ----
 
-class Figures:
-    """What --metrics says now. Of several services, only one."""
-
-    def __init__(self, address):
-        self.values = metrics(address)
-
-    def __call__(self, name, **labels):
-        """The sum over all samples of that name with these labels."""
-        found = []
-        for sample, value in self.values.items():
-            match = re.fullmatch(r"sluice_proxy_(\w+)\{(.*)\}", sample)
-            if match and match[1] == name and all('%s="%s"' % item in match[2] for item in labels.items()):
-                found.append(value)
-        assert found, "no sample of %s %r in %r" % (name, labels, sorted(self.values))
-        return sum(found)
+def figures_now(address):
+    return scraping.Figures(address, "sluice_proxy_")
 
 
 @case("--metrics: Prometheus's format, and the figures are what was done: connections, bytes by route and direction, "
@@ -414,7 +402,7 @@ def figures():
     bulk = DATA * 8
     with Backend(echo) as backend, Refusing() as refusing, \
             Proxy("%s:%d,max=3" % backend.address, refusing.address, metrics="%s:%d" % where, workers=2) as proxy:
-        before = Figures(where)
+        before = figures_now(where)
         equal((before("connections_total"), before("open_connections"), before("bytes_total")), (0, 0, 0))
         for number in range(10):
             with proxy.connect() as client:
@@ -434,9 +422,9 @@ def figures():
             kept[-1].sendall(b"x")
             read_exactly(kept[-1], 1)
         waiting = proxy.connect()
-        until(lambda: Figures(where)("ended_connections_total") == 12, 3, "12 ends")
-        until(lambda: Figures(where)("queue_length") == 1, 3, "one in the queue")
-        got = Figures(where)
+        until(lambda: figures_now(where)("ended_connections_total") == 12, 3, "12 ends")
+        until(lambda: figures_now(where)("queue_length") == 1, 3, "one in the queue")
+        got = figures_now(where)
         equal(got("connections_total"), 16)
         equal(got("open_connections"), 4)
         equal(got("ended_connections_total", reason="done"), 11)
@@ -468,7 +456,7 @@ def figures():
             assert not read_all(other_client).startswith(b"HTTP/1.1 200 ")
         for one in [*kept, waiting]:
             one.close()
-        until(lambda: Figures(where)("open_connections") == 0, 3, "no open connection")
+        until(lambda: figures_now(where)("open_connections") == 0, 3, "no open connection")
 
 
 @case("--metrics counts over workers that die, over reloads, and mirrored bytes; a counter never goes back")
@@ -486,17 +474,17 @@ def figures_last():
                         client.shutdown(socket.SHUT_WR)
                         equal(read_all(client), b"")
             some(10)
-            until(lambda: Figures(where)("connections_total") == 10, 3, "10 connections")
+            until(lambda: figures_now(where)("connections_total") == 10, 3, "10 connections")
             os.kill(proxy.worker_pids()[0], signal.SIGKILL)
             until(lambda: len(proxy.worker_pids()) == 2, 5, "a new worker")
             time.sleep(0.2)
             some(10)
-            until(lambda: Figures(where)("connections_total") == 20, 3, "20 connections")
+            until(lambda: figures_now(where)("connections_total") == 20, 3, "20 connections")
             proxy.signal(signal.SIGHUP)
             time.sleep(0.5)
             some(10)
-            until(lambda: Figures(where)("connections_total") == 30, 3, "30 connections")
-            got = Figures(where)
+            until(lambda: figures_now(where)("connections_total") == 30, 3, "30 connections")
+            got = figures_now(where)
             equal(got("bytes_total"), 2 * 30 * 1000)
             equal(got("mirror_connections_total"), 30)
             equal(got("mirror_bytes_total"), 30 * 1000)

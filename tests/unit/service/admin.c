@@ -47,15 +47,27 @@ static void write_status(void *context, FILE *out)
     fputs("{\"a\": 1}\n", out);
 }
 
+static bool with_status, drains; /* of the next server */
+
 static void on_stop(void *context)
 {
     struct server *server = context;
+    if (drains) {
+        admin_drain(server->admin); /* a watch may tell more than once: so may this be called */
+        return;
+    }
     admin_stop(server->admin);
-    server->admin = NULL; /* a watch may tell more than once */
+    server->admin = NULL;
     sluice_loop_stop(server->loop);
 }
 
-static bool with_status; /* of the next server */
+static void on_drained(void *context)
+{
+    struct server *server = context;
+    admin_stop(server->admin);
+    server->admin = NULL;
+    sluice_loop_stop(server->loop);
+}
 
 static int serve(enum sluice_loop_kind kind, int listener, int stop_read, size_t lines, unsigned timeout)
 {
@@ -65,8 +77,12 @@ static int serve(enum sluice_loop_kind kind, int listener, int stop_read, size_t
     signal(SIGPIPE, SIG_IGN);
     if (sluice_loop_new(&loop_options, &server.loop) < 0)
         return 2;
-    struct admin_options options = {
-        .loop = server.loop, .listener = listener, .write_metrics = write_page, .context = &server, .timeout = timeout};
+    struct admin_options options = {.loop = server.loop,
+                                    .listener = listener,
+                                    .write_metrics = write_page,
+                                    .drained = on_drained,
+                                    .context = &server,
+                                    .timeout = timeout};
     if (with_status)
         options.write_status = write_status;
     if (admin_start(&options, &server.admin) < 0 ||
@@ -221,6 +237,31 @@ TEST("with a status there is /status.json, and / is a page that may run its own 
         ask("GET /metrics HTTP/1.1\r\n\r\n");
         CHECK(strncmp(response, PAGE, strlen(PAGE)) == 0);
         stop();
+    }
+}
+
+TEST("a listener that drains accepts no more, and answers who is there, but waits for nobody for long")
+{
+    EACH_LOOP(kind)
+    {
+        drains = true;
+        start(kind, 2, 0);
+        CLEANUP_FD int asking = connect_to_server();
+        CLEANUP_FD int silent = connect_to_server();
+        static const char first[] = "GET /metrics HTTP/1.1\r\n";
+        CHECK_EQ(send(asking, first, strlen(first), MSG_NOSIGNAL), strlen(first));
+        ask("GET /metrics HTTP/1.1\r\n\r\n"); /* both were accepted before this one */
+        CHECK_EQ(write(stop_write, "x", 1), 1);
+        poll(NULL, 0, 50);
+        CHECK_EQ(send(asking, "\r\n", 2, MSG_NOSIGNAL), 2);
+        read_response(asking);
+        CHECK(strncmp(response, PAGE, strlen(PAGE)) == 0);
+        read_response(silent);
+        CHECK_STR(response, "");
+        stop();
+        start(kind, 2, 0); /* with nobody there it is done at once */
+        stop();
+        drains = false;
     }
 }
 
