@@ -41,6 +41,7 @@ check:
 bench: all
 	@ninja -C $(RELEASE) --quiet
 	@bench/run
+	@bench/https
 	@bench/proxy
 	@exec bench/mechanisms
 

@@ -3,11 +3,13 @@
  * The load client: one thread, closed loop, N keep-alive connections. It polls with a zero timeout and never sleeps,
  * because waking a halted virtual core costs the server more than the response (--block for a receiver that sleeps),
  * and discards bodies with MSG_TRUNC, because the receiver's copy is not the server's (--read for one that copies).
+ * With TLS neither is its decrypting (client_tls.h).
  *
  * It also takes the measurements of the server (--cpu-of): only the client knows when the measured window begins
  * and ends, and a window framed from another process would be off by that process's wake-up.
  */
 #include "account.h"
+#include "client_tls.h"
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
@@ -59,7 +61,10 @@ struct conn {
     enum group group;
     unsigned index; /* within its group */
     unsigned path;
+    struct tls_stream *tls; /* NULL: none */
+    bool shaking;           /* its handshake is under way; the request follows */
     bool in_body, verify, closing;
+    bool ended; /* the response has come, the end of the connection has not */
     uint32_t partial_used;
     char *partial; /* bytes of a response head that came in pieces */
     uint64_t remaining;
@@ -80,7 +85,7 @@ static struct {
     struct path_list paths[GROUPS];
     double seconds, warmup;
     uint64_t requests, rate;
-    bool read_body, block, verify, until_background;
+    bool read_body, block, verify, until_background, tls, resume, close;
     const char *congestion;
 } o = {.connections = 1, .seconds = 1, .warmup = 0.2};
 
@@ -169,14 +174,41 @@ static bool is_paced(const struct conn *c)
     return c->group == GROUP_MAIN && o.rate > 0;
 }
 
+/* The first one after the handshake, when that is done; its time is counted from the handshake's beginning. */
 static void send_request(struct conn *c)
 {
+    c->sent_at = now();
+    if (c->shaking)
+        return;
     c->path = choose_path(c);
     const struct path *p = &o.paths[c->group].path[c->path];
     c->in_body = false;
-    c->sent_at = now();
-    if (send(c->fd, p->request, p->request_size, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)p->request_size)
+    if (c->tls != NULL) {
+        if (!tls_send(c->tls, p->request, p->request_size))
+            note_error("send", tls_error());
+    } else if (send(c->fd, p->request, p->request_size, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)p->request_size) {
         note_error("send", strerror(errno));
+    }
+}
+
+static void shake(struct conn *c)
+{
+    const int result = tls_shake(c->tls);
+    const uint64_t began = c->sent_at;
+    if (result < 0)
+        die("handshake: %s", tls_error());
+    if (result == 0)
+        return;
+    c->shaking = false;
+    send_request(c);
+    c->sent_at = began;
+}
+
+static ssize_t receive_some(struct conn *c, void *buffer, size_t size, bool keep)
+{
+    if (c->tls != NULL)
+        return tls_receive(c->tls, buffer, size, keep);
+    return recv(c->fd, buffer, size, MSG_DONTWAIT | (keep ? 0 : MSG_TRUNC));
 }
 
 static void conn_open(struct conn *c)
@@ -215,13 +247,21 @@ static void conn_open(struct conn *c)
         if (epoll_ctl(g.epoll, EPOLL_CTL_ADD, c->fd, &event) < 0)
             die("epoll_ctl: %s", strerror(errno));
     }
-    c->in_body = c->closing = false;
+    c->in_body = c->closing = c->ended = false;
     c->partial_used = 0;
     c->remaining = 0;
+    if (o.tls) {
+        c->tls = tls_open(c->fd);
+        c->shaking = true;
+        c->sent_at = now();
+        shake(c);
+    }
 }
 
 static void conn_restart(struct conn *c)
 {
+    tls_close(c->tls);
+    c->tls = NULL;
     close(c->fd);
     g.reconnects++;
     if (g.errors > 1000)
@@ -285,6 +325,8 @@ static void response_end(struct conn *c)
     c->in_body = false;
     if (c->group == GROUP_IDLE)
         g.idle_answered++;
+    else if (c->closing && o.close)
+        c->ended = true;
     else if (c->closing)
         conn_restart(c);
     else
@@ -295,7 +337,7 @@ static void response_end(struct conn *c)
 static bool receive_head(struct conn *c, uint64_t *ret_read)
 {
     char *in = g.buffer;
-    const ssize_t n = recv(c->fd, in + c->partial_used, HEAD_READ, MSG_DONTWAIT);
+    const ssize_t n = receive_some(c, in + c->partial_used, HEAD_READ, true);
     if (n <= 0) {
         *ret_read = 0;
         return n < 0 && (errno == EAGAIN || errno == EINTR);
@@ -347,7 +389,7 @@ static bool receive_body(struct conn *c, uint64_t limit, uint64_t *ret_read)
         want = limit;
     if (want > c->remaining)
         want = c->remaining;
-    const ssize_t n = recv(c->fd, g.buffer, (size_t)want, MSG_DONTWAIT | (keep ? 0 : MSG_TRUNC));
+    const ssize_t n = receive_some(c, g.buffer, (size_t)want, keep);
     if (n <= 0) {
         *ret_read = 0;
         return n < 0 && (errno == EAGAIN || errno == EINTR);
@@ -362,15 +404,34 @@ static bool receive_body(struct conn *c, uint64_t limit, uint64_t *ret_read)
     return true;
 }
 
+/* Whoever closes first keeps the connection in TIME_WAIT: the server, or else the client runs out of ports. */
+static void await_close(struct conn *c)
+{
+    const ssize_t n = recv(c->fd, g.buffer, sizeof(g.buffer), MSG_DONTWAIT | MSG_TRUNC);
+    if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
+        return;
+    conn_restart(c);
+}
+
 static void receive(struct conn *c, uint64_t limit)
 {
     uint64_t n = 0;
+    if (c->shaking) {
+        shake(c);
+        return;
+    }
+    if (c->ended) {
+        await_close(c);
+        return;
+    }
     const bool was_head = !c->in_body;
     bool alive = c->in_body ? receive_body(c, limit, &n) : receive_head(c, &n);
     g.bytes[c->group] += n;
-    /* The rest of a response whose head came just now is usually there too. */
-    if (alive && was_head && c->in_body && limit > n) {
+    /* The rest of a response whose head came just now is usually there too; with TLS it may be here already. */
+    for (bool look = was_head; alive && c->in_body && limit > n; look = false) {
         uint64_t more = 0;
+        if (!look && (c->tls == NULL || !tls_has_more(c->tls)))
+            break;
         alive = receive_body(c, limit - n, &more);
         g.bytes[c->group] += more;
         n += more;
@@ -514,7 +575,9 @@ static void print_results(const struct sample *first, const struct sample *last,
         printf(", \"hash\": \"%016llx\", \"count\": %llu}", (unsigned long long)g.hashes[i].hash,
                (unsigned long long)g.hashes[i].count);
     }
-    printf("],\n \"errors\": %llu,\n \"reconnects\": %llu,\n \"first_error\": ", (unsigned long long)g.errors,
+    printf("],\n \"handshakes\": %llu,\n \"resumed\": %llu,\n", (unsigned long long)tls_handshakes(),
+           (unsigned long long)tls_resumed());
+    printf(" \"errors\": %llu,\n \"reconnects\": %llu,\n \"first_error\": ", (unsigned long long)g.errors,
            (unsigned long long)g.reconnects);
     print_string(g.first_error);
     printf(",\n \"head\": ");
@@ -534,6 +597,8 @@ static const char usage[] =
     "  --read             copy the bodies (default: MSG_TRUNC discards them)\n"
     "  --block            sleep while nothing comes (default: spin)\n"
     "  --verify           hash the first body of each connection, and end when all are hashed\n"
+    "  --close            a connection for each request\n"
+    "  --tls              TLS 1.3 with AES-128-GCM; --resume: sessions are resumed\n"
     "  --background N     N more connections, counted apart, that fetch --background-path (repeatable) in turn\n"
     "  --until-background end the window when the first background response is complete\n"
     "  --idle N           N more connections that ask once and keep silent\n"
@@ -560,9 +625,9 @@ static void prepare_requests(void)
         for (unsigned i = 0; i < l->count; i++) {
             struct path *p = &l->path[i];
             l->weights += p->weight;
-            const int n = asprintf(&p->request,
-                                   "GET %s HTTP/1.1\r\nHost: %s:%d\r\nUser-Agent: bench-client\r\nAccept: */*\r\n\r\n",
-                                   p->text, o.host, ntohs(o.target.sin_port));
+            const int n = asprintf(
+                &p->request, "GET %s HTTP/1.1\r\nHost: %s:%d\r\nUser-Agent: bench-client\r\nAccept: */*\r\n%s\r\n",
+                p->text, o.host, ntohs(o.target.sin_port), o.close ? "Connection: close\r\n" : "");
             if (n < 0)
                 die("out of memory");
             p->request_size = (size_t)n;
@@ -597,6 +662,9 @@ int main(int argc, char **argv)
         CONGESTION,
         CORE,
         CPU_OF,
+        CLOSE,
+        TLS,
+        RESUME,
         HASH
     };
     static const struct option options[] = {
@@ -618,6 +686,9 @@ int main(int argc, char **argv)
         {"congestion", required_argument, NULL, CONGESTION},
         {"core", required_argument, NULL, CORE},
         {"cpu-of", required_argument, NULL, CPU_OF},
+        {"close", no_argument, NULL, CLOSE},
+        {"tls", no_argument, NULL, TLS},
+        {"resume", no_argument, NULL, RESUME},
         {"hash", required_argument, NULL, HASH},
         {0},
     };
@@ -680,6 +751,15 @@ int main(int argc, char **argv)
         case CPU_OF:
             account_watch(atoi(optarg));
             break;
+        case CLOSE:
+            o.close = true;
+            break;
+        case TLS:
+            o.tls = true;
+            break;
+        case RESUME:
+            o.resume = true;
+            break;
         case HASH:
             return hash_file(optarg);
         default:
@@ -687,7 +767,8 @@ int main(int argc, char **argv)
             return 2;
         }
     }
-    if (optind != argc || !o.target.sin_port || o.paths[GROUP_MAIN].count == 0 || o.connections == 0 ||
+    if (optind != argc || !o.target.sin_port || (o.resume && !o.tls) || (o.rate > 0 && o.tls) ||
+        o.paths[GROUP_MAIN].count == 0 || o.connections == 0 ||
         (o.background > 0 && o.paths[GROUP_BACKGROUND].count == 0) || (o.rate > 0 && o.rate < PACE_TURNS)) {
         fputs(usage, stderr);
         return 2;
@@ -695,6 +776,10 @@ int main(int argc, char **argv)
     allow_descriptors(o.connections + o.background + o.idle + 16);
     signal(SIGPIPE, SIG_IGN);
     prepare_requests();
+    if (o.tls)
+        tls_prepare();
+    if (o.resume)
+        tls_resume(&o.target, o.paths[GROUP_MAIN].path[0].request, o.paths[GROUP_MAIN].path[0].request_size);
     g.epoll = epoll_create1(EPOLL_CLOEXEC);
     if (g.epoll < 0)
         die("epoll_create1: %s", strerror(errno));

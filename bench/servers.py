@@ -31,7 +31,7 @@ http {{
     tcp_nopush on;
     tcp_nodelay on;
 {settings}
-    server {{ listen 127.0.0.1:{port} backlog=4096; root {root}; }}
+    server {{ listen 127.0.0.1:{port}{listen} backlog=4096; root {root}; }}
 }}
 """
 NGINX_BEST = """\
@@ -43,6 +43,13 @@ NGINX_BEST = """\
     open_file_cache max=1000 inactive=600s;
     open_file_cache_valid 600s;
     open_file_cache_min_uses 1;
+"""
+# Tickets are on by themselves; with them OpenSSL needs no cache of sessions.
+NGINX_TLS = """\
+    ssl_certificate {certificate};
+    ssl_certificate_key {certificate};
+    ssl_protocols TLSv1.3;
+    ssl_session_timeout 1h;
 """
 # What Debian's nginx.conf sets, beside the one worker that all have here.
 NGINX_DEFAULT = """\
@@ -84,12 +91,21 @@ error-log: {dir}/error.log
 listen:
   host: 127.0.0.1
   port: {port}
+{listen}
 hosts:
   default:
     paths:
       /:
         file.dir: {root}
         file.send-gzip: OFF
+"""
+# neverbleed, a process of its own for the key, is no part of what the others do.
+H2O_TLS = """\
+  ssl:
+    certificate-file: {certificate}
+    key-file: {certificate}
+    minimum-version: TLSv1.2
+    neverbleed: OFF
 """
 # As a TCP proxy. A connection here is two of nginx's.
 NGINX_STREAM = """\
@@ -269,13 +285,15 @@ def proxied_connections(name):
     return (descriptors() - 2 * pipes - 128) // 2
 
 
-def peer_server(peers, name, directory, core=None, files=None, upstream=None, environment=None):
+def peer_server(peers, name, directory, core=None, files=None, upstream=None, environment=None, certificate=None):
     """Start nginx, nginx-default, nginx-aio, nginx-copy, lighttpd, lighttpd-writev, h2o (they serve files), haproxy,
-    haproxy-auto, haproxy-splice, nginx-stream or nginx-stream-large (they forward to upstream, "address:port")."""
+    haproxy-auto, haproxy-splice, nginx-stream or nginx-stream-large (they forward to upstream, "address:port").
+    certificate, of nginx and h2o: over TLS, with what is in this file."""
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
     root = peers / "root"
-    values = {"dir": directory, "port": port, "root": files, "upstream": upstream}
+    values = {"dir": directory, "port": port, "root": files, "upstream": upstream, "certificate": certificate,
+              "listen": ""}
     config = directory / "config"
     if name in NGINX_STREAM_SETTINGS:
         config.write_text(NGINX_STREAM.format(settings=NGINX_STREAM_SETTINGS[name], modules=root / "usr/lib/nginx/modules",
@@ -284,6 +302,9 @@ def peer_server(peers, name, directory, core=None, files=None, upstream=None, en
     elif name.startswith("nginx"):
         settings = {"nginx": NGINX_BEST, "nginx-aio": NGINX_BEST + "    aio threads;\n", "nginx-copy": NGINX_COPY,
                     "nginx-default": NGINX_DEFAULT.format(**values)}[name]
+        if certificate:
+            settings += NGINX_TLS.format(**values)
+            values["listen"] = " ssl"
         config.write_text(NGINX.format(settings=settings, **values))
         command = [root / "usr/sbin/nginx", "-p", directory, "-c", config]
     elif name.startswith("lighttpd"):
@@ -294,6 +315,8 @@ def peer_server(peers, name, directory, core=None, files=None, upstream=None, en
         config.write_text(HAPROXY.format(connections=proxied_connections(name), **HAPROXY_SPLICING[name], **values))
         command = [root / "usr/sbin/haproxy", "-db", "-f", config]
     else:
+        if certificate:
+            values["listen"] = H2O_TLS.format(**values)
         config.write_text(H2O.format(**values))
         command = [root / "usr/bin/h2o", "-c", config]
     environment = {**peer_environment(peers), **(environment or {})}
@@ -348,6 +371,32 @@ class Launcher:
             return Server(name, command + self.sluice_arguments, directory, self.core)
         return peer_server(self.peers, name, directory, self.core, files=self.files, environment={
             "LD_PRELOAD": str(self.tools / "bench-congestion.so"), "BENCH_CONGESTION": congestion})
+
+
+class TlsLauncher(Launcher):
+    """Starts servers of HTTPS by name: sluice, sluice-ROUTE, nginx or h2o."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.certificate = self.work / "certificate"
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+                        "-subj", "/CN=localhost", "-days", "30", "-keyout", self.work / "key", "-out",
+                        self.work / "chain"], check=True, capture_output=True)
+        self.certificate.write_bytes((self.work / "chain").read_bytes() + (self.work / "key").read_bytes())
+
+    def start(self, name, congestion, body=None, head=None):
+        self.count += 1
+        directory = self.work / f"{self.count}-{name}-{congestion}"
+        if not name.startswith("sluice"):
+            return peer_server(self.peers, name, directory, self.core, files=self.files, certificate=self.certificate,
+                               environment={"LD_PRELOAD": str(self.tools / "bench-congestion.so"),
+                                            "BENCH_CONGESTION": congestion})
+        port = free_port()
+        command = [self.sluice, "serve", self.files, "--listen", f"127.0.0.1:{port}", "--workers", "1", "--congestion",
+                   congestion, "--tls", "--certificate", self.certificate]
+        if name != "sluice":
+            command += ["--route", name[len("sluice-"):]]
+        return Server(name, command + self.sluice_arguments, directory, self.core, announces=False, port=port)
 
 
 class ProxyLauncher(Launcher):
