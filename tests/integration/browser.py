@@ -8,7 +8,6 @@ import collections
 import contextlib
 import json
 import os
-import pathlib
 import select
 import shutil
 import signal
@@ -17,9 +16,7 @@ import tempfile
 import time
 
 from harness import PATIENCE, Skip
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-PEERS = pathlib.Path(os.environ.get("SLUICE_TEST_PEERS", ROOT / "build/peers"))
+from peers import PEERS, why_not
 
 
 def find_browser():
@@ -28,11 +25,10 @@ def find_browser():
         if shutil.which(name):
             return shutil.which(name), {}
     program = PEERS / "root/usr/lib/chromium/chromium"
-    done = subprocess.run([ROOT / "bench/peers", PEERS, "chromium"], stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True)
-    if done.returncode != 0 or not program.exists():
+    wrong = why_not("chromium")
+    if wrong:
         raise Skip("needs a browser: apt-get install chromium; or one that bench/peers can fetch, which said: "
-                   + " ".join((done.stderr or done.stdout).split())[-300:])
+                   + " ".join(wrong.split())[-300:])
     libraries = [str(path) for path in (PEERS / "root/usr/lib").glob("*-linux-gnu*")]
     return str(program), {"LD_LIBRARY_PATH": ":".join(libraries)}
 

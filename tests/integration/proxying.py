@@ -20,19 +20,14 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import termios
 import threading
 import time
 
 from harness import LOCAL, OPTIONS, PATIENCE, SLUICE, Program, Skip, case, children, equal, new_root, same_bytes, together
+from peers import PEERS, fetch, servers
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-PEERS = pathlib.Path(os.environ.get("SLUICE_TEST_PEERS", ROOT / "build/peers"))
 HELPERS = pathlib.Path(SLUICE).parents[1] / "tests/integration"  # programs that the build made for these tests
-sys.path.insert(0, str(ROOT / "bench"))
-import servers  # noqa: E402
-
 CONTROL = os.environ.get("SLUICE_TEST_PROXY") == "haproxy"
 MIB = 1 << 20
 LOOPS = ("epoll", "io_uring")
@@ -410,23 +405,6 @@ if CONTROL:
 def needs_sluice():
     if CONTROL:
         raise Skip("nothing to compare with")
-
-
-@functools.lru_cache(maxsize=None)
-def _fetched(*names):
-    done = subprocess.run([ROOT / "bench/peers", PEERS, *names], capture_output=True, text=True, check=False)
-    return done.stderr.strip() or done.stdout.strip() if done.returncode != 0 else None
-
-
-def fetch(*names):
-    """Have these programs of Debian's unpacked under PEERS."""
-    wrong = _fetched(*names)
-    if wrong:
-        raise Skip("%s is not here: %s" % (", ".join(names), wrong.replace("\n", "; ")))
-
-
-def peer_environment():
-    return {**os.environ, **servers.peer_environment(PEERS)}
 
 
 # ---- What the proxy has open ----

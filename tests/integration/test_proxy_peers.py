@@ -15,20 +15,11 @@ import subprocess
 import threading
 
 from harness import LOCAL, PATIENCE, Server, Skip, case, content, equal, main, new_root, note, until, write
-from proxying import (CONTROL, LOOPS, MIB, PEERS, Proxy, connect, fetch, peer_environment, servers, terminate)
+from peers import PEERS, PROGRAMS, fetch, peer_environment, run, servers
+from proxying import CONTROL, LOOPS, MIB, Proxy, connect, terminate
 
 NOBODY = 65534
 POSTGRES = PEERS / "root/usr/lib/postgresql/15/bin"
-PROGRAMS = PEERS / "root/usr/bin"
-
-
-def run(command, seconds=20, **more):
-    """Its standard output; it must succeed."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=peer_environment(),
-                          timeout=seconds * PATIENCE, **more)
-    assert done.returncode == 0, "%s: exit code %d: %s%s" % (command[0], done.returncode, done.stdout[-1500:],
-                                                             done.stderr[-1500:])
-    return done.stdout
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ bench/peers; cp, dd, cat, Python and curl are the machine's.
 Needs root, or CAP_BPF and CAP_PERFMON.
 """
 
-import functools
 import os
 import pathlib
 import shutil
@@ -17,13 +16,9 @@ import subprocess
 import sys
 
 from harness import Skip, case, content, equal, main, new_root, until
+from peers import PEERS, fetch, servers, why_not
 from tracing import MIB, Attached, Sink, Source, drain, needs_tracing, trace, trace_program
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
-import servers  # noqa: E402
-
-PEERS = ROOT / "build/peers"
 SIZE = 64 * MIB
 HEADERS = 4096  # more than any of these programs says before the body
 root = pathlib.Path(new_root())
@@ -33,18 +28,9 @@ with open(data, "wb") as file:
         file.write(content(MIB))
 
 
-@functools.lru_cache(maxsize=None)
-def fetched(*names):
-    """Why these are not to be had, or None."""
-    done = subprocess.run([ROOT / "bench/peers", PEERS, *names], capture_output=True, text=True, check=False)
-    return done.stderr.strip() or done.stdout.strip() if done.returncode != 0 else None
-
-
 def needs_peer(name):
     needs_tracing()
-    wrong = fetched(name)
-    if wrong:
-        raise Skip("%s is not here: %s" % (name, wrong.replace("\n", "; ")))
+    fetch(name)
 
 
 def file_system(path):
@@ -322,5 +308,5 @@ def curl():
 
 # Before the cases, whose limits are no measure of a network.
 for peer in ("nginx", "haproxy", "node"):
-    fetched(peer)
+    why_not(peer)
 main()
