@@ -696,6 +696,26 @@ static enum progress answer_error(struct connection *connection, struct exchange
     }
 }
 
+/* A listing has neither tag nor date: of the conditions only those by tag mean something, and no tag is its own. */
+static enum progress send_listing(struct connection *connection, struct exchange *exchange,
+                                  const struct http_request *request, const struct listing_job *job)
+{
+    const struct http_request conditions = {
+        .method = HTTP_HEAD, .if_match = request->if_match, .if_none_match = request->if_none_match};
+    const struct representation listing = {.size = job->length};
+    struct http_ranges none;
+    struct response_text page = {
+        .status = conditions_evaluate(&conditions, &listing, connection->server->clock.second, &none),
+        .fields = listing_fields(&job->view),
+    };
+    if (page.status == 200) {
+        page.type = listing_type(&job->view);
+        page.body = job->text;
+        page.body_length = job->length;
+    }
+    return send_text(connection, exchange, request, &page);
+}
+
 static void on_listed(void *context)
 {
     struct listing_job *job = context;
@@ -709,17 +729,10 @@ static void on_listed(void *context)
         connection->state = READING;
         tick(job->server);
         (void)held_request(connection, &request); /* it was parsed before */
-        struct response_text page = {
-            .status = 200,
-            .type = listing_type(&job->view),
-            .fields = listing_fields(&job->view),
-            .body = job->text,
-            .body_length = job->length,
-        };
         if (job->result == 0 && job->server->text_bytes + job->length > TEXT_BYTES_MAX)
             job->result = -ENOMEM;
         enum progress progress = job->result < 0 ? answer_error(connection, exchange, &request, job->result)
-                                                 : send_text(connection, exchange, &request, &page);
+                                                 : send_listing(connection, exchange, &request, job);
         if (progress == ANSWERED)
             go_on(connection);
     }

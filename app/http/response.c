@@ -207,7 +207,7 @@ int response_text_make(const struct response_clock *clock, const struct response
     char standard[128];
     const char *body = response->body, *type = response->type;
     size_t body_length = response->body_length;
-    if (body == NULL) {
+    if (body == NULL && response->status != 304) {
         body = standard;
         type = "text/plain; charset=utf-8";
         body_length =
@@ -220,9 +220,11 @@ int response_text_make(const struct response_clock *clock, const struct response
         return -ENOMEM;
 
     char *at = put_start(text, clock, response->status, response->connection);
-    at = PUT(at, "Content-Length: ");
-    at = put_number(at, body_length);
-    at = PUT(at, "\r\n");
+    if (response->status != 304) {
+        at = PUT(at, "Content-Length: ");
+        at = put_number(at, body_length);
+        at = PUT(at, "\r\n");
+    }
     if (type != NULL) {
         at = PUT(at, "Content-Type: ");
         at = put_text(at, type);
@@ -233,7 +235,7 @@ int response_text_make(const struct response_clock *clock, const struct response
     if (response->header_length > 0)
         at = put(at, response->header, response->header_length);
     at = PUT(at, "\r\n");
-    if (!response->head_only)
+    if (!response->head_only && body_length > 0)
         at = put(at, body, body_length);
     *ret_text = text;
     *ret_length = (size_t)(at - text);

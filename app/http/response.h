@@ -79,7 +79,8 @@ struct response_text {
     bool head_only; /* Content-Length as if there were the body */
 };
 
-/* Allocates *ret_text, of which the last *ret_body_length bytes are the body. Returns 0 or -ENOMEM. */
+/* A 304 has neither body nor length. Allocates *ret_text, of which the last *ret_body_length bytes are the body.
+ * Returns 0 or -ENOMEM. */
 int response_text_make(const struct response_clock *clock, const struct response_text *response, char **ret_text,
                        size_t *ret_length, size_t *ret_body_length);
 
