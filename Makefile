@@ -69,6 +69,6 @@ help:
 	@echo 'make bench        measure against bare loops, other servers and proxies, and cp'
 	@echo 'make fuzz         run the fuzzers, [SECONDS=60] each'
 	@echo 'make format       clang-format every source file'
-	@echo 'make install      program, library, header, man pages under [PREFIX=/usr/local], staged in [DESTDIR=]'
+	@echo 'make install      program, library, header, man pages, completions under [PREFIX=/usr/local], staged in [DESTDIR=]'
 	@echo 'make uninstall    remove exactly what make install installed there'
 	@echo 'make clean        remove $(BUILD)/'

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "commands.h"
+#include "service/completion.h"
 #include "service/options.h"
 
 #include <sluice/sluice.h>
@@ -35,6 +36,29 @@ static void print_help(FILE *stream)
           stream);
 }
 
+/* sluice completion bash|zsh|fish: the script, for whoever installs it. */
+static int print_completion(int argc, char **argv)
+{
+    enum completion_shell shell;
+    if (argc != 1 || completion_shell_by_name(argv[0], &shell) < 0) {
+        fputs("sluice completion: needs the name of one shell: bash, zsh or fish\n", stderr);
+        return EXIT_CODE_USAGE;
+    }
+    struct completion_command named[COMMAND_COUNT];
+    for (size_t i = 0; i < COMMAND_COUNT; i++)
+        named[i] = (struct completion_command){commands[i].name, commands[i].summary};
+    completion_begin(shell, named, COMMAND_COUNT, stdout);
+    for (size_t i = 0; i < COMMAND_COUNT; i++) {
+        char request[] = OPTIONS_COMPLETION;
+        char *arguments[] = {request, argv[0], NULL};
+        int code = commands[i].run(2, arguments);
+        if (code != EXIT_CODE_DONE)
+            return code;
+    }
+    completion_end(shell, stdout);
+    return fflush(stdout) == 0 && ferror(stdout) == 0 ? EXIT_CODE_DONE : EXIT_CODE_FAILED;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2) {
@@ -50,6 +74,8 @@ int main(int argc, char **argv)
         printf("sluice %s\n", sluice_version());
         return EXIT_CODE_DONE;
     }
+    if (strcmp(name, "completion") == 0) /* not among the commands: packages ask for it, hardly anybody else */
+        return print_completion(argc - 2, argv + 2);
     const char *names[COMMAND_COUNT + 1] = {NULL};
     for (size_t i = 0; i < COMMAND_COUNT; i++) {
         if (strcmp(name, commands[i].name) == 0)

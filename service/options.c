@@ -2,6 +2,7 @@
 #include "service/options.h"
 #include "base/text.h"
 #include "service/address.h"
+#include "service/completion.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -411,6 +412,11 @@ int options_parse(const struct command_spec *command, int argc, char **argv, voi
 int options_parse_or_exit_code(const struct command_spec *command, int argc, char **argv, void *target,
                                struct positionals *ret_positionals)
 {
+    enum completion_shell shell;
+    if (argc == 2 && strcmp(argv[0], OPTIONS_COMPLETION) == 0 && completion_shell_by_name(argv[1], &shell) == 0) {
+        completion_command(shell, command, stdout);
+        return EXIT_CODE_DONE;
+    }
     struct failure failure;
     int outcome = options_parse(command, argc, argv, target, ret_positionals, &failure);
     if (outcome == OPTIONS_RUN)
@@ -476,16 +482,20 @@ static void print_wrapped(FILE *stream, const char *text, unsigned column, unsig
     fputc('\n', stream);
 }
 
+bool options_on_by_default(const struct option_spec *option)
+{
+    return option->type == OPTION_FLAG && option->default_text != NULL && strcmp(option->default_text, "yes") == 0;
+}
+
 /* "  -l, --listen ADDR:PORT"; returns its length. */
 static unsigned format_left(const struct option_spec *option, char *buffer, size_t size)
 {
-    bool on_by_default =
-        option->type == OPTION_FLAG && option->default_text != NULL && strcmp(option->default_text, "yes") == 0;
     char letter[8] = "    ";
     if (option->short_name != 0)
         snprintf(letter, sizeof letter, "-%c, ", option->short_name);
-    int length = snprintf(buffer, size, "  %s--%s%s%s%s", letter, on_by_default ? "[no-]" : "", option->name,
-                          option->argument != NULL ? " " : "", option->argument != NULL ? option->argument : "");
+    int length =
+        snprintf(buffer, size, "  %s--%s%s%s%s", letter, options_on_by_default(option) ? "[no-]" : "", option->name,
+                 option->argument != NULL ? " " : "", option->argument != NULL ? option->argument : "");
     return (unsigned)length;
 }
 

@@ -57,7 +57,8 @@ struct option_list {
 struct option_spec {
     const char *name;     /* long, without dashes; every option has one */
     char short_name;      /* or 0 */
-    const char *argument; /* what stands for the value in --help: "SIZE"; NULL for a flag */
+    const char *argument; /* what stands for the value in --help: "SIZE"; NULL for a flag. Shells complete FILE, PATH
+                             and DIR */
     const char *help;     /* one sentence or two, no full stop needed; wrapped by us */
     enum option_type type;
     size_t offset;            /* of the member in the caller's struct */
@@ -100,7 +101,10 @@ struct positionals {
 int options_parse(const struct command_spec *command, int argc, char **argv, void *target,
                   struct positionals *ret_positionals, struct failure *failure);
 
-/* Parse, and do the usual: print help or version to stdout, errors to stderr. Returns -1 to go on, or the exit code. */
+/* Parse, and do the usual: print help or version to stdout, errors to stderr. Returns -1 to go on, or the exit code.
+ * Two arguments, OPTIONS_COMPLETION and a shell's name, print the command's part of the shell's completion script: so
+ * that whoever knows the commands can put the script together, and their tables stay their own. */
+#define OPTIONS_COMPLETION "--print-completion"
 int options_parse_or_exit_code(const struct command_spec *command, int argc, char **argv, void *target,
                                struct positionals *ret_positionals);
 
@@ -127,6 +131,9 @@ void options_print_version(const struct command_spec *command, FILE *stream);
 /* Call visit for every option, built-in ones included, headings excluded; for completions and the man page check. */
 void options_each(const struct command_spec *command, void (*visit)(void *context, const struct option_spec *option),
                   void *context);
+
+/* A flag whose opposite, --no-name, is what people will want to write. */
+bool options_on_by_default(const struct option_spec *option);
 
 /* The closest of some names to what was typed, or NULL when none is near: "did you mean". Used for subcommands, too. */
 const char *options_nearest(const char *typed, const char *const *names);
