@@ -14,7 +14,7 @@ import subprocess
 import time
 
 from harness import PATIENCE, SLUICE, Skip, case, equal, main, new_root, write
-from proxying import PEERS, fetch, peer_environment
+from peers import PEERS, fetch, peer_environment
 
 HERE = new_root()
 os.mkdir(os.path.join(HERE, "folder"))
