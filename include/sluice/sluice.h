@@ -762,8 +762,9 @@ SLUICE_API int sluice_loop_listen(struct sluice_loop *loop, int fd, sluice_accep
                                   struct sluice_listener **ret_listener);
 SLUICE_API void sluice_listener_pause(struct sluice_listener *listener);
 SLUICE_API void sluice_listener_resume(struct sluice_listener *listener);
-/* The socket stays open. A loop that accepts ahead (io_uring) may have connections that were not shown yet, because the
- * listener was paused or has just been told to end: accept is called for them from within. */
+/* The socket stays open. accept is called from within for connections that were accepted ahead (io_uring) and not shown
+ * yet, and, unless the listener was paused, for those who wait at that moment: other loops that accept from the same
+ * socket may not have been woken for them. */
 SLUICE_API void sluice_listener_free(struct sluice_listener *listener);
 
 /* The connection is made (0), or cannot be: a negative errno of connect(2), such as -ECONNREFUSED or -ETIMEDOUT. */

@@ -25,7 +25,8 @@
 #define SHORTEST_TURN (64u << 10)
 #define DEFAULT_HELPERS 2
 #define RESUME_RETRY_MS 100
-#define IDLE_TRANSFERS 64 /* kept for reuse; more are freed */
+#define LAST_ACCEPTS_MAX 4096 /* as many as the queue of a socket has room for, unless somebody raised the limit */
+#define IDLE_TRANSFERS 64     /* kept for reuse; more are freed */
 
 /* ---- Life and death ----------------------------------------------------------------------------------------- */
 
@@ -610,11 +611,10 @@ static void turn_away(struct sluice_listener *listener)
     loop->reserve = sys.eventfd(0, EFD_CLOEXEC);
 }
 
-bool loop_accept_failed(struct sluice_listener *listener, int error)
+/* That of one connection, and the next one may be accepted. */
+static bool passes(int error)
 {
     switch (error) {
-    case EAGAIN:
-        return false;
     case EINTR:
     case ECONNABORTED: /* gone again before it was accepted; accept(2) names the rest as its network errors */
     case EPROTO:
@@ -626,11 +626,16 @@ bool loop_accept_failed(struct sluice_listener *listener, int error)
     case EOPNOTSUPP:
     case ENETUNREACH:
         return true;
-    case EMFILE:
-    case ENFILE:
-        turn_away(listener);
-        break;
     }
+    return false;
+}
+
+bool loop_accept_failed(struct sluice_listener *listener, int error)
+{
+    if (error == EAGAIN || passes(error))
+        return error != EAGAIN;
+    if (error == EMFILE || error == ENFILE)
+        turn_away(listener);
     listener->accept(listener->context, -error, NULL, 0);
     return false;
 }
@@ -680,13 +685,32 @@ void sluice_listener_resume(struct sluice_listener *listener)
         listener->paused = false;
 }
 
+/* Several loops may wait for one socket, and a new connection wakes one of them only (EPOLLEXCLUSIVE, and so does a
+ * ring's accept). If that is this one, and it has not looked yet, nobody else is going to: the kernel does not pass on
+ * a wake-up that was given to a waiter who then leaves. So whoever leaves takes those who wait. */
+static void take_last(struct sluice_listener *listener)
+{
+    for (int i = 0; i < LAST_ACCEPTS_MAX; i++) {
+        struct sockaddr_storage address;
+        socklen_t size = sizeof address;
+        int fd = sys.accept4(listener->fd, (struct sockaddr *)&address, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd >= 0)
+            listener->accept(listener->context, fd, (struct sockaddr *)&address, size);
+        else if (!passes(errno))
+            return; /* nobody waits, the socket was shut down, or they wait for somebody with descriptors left */
+    }
+}
+
 void sluice_listener_free(struct sluice_listener *listener)
 {
     if (listener == NULL)
         return;
+    bool waited = !listener->paused;
     sluice_listener_pause(listener);
     listener->ended = true; /* accept, which may be called for the last ones now, cannot resume it */
     listener->loop->kind->unlisten(listener, true);
+    if (waited)
+        take_last(listener);
     loop_bury(listener->loop, &listener->source);
 }
 

@@ -1111,6 +1111,27 @@ TEST("no connection is lost when a listener is freed: accepted ahead, it is show
     end();
 }
 
+TEST("a listener that is freed takes those who wait, as nobody else may have been woken for them")
+{
+    struct door door = {.close_each = true};
+    int clients[10];
+    begin();
+    open_door(&door);
+    for (int i = 0; i < 10; i++)
+        clients[i] = knock(&door);
+    sluice_listener_free(door.listener);
+    CHECK_EQ(door.accepted, 10);
+    CHECK_EQ(door.last_error, 0);
+    shutdown(door.listening, SHUT_RDWR); /* all sockets are to end: that is no failure */
+    CHECK_EQ(sluice_loop_listen(loop, door.listening, accepted, &door, &door.listener), 0);
+    sluice_listener_free(door.listener);
+    CHECK_EQ(door.last_error, 0);
+    close(door.listening);
+    for (int i = 0; i < 10; i++)
+        close(clients[i]);
+    end();
+}
+
 TEST("without descriptors left a connection is turned away, said so, and accepting goes on afterwards")
 {
     struct door door = {.close_each = true};
