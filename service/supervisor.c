@@ -22,6 +22,7 @@
 #define RESTART_MS_DEFAULT 100
 #define RESTART_MS_MAX 5000
 #define START_MS_DEFAULT 60000
+#define SETTLE_MS 5000   /* in which workers use what they were given; it does not take long unless one hangs */
 #define SETTLED_MS 10000 /* a worker that lived this long was not killed by starting */
 
 enum role {
@@ -38,6 +39,7 @@ struct place {
     int control; /* our end of its socket, while pid is not 0 */
     unsigned index, generation;
     bool ready;             /* this worker has said so */
+    unsigned replacing;     /* what it was given and has not yet put in place */
     bool killed;            /* by us, at the end of draining */
     unsigned failed_starts; /* in a row */
     uint64_t started_ms;
@@ -53,12 +55,15 @@ struct supervisor {
     unsigned reloads;        /* that were done */
     sigset_t previous_mask;
     int signal_fd;
-    int ready_read, ready_write; /* workers write their slot when they serve */
-    bool announced;              /* options->ready has run */
+    int report_read, report_write; /* of struct report */
+    bool announced;                /* options->ready has run */
     bool stopping, gave_up, killed_some, crashed_draining;
     bool reload_asked;      /* and not yet begun */
     unsigned next_workers;  /* of the reload that is under way; 0: none is */
     uint64_t next_until_ms; /* it has to be done by then */
+    bool settling;          /* workers are putting in place what they were given */
+    uint64_t settle_until_ms;
+    char settled[200]; /* what is to be said then */
 };
 
 static uint64_t now_ms(void)
@@ -102,8 +107,24 @@ union descriptor_room {
     char bytes[CMSG_SPACE(sizeof(int))];
 };
 
+/* What workers say. Smaller than PIPE_BUF, so whole or not at all. */
+struct report {
+    unsigned slot;
+    bool ready; /* it serves; else: a replacement is in place */
+};
+
+static void report(const struct worker *worker, bool ready)
+{
+    const struct report said = {.slot = worker->slot, .ready = ready};
+    ssize_t written;
+    /* EPIPE: the supervisor is gone, and the death signal is on its way. */
+    do
+        written = write(worker->report_fd, &said, sizeof said);
+    while (written < 0 && errno == EINTR);
+}
+
 /* fd -1: none. It is not waited for a worker that listens to nothing: it is killed when its time is up. */
-static void tell(const struct place *place, enum worker_order order, int fd, unsigned number)
+static bool tell(const struct place *place, enum worker_order order, int fd, unsigned number)
 {
     struct message message = {.order = order, .number = number};
     struct iovec bytes = {.iov_base = &message, .iov_len = sizeof message};
@@ -122,11 +143,15 @@ static void tell(const struct place *place, enum worker_order order, int fd, uns
     do
         sent = sendmsg(place->control, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
     while (sent < 0 && errno == EINTR);
+    return sent >= 0;
 }
 
 enum worker_order worker_hear(struct worker *worker, int *ret_fd, unsigned *ret_number)
 {
     for (;;) {
+        if (worker->replacing)
+            report(worker, false);
+        worker->replacing = false;
         struct message message;
         struct iovec bytes = {.iov_base = &message, .iov_len = sizeof message};
         union descriptor_room room;
@@ -143,6 +168,7 @@ enum worker_order worker_hear(struct worker *worker, int *ret_fd, unsigned *ret_
             memcpy(&fd, CMSG_DATA(control), sizeof fd);
         if (message.order != WORKER_REPLACE)
             return (enum worker_order)message.order;
+        worker->replacing = true;
         if (fd < 0)
             continue; /* this process had no descriptor left for it: it goes on with the old one */
         *ret_fd = fd;
@@ -155,13 +181,7 @@ enum worker_order worker_hear(struct worker *worker, int *ret_fd, unsigned *ret_
 
 void worker_ready(struct worker *worker)
 {
-    /* Smaller than PIPE_BUF, so whole or not at all. EPIPE: the supervisor is gone, and the death signal is on its way.
-     */
-    ssize_t written;
-    do
-        written = write(worker->ready_fd, &worker->slot, sizeof worker->slot);
-    while (written < 0 && errno == EINTR);
-    worker->ready_fd = close_fd(worker->ready_fd);
+    report(worker, true);
 }
 
 _Noreturn static void be_worker(struct supervisor *supervisor, unsigned slot, pid_t supervisor_pid, int control)
@@ -173,7 +193,7 @@ _Noreturn static void be_worker(struct supervisor *supervisor, unsigned slot, pi
     if (getppid() != supervisor_pid)
         _exit(EXIT_CODE_FAILED);
     close(supervisor->signal_fd);
-    close(supervisor->ready_read);
+    close(supervisor->report_read);
     /* Our end of a socket is the right to give a worker orders. */
     for (unsigned i = 0; i < supervisor->slots; i++)
         if (supervisor->places[i].pid != 0)
@@ -191,7 +211,7 @@ _Noreturn static void be_worker(struct supervisor *supervisor, unsigned slot, pi
         .generation = supervisor->places[slot].generation,
         .reloads = supervisor->reloads + (supervisor->places[slot].role == NEXT),
         .control_fd = control,
-        .ready_fd = supervisor->ready_write,
+        .report_fd = supervisor->report_write,
     };
     int code = options->worker_main(options->context, &worker);
     free(supervisor->places);
@@ -226,6 +246,7 @@ static int start_worker(struct supervisor *supervisor, unsigned slot)
     place->pid = pid;
     place->ready = false;
     place->killed = false;
+    place->replacing = 0;
     place->started_ms = now_ms();
     return 0;
 }
@@ -317,8 +338,8 @@ static void retire(struct supervisor *supervisor, struct place *place)
         kill_worker(supervisor, place); /* it has served nobody, and may not even listen to us yet */
 }
 
-/* SIGHUP has been dealt with. */
-static void hand_out_replacements(const struct supervisor *supervisor)
+/* SIGHUP has been dealt with, but for what workers of before are given; then what is in settled will be said. */
+static void hand_out_replacements(struct supervisor *supervisor)
 {
     const struct supervisor_options *options = supervisor->options;
     unsigned number;
@@ -327,7 +348,21 @@ static void hand_out_replacements(const struct supervisor *supervisor)
          options->replacement != NULL && (fd = options->replacement(options->context, which, &number)) >= 0; which++)
         for (unsigned i = 0; i < supervisor->slots; i++)
             if (supervisor->places[i].pid != 0)
-                tell(&supervisor->places[i], WORKER_REPLACE, fd, number);
+                supervisor->places[i].replacing += tell(&supervisor->places[i], WORKER_REPLACE, fd, number);
+    supervisor->settling = true;
+    supervisor->settle_until_ms = now_ms() + SETTLE_MS;
+}
+
+static void settle(struct supervisor *supervisor)
+{
+    for (unsigned i = 0; i < supervisor->slots; i++)
+        if (supervisor->places[i].pid != 0 && supervisor->places[i].replacing > 0 &&
+            now_ms() < supervisor->settle_until_ms)
+            return;
+    supervisor->settling = false;
+    if (supervisor->settled[0] != '\0')
+        say(supervisor, "%s", supervisor->settled);
+    supervisor->settled[0] = '\0';
 }
 
 static void end_reload(struct supervisor *supervisor, bool done)
@@ -350,8 +385,8 @@ static void end_reload(struct supervisor *supervisor, bool done)
         unsigned old = count_role(supervisor, RETIRED);
         supervisor->workers = workers;
         supervisor->reloads++;
-        say(supervisor, "reloaded: %u new worker%s; %u old one%s", workers, plural(workers), old,
-            old == 1 ? " ends with its connections" : "s end with their connections");
+        snprintf(supervisor->settled, sizeof supervisor->settled, "reloaded: %u new worker%s; %u old one%s", workers,
+                 plural(workers), old, old == 1 ? " ends with its connections" : "s end with their connections");
     } else {
         say(supervisor, "reload taken back: the workers of before go on");
     }
@@ -468,10 +503,16 @@ static void plan_restart(struct supervisor *supervisor, struct place *place, pid
 
 static void read_reports(struct supervisor *supervisor)
 {
-    unsigned slot;
-    while (read(supervisor->ready_read, &slot, sizeof slot) == (ssize_t)sizeof slot)
-        if (supervisor->places[slot].pid != 0)
-            supervisor->places[slot].ready = true;
+    struct report said;
+    while (read(supervisor->report_read, &said, sizeof said) == (ssize_t)sizeof said) {
+        struct place *place = &supervisor->places[said.slot];
+        if (place->pid == 0)
+            continue;
+        if (said.ready)
+            place->ready = true;
+        else if (place->replacing > 0)
+            place->replacing--;
+    }
 }
 
 static void reap(struct supervisor *supervisor)
@@ -521,7 +562,9 @@ static void advance(struct supervisor *supervisor)
     }
     if (supervisor->next_workers != 0 && count_ready(supervisor, NEXT) == supervisor->next_workers)
         end_reload(supervisor, true);
-    if (supervisor->reload_asked && supervisor->announced && supervisor->next_workers == 0)
+    if (supervisor->settling)
+        settle(supervisor);
+    if (supervisor->reload_asked && supervisor->announced && supervisor->next_workers == 0 && !supervisor->settling)
         begin_reload(supervisor);
 }
 
@@ -593,6 +636,8 @@ static int take_time(struct supervisor *supervisor)
             next = supervisor->next_until_ms;
         }
     }
+    if (supervisor->settling && supervisor->settle_until_ms < next)
+        next = supervisor->settle_until_ms;
     for (unsigned i = 0; i < supervisor->slots && !supervisor->stopping; i++) {
         struct place *place = &supervisor->places[i];
         if (place->pid != 0 || place->role != (supervisor->next_workers != 0 ? NEXT : CURRENT))
@@ -619,7 +664,7 @@ static int supervise(struct supervisor *supervisor)
     }
     for (;;) {
         struct pollfd polled[] = {{.fd = supervisor->signal_fd, .events = POLLIN},
-                                  {.fd = supervisor->ready_read, .events = POLLIN}};
+                                  {.fd = supervisor->report_read, .events = POLLIN}};
         int timeout = take_time(supervisor);
         if (supervisor->stopping && living(supervisor) == 0)
             return supervisor->gave_up || supervisor->killed_some || supervisor->crashed_draining ? EXIT_CODE_FAILED
@@ -644,15 +689,15 @@ int supervisor_run(const struct supervisor_options *options)
         say(&supervisor, "cannot start: %s (%s)", text_errno_meaning(errno), text_errno_name(errno));
         return EXIT_CODE_FAILED;
     }
-    CLEANUP_FD int ready_read = pipe_fds[0];
-    CLEANUP_FD int ready_write = pipe_fds[1];
+    CLEANUP_FD int report_read = pipe_fds[0];
+    CLEANUP_FD int report_write = pipe_fds[1];
     supervised_signals(&set);
     /* Before the first fork: workers inherit the mask, so that a signal that comes early waits for them. */
     sigprocmask(SIG_BLOCK, &set, &supervisor.previous_mask);
     CLEANUP_FD int signal_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
     supervisor.signal_fd = signal_fd;
-    supervisor.ready_read = ready_read;
-    supervisor.ready_write = ready_write;
+    supervisor.report_read = report_read;
+    supervisor.report_write = report_write;
     int result = EXIT_CODE_FAILED;
     if (signal_fd >= 0)
         result = supervise(&supervisor);

@@ -10,7 +10,8 @@
  *   SIGHUP            reload: options.reload() runs, then a new generation of workers is forked. When all of them
  *                     have said that they are ready, the old ones are told to retire, and have retire_ms. As
  *                     long as that is not so the old ones serve, too; when the new ones cannot start, they go on.
- *                     However it ends, workers of before get the logs that were opened anew (options.replacement)
+ *                     However it ends, workers of before get the logs that were opened anew (options.replacement),
+ *                     and it is over when they use them
  *
  * What workers are told comes by a socket of each (worker_hear): a confined worker can open no file, but it can be
  * given one. Signals to workers are blocked: whoever signals the whole process group or cgroup means the supervisor.
@@ -38,7 +39,8 @@ struct worker {
     unsigned generation; /* how many workers of this index were there before, since the last reload */
     unsigned reloads;    /* how many there were before its configuration was in place */
     int control_fd;      /* non-blocking; readable when worker_hear has something. The worker's */
-    int ready_fd;        /* worker_ready's */
+    int report_fd;       /* worker_ready's and worker_hear's */
+    bool replacing;      /* worker_hear's: what it gave is being put in place */
 };
 
 /* What the supervisor says to a worker. */
@@ -50,11 +52,12 @@ enum worker_order {
 };
 
 /* The next order; call it until there is none, whenever control_fd was readable. With WORKER_REPLACE, *ret_fd is the
- * descriptor, now the caller's, and *ret_number what options.replacement called it. */
+ * descriptor, now the caller's, and *ret_number what options.replacement called it; the next call tells the supervisor
+ * that it is in use. */
 enum worker_order worker_hear(struct worker *worker, int *ret_fd, unsigned *ret_number);
 
-/* Tell the supervisor that this worker serves. Once, before its loop runs (and before or after confinement: one write
- * and one close). */
+/* Tell the supervisor that this worker serves. Once, before its loop runs (and before or after confinement: one write).
+ */
 void worker_ready(struct worker *worker);
 
 struct supervisor_options {
