@@ -94,7 +94,7 @@ def check_config():
             (good + "check-config = yes\n", 2, "%s:6: check-config is for the command line\n"),
             (good.replace("root = .\n", ""), 2, "%s: root: "),
             (good.replace("root = .", "root = /nowhere"), 1,
-             "sluice serve: cannot serve /nowhere: No such file or directory (ENOENT)\n"),
+             "%s:3: root: cannot serve /nowhere: No such file or directory (ENOENT)\n"),
             (good + "what\n", 2, "%s:6: this is not understood; write KEY = VALUE")):
         code, said, path = check(text)
         equal(code, status, said)
