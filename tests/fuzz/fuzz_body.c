@@ -3,6 +3,7 @@
  * Input: two bytes that say how it is cut into packets and whether it is chunked, then what comes behind the head.
  */
 #include "body.c"
+#include "copied.h"
 #include "fuzz.h"
 
 struct outcome {
@@ -44,7 +45,7 @@ static size_t end_of_chunked(const uint8_t *data, size_t size)
         if (line_end == NULL)
             return 0;
         size_t length = (size_t)(line_end - data) - at;
-        char *line = strndup((const char *)data + at, length);
+        char *line = copied(data + at, length);
         left = strtoull(line, NULL, 16);
         free(line);
         at += length + 2;

@@ -2,6 +2,7 @@
  *
  * Input: lines. The first is a Host as the parser of requests lets it pass, the others are names.
  */
+#include "copied.h"
 #include "fuzz.h"
 #include "host.c"
 
@@ -49,7 +50,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         char *line = ++at;
         at = memchr(line, '\n', (size_t)(end - line));
         size_t length = (size_t)((at == NULL ? end : at) - line);
-        char *name = strndup(line, length);
+        char *name = copied(line, length);
         REQUIRE(name != NULL);
         const char *why = NULL;
         int r = host_names_add(&names, name, count, &why);

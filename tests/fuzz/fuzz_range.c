@@ -2,6 +2,7 @@
  *
  * Input: eight bytes of file size in the machine's order, then the value.
  */
+#include "copied.h"
 #include "fuzz.h"
 #include "range.c"
 #include <errno.h>
@@ -12,7 +13,7 @@
 static bool marked(struct slice value, uint64_t size, uint8_t *map)
 {
     unsigned elements = 0;
-    char *text = strndup(value.data, value.length), *rest = text + strlen("bytes=");
+    char *text = copied(value.data, value.length), *rest = text + strlen("bytes=");
     bool good = strlen(text) == value.length && strncasecmp(text, "bytes=", 6) == 0;
     for (char *element = good ? strsep(&rest, ",") : NULL; element != NULL && good; element = strsep(&rest, ",")) {
         element += strspn(element, " \t");
