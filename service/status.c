@@ -142,7 +142,10 @@ void status_write(FILE *out, const struct status *status)
     write_milliseconds(out, "up_seconds", state.up_ms);
     write_cpu(out, state.cpu_us);
     fprintf(out, "\"crashes\": %" PRIu64 ", \"reloads\": %u,\n\"configuration\": ", state.crashes, status->reloads);
-    write_options(out, status->options, status->values);
+    if (status->options != NULL)
+        write_options(out, status->options, status->values);
+    else
+        status->write_configuration(status->context, out);
     fputs(",\n\"totals\": ", out);
     status->write_totals(status->context, out, NULL);
     fputs(",\n\"workers\": [", out);

@@ -17,8 +17,9 @@
 
 struct status {
     const char *program, *about;
-    const struct option_spec *options; /* the configuration in force: the table, */
-    const void *values;                /* and its struct */
+    const struct option_spec *options;                     /* the configuration in force: the table, or NULL, */
+    const void *values;                                    /* and its struct, */
+    void (*write_configuration)(void *context, FILE *out); /* or an object */
     unsigned reloads;
     const struct tally *tally;
     /* The object of a worker, or of all there are and were (worker NULL). */

@@ -8,6 +8,7 @@
 #include "base/cleanup.h"
 #include "base/text.h"
 #include "service/config_file.h"
+#include "service/json.h"
 #include "service/loop.h"
 #include "service/options.h"
 #include "service/supervisor.h"
@@ -15,6 +16,7 @@
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,10 +38,10 @@ struct service_options {
 };
 
 struct proxy_options {
-    const char *config, *metrics, *log;
+    const char *config, *metrics, *admin, *log;
     uint64_t workers, max_total, drain_timeout, retire_timeout;
     unsigned loop;
-    bool check_config, sqpoll, receipts, confine, verbose;
+    bool check_config, sqpoll, receipts, confine, verbose, admin_anywhere;
     struct service_options service; /* last: an option from here on is a service's, one before it the process's */
 };
 
@@ -152,6 +154,11 @@ static const struct option_spec option_table[] = {
     {.type = OPTION_HEADING, .help = "Reporting"},
     {"metrics", 0, "ADDR:PORT", "answer GET /metrics there with the counters, for Prometheus. Default: nowhere",
      OPTION_ADDRESS, PROCESS(metrics), .default_text = NULL},
+    {"admin", 0, "ADDR:PORT",
+     "the same, and the counters and more as JSON (/status.json), and a live page (/). Default: nowhere",
+     OPTION_ADDRESS, PROCESS(admin), .default_text = NULL},
+    {"admin-anywhere", 0, NULL, "let --admin be an address that is neither this host's own nor private", OPTION_FLAG,
+     PROCESS(admin_anywhere), .default_text = NULL},
     {"log", 0, "PATH", "write a line for every connection at its end; - for standard output. Default: no log",
      OPTION_TEXT, PROCESS(log), .default_text = NULL},
     {"receipts", 0, NULL,
@@ -663,6 +670,8 @@ static int make_config(struct proxy_options *options, const char **given, struct
     config.retire_timeout = (unsigned)options->retire_timeout;
     config.loop = (enum sluice_loop_kind)options->loop;
     config.metrics = options->metrics;
+    config.admin = options->admin;
+    config.admin_anywhere = options->admin_anywhere;
     config.log = options->log;
     config.receipts = options->receipts;
     config.confine = options->confine;
@@ -670,6 +679,61 @@ static int make_config(struct proxy_options *options, const char **given, struct
     config.sqpoll = options->sqpoll;
     *ret_config = config;
     return 0;
+}
+
+static void write_text(FILE *out, const char *name, const char *text)
+{
+    fprintf(out, ", \"%s\": ", name);
+    json_write_string(out, text);
+}
+
+static void write_service(FILE *out, const struct proxy_service *service)
+{
+    char *text = NULL, *title = NULL;
+    size_t length;
+    FILE *line = open_memstream(&text, &length);
+    if (line == NULL || asprintf(&title, "service %s", service->name) < 0) {
+        if (line != NULL)
+            fclose(line);
+        free(text);
+        return;
+    }
+    for (unsigned i = 0; i < service->listen_count; i++)
+        fprintf(line, "%s%s", i == 0 ? "" : ", ", service->listens[i].text);
+    fputs(" to ", line);
+    for (unsigned i = 0; i < service->server_count; i++)
+        fprintf(line, "%s%s", i == 0 ? "" : ", ", service->servers[i].name);
+    fprintf(line, "; balance %s", balances[service->balance]);
+    fprintf(line, "; check %s", checks[service->check]);
+    fprintf(line, "; route %s", sluice_route_name(service->route));
+    if (service->accept_proxy)
+        fputs("; accept-proxy", line);
+    if (service->mirrors)
+        fprintf(line, "; mirror %s", service->mirror.text);
+    fputs(",", out);
+    json_write_string(out, title);
+    fputs(": ", out);
+    json_write_string(out, fclose(line) == 0 ? text : NULL);
+    free(text);
+    free(title);
+}
+
+void proxy_config_write_json(FILE *out, const struct proxy_config *config)
+{
+    fprintf(out,
+            "{\"workers\": %u, \"max-total\": %" PRIu64 ", \"drain-timeout\": %u.%03u, \"retire-timeout\": %u.%03u",
+            config->workers, config->max_connections, config->drain_timeout / 1000, config->drain_timeout % 1000,
+            config->retire_timeout / 1000, config->retire_timeout % 1000);
+    write_text(out, "config", config->path);
+    write_text(out, "loop", sluice_loop_kind_name(config->loop));
+    write_text(out, "metrics", config->metrics);
+    write_text(out, "admin", config->admin);
+    write_text(out, "log", config->log);
+    fprintf(out, ", \"receipts\": %s, \"confine\": %s", config->receipts ? "true" : "false",
+            config->confine ? "true" : "false");
+    for (unsigned i = 0; i < config->service_count; i++)
+        write_service(out, &config->services[i]);
+    fputc('}', out);
 }
 
 static void print_fine(const struct proxy_config *config)

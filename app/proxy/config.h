@@ -90,8 +90,8 @@ struct proxy_config {
     unsigned drain_timeout;   /* ms, when sluice is told to end */
     unsigned retire_timeout;  /* ms, of old workers after a reload; 0: as long as their connections last */
     enum sluice_loop_kind loop;
-    const char *metrics, *log;
-    bool receipts, confine, verbose, sqpoll;
+    const char *metrics, *admin, *log;
+    bool admin_anywhere, receipts, confine, verbose, sqpoll;
     const char *path;               /* of the file; NULL: command line alone */
     struct config_storage *storage; /* what the strings lie in */
 };
@@ -103,6 +103,9 @@ int proxy_config_from_arguments(int argc, char **argv, struct proxy_config *ret_
 /* The same again from the same arguments, for a reload: the file is read and names are resolved anew. Returns 0 or a
  * negative errno, with file, line and reason in failure. */
 int proxy_config_again(int argc, char **argv, struct proxy_config *ret_config, struct failure *failure);
+
+/* What is in force, as an object of JSON: options of the process by their names, and a line for each service. */
+void proxy_config_write_json(FILE *out, const struct proxy_config *config);
 
 void proxy_config_free(struct proxy_config *config);
 

@@ -3,6 +3,7 @@
 #include "base/cleanup.h"
 #include "base/text.h"
 #include "proxy/sockets.h"
+#include "service/admin.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -174,18 +175,25 @@ static int start_listening(struct generation *generation, const struct generatio
     return 0;
 }
 
-static int listen_for_metrics(struct generation *generation, const struct generation *previous, struct failure *failure)
+static const char *admin_wanted(const struct generation *generation, unsigned which)
 {
-    const char *wanted = generation->config.metrics;
-    struct address address;
-    if (wanted == NULL)
-        return 0;
-    if (previous != NULL && previous->config.metrics != NULL && strcmp(previous->config.metrics, wanted) == 0) {
-        generation->metrics = previous->metrics;
-        return 0;
+    return which == GENERATION_METRICS ? generation->config.metrics : generation->config.admin;
+}
+
+static int listen_for_admin(struct generation *generation, const struct generation *previous, struct failure *failure)
+{
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < GENERATION_ADMIN; i++) {
+        const char *wanted = admin_wanted(generation, i);
+        const char *before = previous != NULL ? admin_wanted(previous, i) : NULL;
+        if (wanted != NULL && before != NULL && strcmp(before, wanted) == 0)
+            generation->admin[i] = previous->admin[i];
+        else if (wanted != NULL)
+            r = i == GENERATION_METRICS
+                    ? admin_listen("metrics", wanted, true, &generation->admin[i], failure)
+                    : admin_listen("admin", wanted, generation->config.admin_anywhere, &generation->admin[i], failure);
     }
-    int r = address_parse(wanted, &address, failure);
-    return r < 0 ? r : address_listen(&address, NULL, &generation->metrics, failure);
+    return r;
 }
 
 static bool uses(const struct generation *generation, int fd)
@@ -193,7 +201,10 @@ static bool uses(const struct generation *generation, int fd)
     for (unsigned i = 0; generation != NULL && i < generation->listener_count; i++)
         if (generation->listeners[i] == fd)
             return true;
-    return generation != NULL && generation->metrics == fd;
+    for (unsigned i = 0; generation != NULL && i < GENERATION_ADMIN; i++)
+        if (generation->admin[i] == fd)
+            return true;
+    return false;
 }
 
 /* ---- Life ------------------------------------------------------------------------------------------------------ */
@@ -207,7 +218,8 @@ int generation_new(struct proxy_config *config, const struct generation *previou
         return failure_set(failure, -ENOMEM, "no memory");
     }
     generation->config = *config;
-    generation->metrics = -1;
+    for (unsigned i = 0; i < GENERATION_ADMIN; i++)
+        generation->admin[i] = -1;
     generation->serial = ++last_serial;
     generation->services = calloc(config->service_count, sizeof *generation->services);
     for (unsigned i = 0; i < config->service_count; i++)
@@ -225,7 +237,7 @@ int generation_new(struct proxy_config *config, const struct generation *previou
     if (r == 0)
         r = start_listening(generation, previous, failure);
     if (r == 0)
-        r = listen_for_metrics(generation, previous, failure);
+        r = listen_for_admin(generation, previous, failure);
     if (r == 0)
         r = rotated_log_open(generation->config.log, LOG_COMBINED, previous != NULL ? &previous->log : NULL,
                              &generation->log, failure);
@@ -263,14 +275,16 @@ static void drop_listeners(struct generation *generation, const struct generatio
         else
             close_fd(fd);
     }
-    int metrics = generation->metrics;
-    generation->metrics = -1;
-    if (uses(next, metrics))
-        return;
-    if (for_all)
-        end_listener(metrics, NULL);
-    else
-        close_fd(metrics);
+    for (unsigned i = 0; i < GENERATION_ADMIN; i++) {
+        int fd = generation->admin[i];
+        generation->admin[i] = -1;
+        if (uses(next, fd))
+            continue;
+        if (for_all)
+            end_listener(fd, NULL);
+        else
+            close_fd(fd);
+    }
 }
 
 void generation_stop_listening(struct generation *generation, const struct generation *next)
@@ -324,7 +338,7 @@ void generation_balancer_options(const struct generation *generation, unsigned s
 
 /* ---- Counting -------------------------------------------------------------------------------------------------- */
 
-static int find_service(const struct generation *generation, const char *name)
+int generation_find_service(const struct generation *generation, const char *name)
 {
     for (unsigned i = 0; i < generation->config.service_count; i++)
         if (strcmp(generation->config.services[i].name, name) == 0)
@@ -350,7 +364,7 @@ void generation_sum(const struct generation *generation, unsigned service, struc
         memset(ret_sum, 0, sizeof *ret_sum);
         add_up(generation, service, ret_sum);
         for (const struct generation *older = generation->older; older != NULL; older = older->older) {
-            int index = find_service(older, name);
+            int index = generation_find_service(older, name);
             if (index >= 0 && atomic_load(&older->header->inherited) == 0)
                 add_up(older, (unsigned)index, ret_sum);
         }
@@ -376,7 +390,7 @@ void generation_inherit(struct generation *generation, struct generation *gone)
 {
     atomic_fetch_add(&generation->header->moving, 1);
     for (unsigned i = 0; i < gone->config.service_count; i++) {
-        int index = find_service(generation, gone->config.services[i].name);
+        int index = generation_find_service(generation, gone->config.services[i].name);
         if (index >= 0)
             add_up(gone, i, generation->services[index].before);
     }

@@ -23,14 +23,17 @@ struct service_shared {
     int freed_fd;
 };
 
+/* Where operators look. */
+enum generation_admin { GENERATION_METRICS, GENERATION_STATUS, GENERATION_ADMIN };
+
 struct generation {
     struct proxy_config config;
     struct generation_header *header; /* shared */
     struct service_shared *services;
     int *listeners; /* of all services one after the other; -1: closed */
     unsigned listener_count;
-    int metrics;            /* listening socket; -1: none */
-    struct rotated_log log; /* open as long as this generation is in force, and in its workers */
+    int admin[GENERATION_ADMIN]; /* listening sockets of enum generation_admin; -1: none */
+    struct rotated_log log;      /* open as long as this generation is in force, and in its workers */
     unsigned serial;
     void *memory; /* what the shared parts lie in */
     size_t size;
@@ -55,6 +58,9 @@ void generation_free(struct generation *generation, const struct generation *nex
 /* What worker index of this generation takes part in a service by. */
 void generation_balancer_options(const struct generation *generation, unsigned service, unsigned index,
                                  struct balancer_options *ret_options);
+
+/* The number of the service of this name, or -1. */
+int generation_find_service(const struct generation *generation, const char *name);
 
 /* What all workers, of this and of older generations, have counted so far for this service. Any process of them. */
 void generation_sum(const struct generation *generation, unsigned service, struct proxy_totals *ret_sum);

@@ -15,8 +15,8 @@
 #include "service/loop.h"
 #include "service/options.h"
 #include "service/rotated_log.h"
-#include "service/shared.h"
 #include "service/supervisor.h"
+#include "service/tally.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -25,12 +25,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* Who has a slot of the supervisor's; shared memory, written by the worker. */
-struct slot {
-    bool taken;
-    unsigned serial, index; /* its generation, and its number there */
-};
-
 #define GENERATIONS_MAX 8 /* at a time, so many workers: more reloads wait for old workers to drain */
 
 struct proxy {
@@ -38,7 +32,7 @@ struct proxy {
     char **argv;
     struct generation *current;  /* its older ones after it */
     struct generation *fallback; /* during a reload: what was current before */
-    struct shared slots;
+    struct tally tally;          /* of struct proxy_slot */
     struct supervisor_options supervisor;
     struct sluice_loop_options loop;
     struct log *error_log; /* standard error is error_log's and the receipts' */
@@ -117,8 +111,8 @@ static int worker_main(void *context, struct worker *worker)
     struct proxying proxying = {.proxy = proxy, .control = worker};
     struct sluice_watch *watch = NULL;
 
-    struct slot *slot = shared_slot(&proxy->slots, worker->slot);
-    *slot = (struct slot){.taken = true, .serial = proxy->current->serial, .index = worker->index};
+    struct proxy_slot *slot = tally_begin(&proxy->tally, worker);
+    *slot = (struct proxy_slot){.taken = true, .serial = proxy->current->serial, .index = worker->index};
     for (struct generation *older = proxy->current->older; older != NULL; older = older->older) {
         generation_close_listeners(older, proxy->current);
         rotated_log_close(&older->log);
@@ -134,6 +128,8 @@ static int worker_main(void *context, struct worker *worker)
         .generation = proxy->current,
         .index = worker->index,
         .max_connections = connections_each(config),
+        .tally = &proxy->tally,
+        .reloads = worker->reloads,
         .log = proxy->current->log.log,
         .receipt_log = config->receipts ? proxy->error_log : NULL,
         .error_log = proxy->error_log,
@@ -177,11 +173,17 @@ static void print_listeners(const struct proxy *proxy)
                    service->server_count > 1 ? ", ..." : "", config->workers, config->workers == 1 ? "" : "s");
         }
     }
-    struct address address;
-    if (proxy->current->metrics >= 0 && address_of_socket(proxy->current->metrics, &address) == 0) {
+    static const char *const lines[GENERATION_ADMIN][2] = {
+        [GENERATION_METRICS] = {"metrics at", "metrics"},
+        [GENERATION_STATUS] = {"live page, status and metrics at", ""},
+    };
+    for (unsigned i = 0; i < GENERATION_ADMIN; i++) {
+        struct address address;
         char url[ADDRESS_TEXT_MAX + 16];
+        if (proxy->current->admin[i] < 0 || address_of_socket(proxy->current->admin[i], &address) < 0)
+            continue;
         address_format_url(&address, url, sizeof url);
-        printf("sluice: metrics at %smetrics\n", url);
+        printf("sluice: %s %s%s\n", lines[i][0], url, lines[i][1]);
     }
     fflush(stdout);
 }
@@ -193,8 +195,8 @@ static void on_ready(void *context)
 
 static bool has_workers(const struct proxy *proxy, const struct generation *generation)
 {
-    for (unsigned i = 0; i < proxy->slots.count; i++) {
-        const struct slot *slot = shared_slot(&proxy->slots, i);
+    for (unsigned i = 0; i < tally_slots(&proxy->tally); i++) {
+        const struct proxy_slot *slot = tally_counters(&proxy->tally, i);
         if (slot->taken && slot->serial == generation->serial)
             return true;
     }
@@ -219,13 +221,13 @@ static void free_older(struct proxy *proxy)
 static void on_worker_ended(void *context, unsigned slot_number, bool crashed)
 {
     struct proxy *proxy = context;
-    struct slot *slot = shared_slot(&proxy->slots, slot_number);
-    if (!slot->taken)
+    struct proxy_slot slot = *(const struct proxy_slot *)tally_counters(&proxy->tally, slot_number);
+    tally_end(&proxy->tally, slot_number, crashed);
+    if (!slot.taken)
         return; /* it had not come far */
-    slot->taken = false;
     for (struct generation *generation = proxy->current; generation != NULL; generation = generation->older)
-        if (generation->serial == slot->serial)
-            generation_worker_ended(generation, slot->index, crashed);
+        if (generation->serial == slot.serial)
+            generation_worker_ended(generation, slot.index, crashed);
     if (proxy->fallback == NULL)
         free_older(proxy);
 }
@@ -335,6 +337,12 @@ static void on_say(void *context, const char *line)
     log_say(proxy->error_log, "sluice proxy: %s", line);
 }
 
+/* What slots hold is about their workers alone. */
+static void add_nothing(void *sum, const void *part)
+{
+    (void)sum, (void)part;
+}
+
 /* ---- Starting -------------------------------------------------------------------------------------------------- */
 
 static int run(struct proxy *proxy)
@@ -343,7 +351,8 @@ static int run(struct proxy *proxy)
     descriptors_raise_limit();
     int r = log_open_fd(STDERR_FILENO, 0, &proxy->error_log, &failure);
     if (r == 0) {
-        r = shared_create(GENERATIONS_MAX * proxy->current->config.workers, sizeof(struct slot), &proxy->slots);
+        r = tally_create(&proxy->tally, GENERATIONS_MAX * proxy->current->config.workers, sizeof(struct proxy_slot),
+                         add_nothing);
         if (r < 0)
             failure_set(&failure, r, "memory for the workers' slots: %s", text_errno_meaning(r));
     }
@@ -354,7 +363,7 @@ static int run(struct proxy *proxy)
     proxy->supervisor = (struct supervisor_options){
         .name = "sluice proxy",
         .workers = proxy->current->config.workers,
-        .slots = proxy->slots.count,
+        .slots = tally_slots(&proxy->tally),
         .context = proxy,
         .worker_main = worker_main,
         .ready = on_ready,
@@ -394,7 +403,7 @@ int proxy_main(int argc, char **argv)
     }
     code = run(&proxy);
     log_close(proxy.error_log);
-    shared_destroy(&proxy.slots);
+    tally_destroy(&proxy.tally);
     while (proxy.current != NULL) {
         struct generation *older = proxy.current->older;
         generation_free(proxy.current, NULL);

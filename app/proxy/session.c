@@ -273,7 +273,7 @@ static void connected(struct session *session)
 {
     struct approach *approach = session->approach;
     struct server_state *server = &session->service->shared->servers[session->server_index];
-    proxy_totals_connected(session->service->totals, microseconds() - approach->connect_began_us);
+    durations_enter(&session->service->totals->connecting, microseconds() - approach->connect_began_us, 1);
     if (sluice_end_open(approach->fd, SLUICE_END_OWN_FD, &session->server) < 0) {
         session_close(session, PROXY_END_ERROR, true);
         return;

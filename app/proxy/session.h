@@ -55,7 +55,8 @@ struct proxy_worker {
     unsigned count;
     bool paused, listening, draining, drained;
     struct sluice_timer held_timer;
-    struct admin *metrics;
+    struct admin *admin[GENERATION_ADMIN]; /* or NULL */
+    unsigned admin_open;                   /* of these, not drained */
     time_t log_second;
     char log_time[32];
 };

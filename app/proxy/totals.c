@@ -1,11 +1,11 @@
-/* SPDX-License-Identifier: MIT
- *
- * The text format wants all samples of a metric together, so that the loops over services are inside. Names and units
- * are as Prometheus's conventions have them: counters end in _total, times are seconds. A sample that can ever be there
- * is there from the start, at 0: a counter that appears with its first event hides it from rate().
- */
+/* SPDX-License-Identifier: MIT */
 #include "proxy/totals.h"
+#include "base/cleanup.h"
+#include "service/json.h"
+#include "service/prometheus.h"
+#include "service/status.h"
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- Counting ----------------------------------------------------------------------------------------------- */
@@ -36,31 +36,8 @@ void proxy_totals_moved(struct proxy_totals *totals, enum proxy_direction direct
                         const struct sluice_receipt *receipt)
 {
     sluice_receipt_add(&totals->receipts[direction], receipt);
-    for (uint64_t i = 0; i < receipt->fallback_count; i++) {
-        if (i == SLUICE_RECEIPT_FALLBACKS) {
-            totals->fallbacks_other += receipt->fallback_count - i;
-            break;
-        }
-        totals->fallbacks[receipt->fallbacks[i].from][receipt->fallbacks[i].to]++;
-    }
-}
-
-static const struct {
-    uint64_t microseconds;
-    const char *seconds;
-} latency_bounds[PROXY_LATENCY_BUCKETS - 1] = {
-    {500, "0.0005"},  {1000, "0.001"},  {2500, "0.0025"}, {5000, "0.005"},  {10000, "0.01"},
-    {25000, "0.025"}, {50000, "0.05"},  {100000, "0.1"},  {250000, "0.25"}, {500000, "0.5"},
-    {1000000, "1"},   {2500000, "2.5"}, {5000000, "5"},   {10000000, "10"},
-};
-
-void proxy_totals_connected(struct proxy_totals *totals, uint64_t microseconds)
-{
-    unsigned bucket = 0;
-    while (bucket < PROXY_LATENCY_BUCKETS - 1 && microseconds > latency_bounds[bucket].microseconds)
-        bucket++;
-    totals->connect_latency[bucket]++;
-    totals->connect_latency_us += microseconds;
+    if (receipt->fallback_count > 0)
+        fallbacks_enter(&totals->fallbacks, receipt);
 }
 
 void proxy_totals_ended(struct proxy_totals *totals, enum proxy_end end)
@@ -79,16 +56,11 @@ void proxy_totals_add(struct proxy_totals *sum, const struct proxy_totals *part)
         sum->ended[i] += part->ended[i];
     sum->retries += part->retries;
     sum->accept_failures += part->accept_failures;
-    for (unsigned i = 0; i < PROXY_LATENCY_BUCKETS; i++)
-        sum->connect_latency[i] += part->connect_latency[i];
-    sum->connect_latency_us += part->connect_latency_us;
+    durations_add(&sum->connecting, &part->connecting);
     sum->mirrors += part->mirrors;
     sum->mirrors_lost += part->mirrors_lost;
     sum->mirrored_bytes += part->mirrored_bytes;
-    for (unsigned from = 0; from < SLUICE_ROUTE_COUNT; from++)
-        for (unsigned to = 0; to < SLUICE_ROUTE_COUNT; to++)
-            sum->fallbacks[from][to] += part->fallbacks[from][to];
-    sum->fallbacks_other += part->fallbacks_other;
+    fallbacks_add(&sum->fallbacks, &part->fallbacks);
 }
 
 void proxy_totals_fold(struct proxy_totals *sum, struct proxy_totals *gone, enum proxy_end end)
@@ -101,83 +73,26 @@ void proxy_totals_fold(struct proxy_totals *sum, struct proxy_totals *gone, enum
 
 /* ---- Prometheus's text -------------------------------------------------------------------------------------- */
 
-#define PREFIX "sluice_proxy_"
-
 struct writer {
-    FILE *out;
+    struct prometheus prometheus;
     const struct proxy_totals_of *services;
     unsigned count;
-    const char *name; /* of the metric that is being written */
 };
 
 #define EACH_SERVICE(of, writer)                                                                                       \
     for (const struct proxy_totals_of *of = (writer)->services; of < (writer)->services + (writer)->count; of++)
-
-static void begin(struct writer *writer, const char *name, const char *type, const char *help)
-{
-    writer->name = name;
-    fprintf(writer->out, "# HELP " PREFIX "%s %s\n# TYPE " PREFIX "%s %s\n", name, help, name, type);
-}
-
-static void write_label(FILE *out, const char *label, const char *value)
-{
-    fprintf(out, "%s=\"", label);
-    for (; *value != '\0'; value++) {
-        if (*value == '\n')
-            fputs("\\n", out);
-        else if (*value == '"' || *value == '\\')
-            fprintf(out, "\\%c", *value);
-        else
-            fputc(*value, out);
-    }
-    fputc('"', out);
-}
-
-/* The name and the labels up to further ones; suffix: what a histogram has behind its name. */
-static void write_start(struct writer *writer, const char *suffix, const struct proxy_totals_of *of)
-{
-    fprintf(writer->out, PREFIX "%s%s{", writer->name, suffix);
-    write_label(writer->out, "service", of->service->name);
-}
-
-static void write_further(struct writer *writer, const char *label, const char *value)
-{
-    fputc(',', writer->out);
-    write_label(writer->out, label, value);
-}
-
-static void write_value(struct writer *writer, uint64_t value)
-{
-    fprintf(writer->out, "} %" PRIu64 "\n", value);
-}
+#define SERVICE_LABEL(of) PROMETHEUS_LABELS({"service", (of)->service->name})
 
 static const char *const directions[PROXY_DIRECTIONS] = {"to_server", "to_client"};
 
 static void write_plain(struct writer *writer, const char *name, const char *type, const char *help, size_t offset)
 {
-    begin(writer, name, type, help);
+    prometheus_begin(&writer->prometheus, name, type, help);
     EACH_SERVICE(of, writer)
     {
         uint64_t value;
         memcpy(&value, (const char *)of->totals + offset, sizeof value);
-        write_start(writer, "", of);
-        write_value(writer, value);
-    }
-}
-
-/* One figure of the receipts, by direction. */
-static void write_moved(struct writer *writer, const char *name, const char *help, size_t offset)
-{
-    begin(writer, name, "counter", help);
-    EACH_SERVICE(of, writer)
-    {
-        for (unsigned i = 0; i < PROXY_DIRECTIONS; i++) {
-            uint64_t value;
-            memcpy(&value, (const char *)&of->totals->receipts[i] + offset, sizeof value);
-            write_start(writer, "", of);
-            write_further(writer, "direction", directions[i]);
-            write_value(writer, value);
-        }
+        prometheus_value(&writer->prometheus, SERVICE_LABEL(of), NULL, value);
     }
 }
 
@@ -187,99 +102,58 @@ static void write_connections(struct writer *writer)
                 offsetof(struct proxy_totals, connections));
     write_plain(writer, "open_connections", "gauge", "Connections of clients that are open now.",
                 offsetof(struct proxy_totals, open));
-    begin(writer, "ended_connections_total", "counter", "Connections ended, by reason.");
+    prometheus_begin(&writer->prometheus, "ended_connections_total", "counter", "Connections ended, by reason.");
     EACH_SERVICE(of, writer)
     {
-        for (unsigned i = 0; i < PROXY_END_COUNT; i++) {
-            write_start(writer, "", of);
-            write_further(writer, "reason", proxy_end_name((enum proxy_end)i));
-            write_value(writer, of->totals->ended[i]);
-        }
+        for (unsigned i = 0; i < PROXY_END_COUNT; i++)
+            prometheus_value(&writer->prometheus, SERVICE_LABEL(of),
+                             PROMETHEUS_LABELS({"reason", proxy_end_name((enum proxy_end)i)}), of->totals->ended[i]);
     }
     write_plain(writer, "accept_failures_total", "counter",
                 "Connections that could not be accepted, for want of descriptors or memory.",
                 offsetof(struct proxy_totals, accept_failures));
-    begin(writer, "queue_length", "gauge", "Clients that wait for a place at a server.");
+    prometheus_begin(&writer->prometheus, "queue_length", "gauge", "Clients that wait for a place at a server.");
     EACH_SERVICE(of, writer)
     {
-        write_start(writer, "", of);
-        write_value(writer, atomic_load_explicit(&of->state->waiting, memory_order_relaxed));
+        prometheus_value(&writer->prometheus, SERVICE_LABEL(of), NULL,
+                         atomic_load_explicit(&of->state->waiting, memory_order_relaxed));
     }
 }
 
-static void write_bytes(struct writer *writer)
+/* Of what has labels of its own for each service, and for each of its directions. */
+struct labelled {
+    struct prometheus_label service[2], direction[PROXY_DIRECTIONS][3];
+};
+
+static void write_moved(struct writer *writer)
 {
-    write_moved(writer, "bytes_total", "Bytes passed on.", offsetof(struct sluice_receipt, bytes));
-    write_moved(writer, "by_reference_bytes_total", "Bytes passed on without the CPU copying them.",
-                offsetof(struct sluice_receipt, by_reference));
-    write_moved(writer, "copied_bytes_total", "Bytes passed on that the CPU copied at least once.",
-                offsetof(struct sluice_receipt, copied));
-    write_moved(writer, "unknown_bytes_total", "Bytes passed on of which nobody can tell whether they were copied.",
-                offsetof(struct sluice_receipt, unknown));
-    write_moved(writer, "copy_bytes_total", "Bytes the CPU copied: one that is copied twice counts twice.",
-                offsetof(struct sluice_receipt, copy_bytes));
-    write_moved(writer, "transfer_system_calls_total", "System calls that transfers made.",
-                offsetof(struct sluice_receipt, system_calls));
-
-    begin(writer, "route_bytes_total", "counter", "Bytes passed on, by the mechanism that moved them.");
-    EACH_SERVICE(of, writer)
-    {
-        for (unsigned i = 0; i < PROXY_DIRECTIONS; i++) {
-            for (unsigned route = SLUICE_ROUTE_AUTO + 1; route < SLUICE_ROUTE_COUNT; route++) {
-                uint64_t bytes = of->totals->receipts[i].routes[route].bytes;
-                /* The routes that a proxy has; another one only if it was used all the same. */
-                if (bytes == 0 && route != SLUICE_ROUTE_COPY && route != SLUICE_ROUTE_SPLICE &&
-                    route != SLUICE_ROUTE_TEE)
-                    continue;
-                write_start(writer, "", of);
-                write_further(writer, "direction", directions[i]);
-                write_further(writer, "route", sluice_route_name((enum sluice_route)route));
-                write_value(writer, bytes);
-            }
+    /* The routes that a proxy has; another one only if it was used all the same. */
+    const unsigned usual = 1u << SLUICE_ROUTE_COPY | 1u << SLUICE_ROUTE_SPLICE | 1u << SLUICE_ROUTE_TEE;
+    size_t count = writer->count;
+    if (count == 0)
+        return;
+    CLEANUP_FREE struct labelled *labels = calloc(count, sizeof *labels);
+    CLEANUP_FREE struct prometheus_receipt *receipts = calloc(PROXY_DIRECTIONS * count, sizeof *receipts);
+    CLEANUP_FREE struct prometheus_fallbacks *fallbacks = calloc(count, sizeof *fallbacks);
+    CLEANUP_FREE struct prometheus_durations *durations = calloc(count, sizeof *durations);
+    if (labels == NULL || receipts == NULL || fallbacks == NULL || durations == NULL)
+        return;
+    for (size_t i = 0; i < count; i++) {
+        const struct proxy_totals_of *of = &writer->services[i];
+        labels[i].service[0] = (struct prometheus_label){"service", of->service->name};
+        fallbacks[i] = (struct prometheus_fallbacks){labels[i].service, &of->totals->fallbacks};
+        durations[i] = (struct prometheus_durations){labels[i].service, &of->totals->connecting};
+        for (unsigned k = 0; k < PROXY_DIRECTIONS; k++) {
+            labels[i].direction[k][0] = labels[i].service[0];
+            labels[i].direction[k][1] = (struct prometheus_label){"direction", directions[k]};
+            receipts[PROXY_DIRECTIONS * i + k] =
+                (struct prometheus_receipt){labels[i].direction[k], &of->totals->receipts[k]};
         }
     }
-
-    begin(writer, "fallbacks_total", "counter", "Changes from a route that was refused to the next one.");
-    EACH_SERVICE(of, writer)
-    {
-        for (unsigned from = 0; from < SLUICE_ROUTE_COUNT; from++) {
-            for (unsigned to = 0; to < SLUICE_ROUTE_COUNT; to++) {
-                bool usual = from == SLUICE_ROUTE_SPLICE && to == SLUICE_ROUTE_COPY;
-                if (of->totals->fallbacks[from][to] == 0 && !usual)
-                    continue;
-                write_start(writer, "", of);
-                write_further(writer, "from", sluice_route_name((enum sluice_route)from));
-                write_further(writer, "to", sluice_route_name((enum sluice_route)to));
-                write_value(writer, of->totals->fallbacks[from][to]);
-            }
-        }
-        if (of->totals->fallbacks_other == 0)
-            continue;
-        write_start(writer, "", of);
-        write_further(writer, "from", "other");
-        write_further(writer, "to", "other");
-        write_value(writer, of->totals->fallbacks_other);
-    }
-}
-
-static void write_latency(struct writer *writer)
-{
-    begin(writer, "connect_duration_seconds", "histogram", "Time to connect to a server.");
-    EACH_SERVICE(of, writer)
-    {
-        uint64_t sum = 0;
-        for (unsigned i = 0; i < PROXY_LATENCY_BUCKETS; i++) {
-            sum += of->totals->connect_latency[i];
-            write_start(writer, "_bucket", of);
-            write_further(writer, "le", i < PROXY_LATENCY_BUCKETS - 1 ? latency_bounds[i].seconds : "+Inf");
-            write_value(writer, sum);
-        }
-        uint64_t us = of->totals->connect_latency_us;
-        write_start(writer, "_sum", of);
-        fprintf(writer->out, "} %" PRIu64 ".%06" PRIu64 "\n", us / 1000000, us % 1000000);
-        write_start(writer, "_count", of);
-        write_value(writer, sum);
-    }
+    prometheus_receipts(&writer->prometheus, receipts, PROXY_DIRECTIONS * count, "passed on", usual);
+    prometheus_fallbacks(&writer->prometheus, fallbacks, count);
+    prometheus_histogram(&writer->prometheus, "connect_duration_seconds", "Time to connect to a server.", durations,
+                         count);
 }
 
 static uint64_t server_up(const struct proxy_server *server, const struct server_state *state)
@@ -325,24 +199,22 @@ static void write_servers(struct writer *writer)
         {"server_changes_total", "counter", "Changes of the server from up to down and back.", server_changes},
     };
     for (size_t i = 0; i < sizeof figures / sizeof figures[0]; i++) {
-        begin(writer, figures[i].name, figures[i].type, figures[i].help);
+        prometheus_begin(&writer->prometheus, figures[i].name, figures[i].type, figures[i].help);
         EACH_SERVICE(of, writer)
         {
-            for (unsigned k = 0; k < of->service->server_count; k++) {
-                write_start(writer, "", of);
-                write_further(writer, "server", of->service->servers[k].name);
-                write_value(writer, figures[i].value(&of->service->servers[k], &of->servers[k]));
-            }
+            for (unsigned k = 0; k < of->service->server_count; k++)
+                prometheus_value(&writer->prometheus, SERVICE_LABEL(of),
+                                 PROMETHEUS_LABELS({"server", of->service->servers[k].name}),
+                                 figures[i].value(&of->service->servers[k], &of->servers[k]));
         }
     }
 }
 
 void proxy_totals_write(FILE *out, const struct proxy_totals_of *services, unsigned count)
 {
-    struct writer writer = {.out = out, .services = services, .count = count};
+    struct writer writer = {{.out = out, .prefix = "sluice_proxy_"}, services, count};
     write_connections(&writer);
-    write_bytes(&writer);
-    write_latency(&writer);
+    write_moved(&writer);
     write_plain(&writer, "retries_total", "counter", "Further servers tried after one could not be reached.",
                 offsetof(struct proxy_totals, retries));
     write_servers(&writer);
@@ -352,4 +224,61 @@ void proxy_totals_write(FILE *out, const struct proxy_totals_of *services, unsig
                 offsetof(struct proxy_totals, mirrors_lost));
     write_plain(&writer, "mirror_bytes_total", "counter", "Bytes sent to shadow connections.",
                 offsetof(struct proxy_totals, mirrored_bytes));
+}
+
+/* ---- JSON ----------------------------------------------------------------------------------------------------- */
+
+static void write_service(FILE *out, const struct proxy_totals_of *of)
+{
+    const struct proxy_totals *totals = of->totals;
+    fputs("{\"name\": ", out);
+    json_write_string(out, of->service->name);
+    fprintf(out,
+            ", \"connections\": %" PRIu64 ", \"open\": %" PRIu64 ", \"waiting\": %" PRIu64 ", \"bytes\": %" PRIu64
+            ", \"retries\": %" PRIu64 ", \"ended\": {",
+            totals->connections, totals->open,
+            (uint64_t)atomic_load_explicit(&of->state->waiting, memory_order_relaxed),
+            totals->receipts[PROXY_TO_SERVER].bytes + totals->receipts[PROXY_TO_CLIENT].bytes, totals->retries);
+    for (unsigned i = 0; i < PROXY_END_COUNT; i++)
+        fprintf(out, "%s\"%s\": %" PRIu64, i == 0 ? "" : ", ", proxy_end_name((enum proxy_end)i), totals->ended[i]);
+    fputs("}, \"servers\": [", out);
+    for (unsigned i = 0; i < of->service->server_count; i++) {
+        fputs(i == 0 ? "{\"name\": " : ", {\"name\": ", out);
+        json_write_string(out, of->service->servers[i].name);
+        fprintf(out, ", \"up\": %s, \"open\": %" PRIu64 ", \"connections\": %" PRIu64 ", \"failures\": %" PRIu64 "}",
+                server_up(&of->service->servers[i], &of->servers[i]) != 0 ? "true" : "false",
+                server_connections(&of->service->servers[i], &of->servers[i]),
+                server_total(&of->service->servers[i], &of->servers[i]),
+                server_failures(&of->service->servers[i], &of->servers[i]));
+    }
+    fputs("]}", out);
+}
+
+void proxy_totals_write_json(FILE *out, const struct proxy_totals_of *services, unsigned count)
+{
+    struct proxy_totals sum = {0};
+    uint64_t failures = 0;
+    for (unsigned i = 0; i < count; i++)
+        proxy_totals_add(&sum, services[i].totals);
+    for (unsigned i = 0; i < PROXY_END_COUNT; i++)
+        failures += i == PROXY_END_DONE || i == PROXY_END_DRAINED ? 0 : sum.ended[i];
+    sluice_receipt_add(&sum.receipts[PROXY_TO_SERVER], &sum.receipts[PROXY_TO_CLIENT]);
+    fprintf(out,
+            "{\"connections\": %" PRIu64 ", \"open\": %" PRIu64 ", \"failures\": %" PRIu64 ", \"timeouts\": %" PRIu64
+            ", \"accept_failures\": %" PRIu64 ", \"durations\": ",
+            sum.connections, sum.open, failures,
+            sum.ended[PROXY_END_IDLE_TIMEOUT] + sum.ended[PROXY_END_HALF_CLOSE_TIMEOUT] +
+                sum.ended[PROXY_END_QUEUE_TIMEOUT] + sum.ended[PROXY_END_HELLO_TIMEOUT],
+            sum.accept_failures);
+    status_write_durations(out, &sum.connecting);
+    fputs(", \"fallbacks\": ", out);
+    status_write_fallbacks(out, &sum.fallbacks);
+    fputs(", \"receipt\": ", out);
+    status_write_receipt(out, &sum.receipts[PROXY_TO_SERVER]);
+    fputs(", \"services\": [", out);
+    for (unsigned i = 0; i < count; i++) {
+        fputs(i == 0 ? "\n" : ",\n", out);
+        write_service(out, &services[i]);
+    }
+    fputs("]}", out);
 }

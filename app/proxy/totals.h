@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
  * What one worker has proxied for one service, counted in memory that outlives it (service/shared.h): one writer, read
- * by all. And the text that Prometheus reads.
+ * by all. And the text that Prometheus and the live page read.
  */
 #ifndef SLUICE_PROXY_TOTALS_H
 #define SLUICE_PROXY_TOTALS_H
 
 #include "proxy/balance.h"
+#include "service/counts.h"
 #include <sluice/sluice.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -36,31 +37,22 @@ const char *proxy_end_name(enum proxy_end end);
 
 enum proxy_direction { PROXY_TO_SERVER, PROXY_TO_CLIENT, PROXY_DIRECTIONS };
 
-/* Of connecting: 14 bounds from .0005 to 10 s, and what took longer. */
-#define PROXY_LATENCY_BUCKETS 15
-
 struct proxy_totals {
     struct sluice_receipt receipts[PROXY_DIRECTIONS];
-    uint64_t connections; /* accepted */
-    uint64_t open;        /* of these, not yet closed */
+    struct fallbacks fallbacks; /* the receipts' */
+    uint64_t connections;       /* accepted */
+    uint64_t open;              /* of these, not yet closed */
     uint64_t ended[PROXY_END_COUNT];
     uint64_t retries; /* further servers tried after one failed */
     uint64_t accept_failures;
-    uint64_t connect_latency[PROXY_LATENCY_BUCKETS]; /* each connection is counted in one bucket only */
-    uint64_t connect_latency_us;                     /* their sum */
-    uint64_t mirrors, mirrors_lost;                  /* shadow connections opened; of these, reset for a loss */
+    struct durations connecting;    /* to servers */
+    uint64_t mirrors, mirrors_lost; /* shadow connections opened; of these, reset for a loss */
     uint64_t mirrored_bytes;
-    /* The receipts' changes of route, by [from][to]; a receipt keeps its first few, the others are in fallbacks_other.
-     */
-    uint64_t fallbacks[SLUICE_ROUTE_COUNT][SLUICE_ROUTE_COUNT], fallbacks_other;
 };
 
 /* What a transfer did in this direction. */
 void proxy_totals_moved(struct proxy_totals *totals, enum proxy_direction direction,
                         const struct sluice_receipt *receipt);
-
-/* A connection to a server was made after so many microseconds. */
-void proxy_totals_connected(struct proxy_totals *totals, uint64_t microseconds);
 
 /* A connection that was open is closed. */
 void proxy_totals_ended(struct proxy_totals *totals, enum proxy_end end);
@@ -81,5 +73,9 @@ struct proxy_totals_of {
 
 /* Everything as Prometheus reads it (its text format, version 0.0.4). The caller asks ferror. */
 void proxy_totals_write(FILE *out, const struct proxy_totals_of *services, unsigned count);
+
+/* An object of JSON: the sum of all services, and what there is of each. The live page knows its members
+ * (service/live.js). */
+void proxy_totals_write_json(FILE *out, const struct proxy_totals_of *services, unsigned count);
 
 #endif

@@ -4,6 +4,8 @@
 #include "proxy/session.h"
 #include "service/admin.h"
 #include "service/log.h"
+#include "service/prometheus.h"
+#include "service/status.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -60,7 +62,7 @@ void proxy_worker_holds(struct proxy_worker *worker)
 
 static void check_drained(struct proxy_worker *worker)
 {
-    if (!worker->draining || worker->listening || worker->count > 0 || worker->drained)
+    if (!worker->draining || worker->listening || worker->count > 0 || worker->admin_open > 0 || worker->drained)
         return;
     worker->drained = true;
     if (worker->options->drained != NULL)
@@ -99,8 +101,9 @@ void proxy_worker_drain(struct proxy_worker *worker)
         health_stop(worker->services[i].health);
         worker->services[i].health = NULL;
     }
-    admin_stop(worker->metrics);
-    worker->metrics = NULL;
+    for (unsigned i = 0; i < GENERATION_ADMIN; i++)
+        if (worker->admin[i] != NULL)
+            admin_drain(worker->admin[i]);
     check_drained(worker);
 }
 
@@ -164,27 +167,126 @@ static int start_checks(struct service_at_work *service)
     return health_start(&options, &service->health);
 }
 
+/* ---- For operators --------------------------------------------------------------------------------------------- */
+
+/* What is told of every service. */
+struct all_totals {
+    unsigned count;
+    struct proxy_totals *totals;
+    struct proxy_totals_of *of;
+};
+
+static bool prepare(const struct generation *generation, struct all_totals *ret)
+{
+    unsigned count = generation->config.service_count;
+    *ret = (struct all_totals){count, calloc(count, sizeof *ret->totals), calloc(count, sizeof *ret->of)};
+    for (unsigned i = 0; ret->totals != NULL && ret->of != NULL && i < count; i++)
+        ret->of[i] = (struct proxy_totals_of){
+            .service = &generation->config.services[i],
+            .totals = &ret->totals[i],
+            .state = generation->services[i].state,
+            .servers = generation->services[i].servers,
+        };
+    return ret->totals != NULL && ret->of != NULL;
+}
+
+static void forget(struct all_totals *all)
+{
+    free(all->of);
+    free(all->totals);
+}
+
 static void write_metrics(void *context, FILE *out)
 {
     const struct proxy_worker *worker = context;
     const struct generation *generation = worker->options->generation;
-    unsigned count = generation->config.service_count;
-    struct proxy_totals *sums = calloc(count, sizeof *sums);
-    struct proxy_totals_of *all = calloc(count, sizeof *all);
-    for (unsigned i = 0; sums != NULL && all != NULL && i < count; i++) {
-        generation_sum(generation, i, &sums[i]);
-        all[i] = (struct proxy_totals_of){
-            .service = &generation->config.services[i],
-            .totals = &sums[i],
-            .state = generation->services[i].state,
-            .servers = generation->services[i].servers,
-        };
+    struct prometheus prometheus = {.out = out, .prefix = "sluice_proxy_"};
+    struct tally_state state;
+    struct all_totals all;
+    if (prepare(generation, &all)) {
+        for (unsigned i = 0; i < all.count; i++)
+            generation_sum(generation, i, &all.totals[i]);
+        proxy_totals_write(out, all.of, all.count);
     }
-    if (sums != NULL && all != NULL)
-        proxy_totals_write(out, all, count);
-    free(all);
-    free(sums);
+    forget(&all);
+    tally_sum(worker->options->tally, NULL, &state);
+    prometheus_process(&prometheus, &state);
 }
+
+/* One worker's, of whichever generation it is: by the names of the services that there are now. */
+static void write_totals(void *context, FILE *out, const struct tally_worker *one)
+{
+    const struct proxy_worker *worker = context;
+    const struct generation *generation = worker->options->generation, *its = generation;
+    const struct proxy_slot *slot = one != NULL ? tally_counters(worker->options->tally, one->slot) : NULL;
+    struct all_totals all;
+    while (slot != NULL && its != NULL && its->serial != slot->serial)
+        its = its->older;
+    if (prepare(generation, &all))
+        for (unsigned i = 0; i < all.count; i++) {
+            int index =
+                slot == NULL || its == NULL ? -1 : generation_find_service(its, generation->config.services[i].name);
+            if (slot == NULL)
+                generation_sum(generation, i, &all.totals[i]);
+            else if (index >= 0)
+                all.totals[i] = its->services[index].totals[slot->index];
+        }
+    proxy_totals_write_json(out, all.of, all.of != NULL && all.totals != NULL ? all.count : 0);
+    forget(&all);
+}
+
+static void write_configuration(void *context, FILE *out)
+{
+    const struct proxy_worker *worker = context;
+    proxy_config_write_json(out, &worker->options->generation->config);
+}
+
+static void write_status(void *context, FILE *out)
+{
+    const struct proxy_worker *worker = context;
+    const struct proxy_config *config = &worker->options->generation->config;
+    char about[64];
+    snprintf(about, sizeof about, "%u service%s", config->service_count, config->service_count == 1 ? "" : "s");
+    const struct status status = {
+        .program = "sluice proxy",
+        .about = about,
+        .write_configuration = write_configuration,
+        .reloads = worker->options->reloads,
+        .tally = worker->options->tally,
+        .write_totals = write_totals,
+        .context = context,
+    };
+    status_write(out, &status);
+}
+
+static void on_admin_drained(void *context)
+{
+    struct proxy_worker *worker = context;
+    worker->admin_open--;
+    check_drained(worker);
+}
+
+static int start_admin(struct proxy_worker *worker)
+{
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < GENERATION_ADMIN; i++) {
+        const struct admin_options options = {
+            .loop = worker->loop,
+            .listener = worker->options->generation->admin[i],
+            .write_metrics = write_metrics,
+            .write_status = i == GENERATION_STATUS ? write_status : NULL,
+            .drained = on_admin_drained,
+            .context = worker,
+        };
+        if (options.listener < 0)
+            continue;
+        r = admin_start(&options, &worker->admin[i]);
+        worker->admin_open += r == 0;
+    }
+    return r;
+}
+
+/* ---- Start and end --------------------------------------------------------------------------------------------- */
 
 int proxy_worker_start(struct proxy_worker *worker)
 {
@@ -204,11 +306,8 @@ int proxy_worker_start(struct proxy_worker *worker)
                 worker->listener_count++;
         }
     }
-    if (r == 0 && generation->metrics >= 0) {
-        struct admin_options options = {
-            .loop = worker->loop, .listener = generation->metrics, .write_metrics = write_metrics, .context = worker};
-        r = admin_start(&options, &worker->metrics);
-    }
+    if (r == 0)
+        r = start_admin(worker);
     return r;
 }
 
@@ -227,7 +326,8 @@ void proxy_worker_free(struct proxy_worker *worker)
         mirror_free(mirror_of(link));
     }
     sluice_timer_stop(worker->loop, &worker->held_timer);
-    admin_stop(worker->metrics);
+    for (unsigned i = 0; i < GENERATION_ADMIN; i++)
+        admin_stop(worker->admin[i]);
     for (unsigned i = 0; worker->services != NULL && i < worker->options->generation->config.service_count; i++) {
         health_stop(worker->services[i].health);
         balancer_free(worker->services[i].balancer);

@@ -11,13 +11,21 @@
 struct log;
 struct proxy_worker;
 
+/* Who has a slot of the supervisor's: what a worker has in the process's tally (service/tally.h). */
+struct proxy_slot {
+    bool taken;
+    unsigned serial, index; /* its generation, and its number there */
+};
+
 struct proxy_worker_options {
     struct sluice_loop *loop;
     const struct generation *generation;
     unsigned index;           /* of the worker in its generation; number 0 makes the health checks */
     unsigned max_connections; /* beyond it the next ones wait to be accepted */
-    struct log *log;          /* a line for each connection; or NULL */
-    struct log *receipt_log;  /* or NULL */
+    const struct tally *tally;
+    unsigned reloads;        /* that were done */
+    struct log *log;         /* a line for each connection; or NULL */
+    struct log *receipt_log; /* or NULL */
     struct log *error_log;
     void (*drained)(void *context); /* after proxy_worker_drain: the last connection is gone */
     void *context;

@@ -6,6 +6,7 @@ import atexit
 import base64
 import collections
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -33,16 +34,24 @@ def find_browser():
     return str(program), {"LD_LIBRARY_PATH": ":".join(libraries)}
 
 
+def beyond(pipe):
+    """The same pipe by descriptors that are neither 3 nor 4."""
+    moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in pipe]
+    for end in pipe:
+        os.close(end)
+    return moved
+
+
 class Browser:
     """Ended by end(), or with this process."""
 
     def __init__(self):
         program, more = find_browser()
         self.home = tempfile.mkdtemp(prefix="sluice-browser-")
-        read_commands, self.commands = os.pipe()
-        self.answers, write_answers = os.pipe()
-        # The protocol's pipes are descriptors 3 and 4, which these may be themselves.
-        shell = "exec 8<&%d 9>&%d; exec 3<&8 4>&9 8<&- 9>&-; exec \"$@\"" % (read_commands, write_answers)
+        read_commands, self.commands = beyond(os.pipe())
+        self.answers, write_answers = beyond(os.pipe())
+        # The protocol's pipes are descriptors 3 and 4.
+        shell = "exec 3<&%d 4>&%d %d<&- %d>&-; exec \"$@\"" % (2 * (read_commands, write_answers))
         options = ["--headless=new", "--remote-debugging-pipe", "--user-data-dir=" + self.home, "--no-first-run",
                    "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
                    "--disable-dev-shm-usage", "--mute-audio", "--autoplay-policy=no-user-gesture-required",

@@ -12,6 +12,7 @@ import struct
 import threading
 import urllib.parse
 
+import proxying
 from browser import Browser
 from harness import LOCAL, PATIENCE, Server, case, content, equal, main, new_root, write
 
@@ -274,6 +275,27 @@ def live():
     # The server is gone, and the page says so.
     pages[0].until("document.getElementById('state').className == 'bad'")
     pages[0].close()
+
+
+@case("the live page of sluice proxy draws what it passes on, with its services")
+def live_proxy():
+    stop = threading.Event()
+    with proxying.Proxy(server().address, admin=LOCAL + ":0") as proxy:
+        admin = re.search(r"metrics at (http://\S+/)\n", proxy.output())[1]
+        thread = threading.Thread(target=traffic, args=(proxy, stop), daemon=True)
+        thread.start()
+        try:
+            page = browser().page(admin)
+            page.until("document.querySelectorAll('#charts path.line').length >= 4")
+            assert float(page.ask("document.getElementById('tile-throughput').textContent").split(" ")[0]) > 0
+            equal(page.ask("[...document.querySelectorAll('#services tbody td')].slice(0, 2).map(e => e.textContent)")[1],
+                  "1")
+            equal(page.ask("document.getElementById('chart-responses')"), None)
+            equal(page.complaints, [])
+            page.close()
+        finally:
+            stop.set()
+            thread.join()
 
 
 @case("the browser and its server end, with code 0 and without complaint")

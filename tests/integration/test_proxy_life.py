@@ -490,5 +490,51 @@ def figures_last():
             equal(got("mirror_bytes_total"), 30 * 1000)
 
 
+@case("--admin: the same metrics, and as JSON each service with its servers and each worker with what it did; "
+      "over a reload, too")
+def admin():
+    where = (LOCAL, servers.free_port())
+    with Backend(echo) as backend, Refusing() as refusing:
+        state = Reloadable(new_root(), workers=2)
+        state.write(backend.address, refusing.address)
+        with Configured(state.path, "--admin", "%s:%d" % where) as proxy:
+            def some():
+                for _ in range(4):
+                    with connect((LOCAL, state.port)) as client:
+                        client.sendall(DATA[:1000])
+                        equal(read_exactly(client, 1000), DATA[:1000])
+                        client.shutdown(socket.SHUT_WR)
+                        equal(read_all(client), b"")
+            some()
+            until(lambda: figures_now(where)("ended_connections_total", reason="done") == 4, 5, "4 connections' ends")
+            got, found = figures_now(where), scraping.status(where)
+            totals, pids = found["totals"], sorted(worker["pid"] for worker in found["workers"])
+            equal((found["program"], found["about"], found["reloads"]), ("sluice proxy", "1 service", 0))
+            equal(pids, proxy.worker_pids())
+            equal((totals["connections"], totals["open"], totals["receipt"]["bytes"]), (4, 0, 8000))
+            equal(sum(worker["totals"]["connections"] for worker in found["workers"]), 4)
+            service = totals["services"][0]
+            equal((service["name"], service["bytes"], service["ended"]["done"]), ("service", 8000, 4))
+            equal([server["name"] for server in service["servers"]],
+                  ["%s:%d" % backend.address, "%s:%d" % refusing.address])
+            equal(service["servers"][0]["connections"], 4)
+            assert found["configuration"]["service service"].startswith("%s:%d to " % (LOCAL, state.port))
+            equal((got("workers"), got("worker_crashes_total"), got("bytes_total")), (2, 0, 8000))
+            assert sum(totals["durations"]["counts"]) == 4 and found["cpu_seconds"] > 0
+            proxy.signal(signal.SIGHUP)
+            until(lambda: scraping.status(where)["reloads"] == 1, 10, "the reload")
+            some()
+            until(lambda: scraping.status(where)["totals"]["services"][0]["ended"]["done"] == 8, 5, "8 connections' ends")
+            found = until(lambda: [now for now in [scraping.status(where)]
+                                   if [worker["reloads"] for worker in now["workers"]] == [1, 1]], 10, "two workers")[0]
+            equal(sum(worker["totals"]["connections"] for worker in found["workers"]), 4)
+            assert scraping.fetch(where, "/")[0].startswith("HTTP/1.1 200 ")
+    with Refusing() as refusing:
+        done = subprocess.run([SLUICE, "proxy", "--listen", LOCAL + ":0", "--to", "%s:%d" % refusing.address, "--admin",
+                               ":0"], capture_output=True, text=True, timeout=20 * PATIENCE)
+        equal(done.returncode, 1)
+        assert "--admin-anywhere" in done.stderr, done.stderr
+
+
 if __name__ == "__main__":
     main()

@@ -64,7 +64,7 @@ TEST("an address that stays keeps its socket, and one that goes refuses, whoever
     snprintf(gone_text, sizeof gone_text, "127.0.0.1:%u", gone);
     snprintf(metrics_text, sizeof metrics_text, "127.0.0.1:%u", metrics);
     CHECK_EQ(make(NULL, &current, "-l %s -l %s -t 10.0.0.1:1 --metrics %s", gone_text, kept_text, metrics_text), 0);
-    CLEANUP_FD int worker_has = dup(current->listeners[0]), worker_has_too = dup(current->metrics);
+    CLEANUP_FD int worker_has = dup(current->listeners[0]), worker_has_too = dup(current->admin[GENERATION_METRICS]);
     CHECK(worker_has >= 0 && worker_has_too >= 0);
     int socket = current->listeners[1];
     CHECK_EQ(make(current, &next, "-l %s -t 10.0.0.1:1", kept_text), 0);

@@ -24,24 +24,6 @@ TEST("every end of a connection has a name of its own, fit for a label")
     CHECK_STR(proxy_end_name(PROXY_END_COUNT), "?");
 }
 
-TEST("a time to connect is counted in the first bucket whose bound it does not exceed")
-{
-    static const uint64_t bounds[] = {500,    1000,   2500,   5000,    10000,   25000,   50000,
-                                      100000, 250000, 500000, 1000000, 2500000, 5000000, 10000000};
-    reset();
-    uint64_t sum = 0;
-    for (unsigned i = 0; i < PROXY_LATENCY_BUCKETS - 1; i++) {
-        proxy_totals_connected(&totals, bounds[i]);
-        proxy_totals_connected(&totals, bounds[i] + 1);
-        sum += 2 * bounds[i] + 1;
-    }
-    proxy_totals_connected(&totals, 0);
-    CHECK_EQ(totals.connect_latency_us, sum);
-    for (unsigned i = 0; i < PROXY_LATENCY_BUCKETS - 1; i++)
-        CHECK_EQ(totals.connect_latency[i], 2);
-    CHECK_EQ(totals.connect_latency[PROXY_LATENCY_BUCKETS - 1], 1);
-}
-
 TEST("adding totals adds every figure that they have")
 {
     reset();
@@ -84,28 +66,28 @@ TEST("what a worker had open when it went has ended with it, and its totals are 
     CHECK(memcmp(&other, &zero, sizeof zero) == 0);
 }
 
-TEST("what a transfer did is counted by direction, its changes of route by from and to")
+TEST("what a transfer did is counted by direction, its changes of route, too")
 {
     reset();
     struct sluice_receipt receipt = {
         .bytes = 300,
         .copied = 100,
         .by_reference = 200,
-        .fallback_count = 6,
-        .fallbacks = {{SLUICE_ROUTE_SPLICE, SLUICE_ROUTE_COPY, 22, 0, ""},
-                      {SLUICE_ROUTE_TEE, SLUICE_ROUTE_COPY, 22, 0, ""},
-                      {SLUICE_ROUTE_SPLICE, SLUICE_ROUTE_COPY, 22, 0, ""},
-                      {SLUICE_ROUTE_SPLICE, SLUICE_ROUTE_TEE, 22, 0, ""}},
+        .fallback_count = 1,
+        .fallbacks = {{SLUICE_ROUTE_SPLICE, SLUICE_ROUTE_COPY, 22, 0, "why"}},
     };
     proxy_totals_moved(&totals, PROXY_TO_CLIENT, &receipt);
-    receipt.fallback_count = 1;
     proxy_totals_moved(&totals, PROXY_TO_SERVER, &receipt);
     CHECK_EQ(totals.receipts[PROXY_TO_CLIENT].bytes, 300);
     CHECK_EQ(totals.receipts[PROXY_TO_SERVER].by_reference, 200);
-    CHECK_EQ(totals.fallbacks[SLUICE_ROUTE_SPLICE][SLUICE_ROUTE_COPY], 3);
-    CHECK_EQ(totals.fallbacks[SLUICE_ROUTE_TEE][SLUICE_ROUTE_COPY], 1);
-    CHECK_EQ(totals.fallbacks[SLUICE_ROUTE_SPLICE][SLUICE_ROUTE_TEE], 1);
-    CHECK_EQ(totals.fallbacks_other, 2);
+    CHECK_EQ(totals.fallbacks.kinds[0].count, 2);
+    reset();
+    proxy_totals_add(&other, &totals);
+    CHECK_EQ(other.fallbacks.kinds[0].count, 0);
+    proxy_totals_moved(&totals, PROXY_TO_SERVER, &receipt);
+    proxy_totals_add(&other, &totals);
+    proxy_totals_add(&other, &totals);
+    CHECK_EQ(other.fallbacks.kinds[0].count, 2);
 }
 
 /* ---- The text ----------------------------------------------------------------------------------------------- */
@@ -168,11 +150,11 @@ TEST("every figure has its line, with its labels")
         .bytes = UINT64_MAX, .by_reference = 20, .copied = 21, .unknown = 22, .copy_bytes = 23, .system_calls = 24};
     totals.receipts[PROXY_TO_SERVER].routes[SLUICE_ROUTE_SPLICE].bytes = 25;
     totals.receipts[PROXY_TO_CLIENT].routes[SLUICE_ROUTE_SENDFILE].bytes = 26;
-    totals.fallbacks[SLUICE_ROUTE_TEE][SLUICE_ROUTE_COPY] = 27;
-    totals.fallbacks_other = 28;
-    proxy_totals_connected(&totals, 400);
-    proxy_totals_connected(&totals, 2000);
-    proxy_totals_connected(&totals, 61900005);
+    totals.fallbacks.kinds[0] = (struct fallback_kind){SLUICE_ROUTE_TEE, SLUICE_ROUTE_COPY, 22, "refused", 27};
+    totals.fallbacks.other = 28;
+    durations_enter(&totals.connecting, 400, 1);
+    durations_enter(&totals.connecting, 2000, 1);
+    durations_enter(&totals.connecting, 61900005, 1);
     states[0].waiting = 9;
     server_states[0].connections = 30;
     server_states[0].total = 31;
@@ -203,9 +185,10 @@ TEST("every figure has its line, with its labels")
     CHECK_LINE("sluice_proxy_route_bytes_total{service=\"db\",direction=\"to_client\",route=\"splice\"} 0");
     CHECK_LINE("sluice_proxy_route_bytes_total{service=\"db\",direction=\"to_client\",route=\"sendfile\"} 26");
     CHECK(!has_line("sluice_proxy_route_bytes_total{service=\"db\",direction=\"to_server\",route=\"sendfile\"} 0"));
-    CHECK_LINE("sluice_proxy_fallbacks_total{service=\"db\",from=\"splice\",to=\"copy\"} 0");
-    CHECK_LINE("sluice_proxy_fallbacks_total{service=\"db\",from=\"tee\",to=\"copy\"} 27");
-    CHECK_LINE("sluice_proxy_fallbacks_total{service=\"db\",from=\"other\",to=\"other\"} 28");
+    CHECK_LINE(
+        "sluice_proxy_fallbacks_total{service=\"db\",from=\"tee\",to=\"copy\",error=\"EINVAL\",reason=\"refused\"} 27");
+    CHECK_LINE(
+        "sluice_proxy_fallbacks_total{service=\"db\",from=\"other\",to=\"other\",error=\"other\",reason=\"other\"} 28");
     CHECK_LINE("# TYPE sluice_proxy_connect_duration_seconds histogram");
     CHECK_LINE("sluice_proxy_connect_duration_seconds_bucket{service=\"db\",le=\"0.0005\"} 1");
     CHECK_LINE("sluice_proxy_connect_duration_seconds_bucket{service=\"db\",le=\"0.001\"} 1");
@@ -230,11 +213,41 @@ TEST("every figure has its line, with its labels")
     CHECK_LINE("sluice_proxy_mirror_bytes_total{service=\"db\"} 8");
 }
 
+TEST("as JSON: the sum of all services, and each of them with its servers")
+{
+    reset();
+    memset(server_states, 0, sizeof server_states);
+    totals.connections = 12;
+    totals.ended[PROXY_END_DONE] = 5;
+    totals.ended[PROXY_END_ERROR] = 2;
+    totals.receipts[PROXY_TO_CLIENT].bytes = 7;
+    other.connections = 30;
+    other.open = 4;
+    other.ended[PROXY_END_QUEUE_TIMEOUT] = 1;
+    server_states[1].down = 1;
+    const struct proxy_totals_of of[] = {
+        {&services[0], &totals, &states[0], server_states},
+        {&services[1], &other, &states[1], server_states},
+    };
+    size_t length;
+    free(text);
+    text = NULL;
+    FILE *out = open_memstream(&text, &length);
+    proxy_totals_write_json(out, of, 2);
+    fclose(out);
+    CHECK(strstr(text, "{\"connections\": 42, \"open\": 4, \"failures\": 3, \"timeouts\": 1, "
+                       "\"accept_failures\": 0, \"durations\": {\"bounds\": [") == text);
+    CHECK(strstr(text, "\"receipt\": {\"pages\":\"none\",\"bytes\":7,") != NULL);
+    CHECK(strstr(text, "\"services\": [\n{\"name\": \"db\", \"connections\": 12, \"open\": 0, ") != NULL);
+    CHECK(strstr(text, "{\"name\": \"unix:/run/x\", \"up\": false, ") != NULL);
+    CHECK(strstr(text, "{\"name\": \"odd \\\"name\\\" \\\\ of\\u000alines\", ") != NULL);
+}
+
 /* The rules of the text format that a scrape fails by: samples of one metric together, behind one HELP and one TYPE; no
  * sample twice; every line ends. And of the conventions: what counts up ends in _total, and nothing else does. */
 TEST("the text keeps the format's rules, with any number of services")
 {
-    static char seen[400][256];
+    static char seen[500][256];
     reset();
     for (unsigned count = 0; count <= 2; count++) {
         write_text(count);
@@ -270,7 +283,7 @@ TEST("the text keeps the format's rules, with any number of services")
             CHECK(suffix == labels || histogram);
             CHECK_EQ(strspn(value + 1, "0123456789."), strlen(value + 1));
             size_t length = (size_t)(value - line);
-            CHECK(length < sizeof seen[0] && samples < 400);
+            CHECK(length < sizeof seen[0] && samples < 500);
             for (unsigned i = 0; i < samples; i++)
                 CHECK(strncmp(seen[i], line, length) != 0 || seen[i][length] != '\0');
             snprintf(seen[samples++], sizeof seen[0], "%.*s", (int)length, line);
