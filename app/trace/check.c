@@ -19,6 +19,7 @@
 #include <linux/fs.h>
 #include <linux/sockios.h>
 #include <linux/tcp.h>
+#include <linux/tls.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <sluice/sluice.h>
@@ -34,11 +35,16 @@
 #define CASE_BYTES ((4u << 20) + 123) /* several pipes and socket buffers full, and no round number */
 #define SMALL_BYTES 1000u             /* what btrfs keeps in its metadata, instead of in extents */
 
+#ifndef SOL_TLS
+#define SOL_TLS 282
+#endif
+
 /* ---- The ends of a case --------------------------------------------------------------------------------------------
  */
 
-enum side { SIDE_MEMORY, SIDE_FILE, SIDE_PIPE, SIDE_TCP, SIDE_UNIX, SIDE_COUNT };
-static const char *const side_names[] = {"memory", "file", "pipe", "tcp", "unix"};
+/* SIDE_TLS: TCP, with TLS by the kernel. */
+enum side { SIDE_MEMORY, SIDE_FILE, SIDE_PIPE, SIDE_TCP, SIDE_UNIX, SIDE_COUNT, SIDE_TLS = SIDE_COUNT };
+static const char *const side_names[] = {"memory", "file", "pipe", "tcp", "unix", "tls"};
 
 struct channel {
     int ours, theirs; /* the mover's descriptor, and the feeder's or drainer's; -1 none */
@@ -70,6 +76,17 @@ static int open_tcp(bool in_pages, int *ret_near, int *ret_far)
     *ret_near = TAKE_FD(near);
     *ret_far = far;
     return 0;
+}
+
+/* One key for everybody: no handshake is made. Of a drainer's end nothing is asked, as it discards what it gets. */
+static int start_tls(int fd, int direction)
+{
+    struct tls12_crypto_info_aes_gcm_128 keys = {
+        .info = {.version = TLS_1_2_VERSION, .cipher_type = TLS_CIPHER_AES_GCM_128}};
+    return setsockopt(fd, IPPROTO_TCP, TCP_ULP, "tls", sizeof "tls") != 0 ||
+                   setsockopt(fd, SOL_TLS, direction, &keys, sizeof keys) != 0
+               ? -errno
+               : 0;
 }
 
 int check_parse_peer(const char *text, struct sockaddr_in *ret_address)
@@ -146,8 +163,14 @@ static int open_channel(enum side side, bool source, bool in_pages, size_t file_
     case SIDE_UNIX:
         error = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0 ? -errno : 0;
         break;
+    case SIDE_TLS:
+        error = open_tcp(false, &pair[0], &pair[1]);
+        if (error == 0)
+            error = start_tls(pair[0], source ? TLS_RX : TLS_TX);
+        if (error == 0 && source)
+            error = start_tls(pair[1], TLS_TX);
+        break;
     case SIDE_MEMORY:
-    case SIDE_COUNT:
         break;
     }
     ret_channel->ours = pair[0];
@@ -530,11 +553,11 @@ static bool ends_in(const struct account_end *end, enum side side)
     case SIDE_PIPE:
         return end->key.kind == TRACE_END_PIPE;
     case SIDE_TCP:
+    case SIDE_TLS:
         return end->key.kind == TRACE_END_TCP;
     case SIDE_UNIX:
         return end->key.kind == TRACE_END_UNIX;
     case SIDE_MEMORY:
-    case SIDE_COUNT:
         break;
     }
     return false;
@@ -707,6 +730,7 @@ struct check {
     enum account_tier tier;
     struct collect *collect;
     struct sluice_loop *ring; /* to ask which routes it has; NULL: not to be had here */
+    bool tls;                 /* the kernel has it */
     /* Of this run. */
     enum sluice_route route; /* SLUICE_ROUTE_AUTO: all */
     const char *directory;
@@ -856,7 +880,8 @@ static int try_case(struct check *check, const struct pair *pair, bool last_try)
 static int run_case(struct check *check, const struct pair *pair)
 {
     if ((check->route != SLUICE_ROUTE_AUTO && check->route != pair->route) ||
-        (check->options.peer != NULL && pair->sink != SIDE_TCP))
+        (check->options.peer != NULL && pair->sink != SIDE_TCP) ||
+        (!check->tls && (pair->source == SIDE_TLS || pair->sink == SIDE_TLS)))
         return 0;
     int tries = 1, error;
     do
@@ -908,6 +933,15 @@ static int run_cases(struct check *check)
         {SLUICE_ROUTE_COPY, SIDE_MEMORY, SIDE_TCP, 1, CASE_BYTES, BY_RING_FROM_KEPT},
         {SLUICE_ROUTE_DIRECT, SIDE_MEMORY, SIDE_FILE, 1, CASE_BYTES, BY_RING_FROM_KEPT},
         {SLUICE_ROUTE_URING_SEND_ZC, SIDE_MEMORY, SIDE_TCP, 1, CASE_BYTES, BY_RING_FROM_KEPT},
+        /* Encrypted and decrypted by the kernel, on the CPU: no device here does it. */
+        {SLUICE_ROUTE_SENDFILE, SIDE_FILE, SIDE_TLS, 1, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_SPLICE, SIDE_FILE, SIDE_TLS, 1, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_SPLICE, SIDE_PIPE, SIDE_TLS, 1, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_TEE, SIDE_PIPE, SIDE_TLS, 2, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_VMSPLICE, SIDE_MEMORY, SIDE_TLS, 1, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_COPY, SIDE_FILE, SIDE_TLS, 1, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_COPY, SIDE_TLS, SIDE_FILE, 1, CASE_BYTES, BY_CALLS},
+        {SLUICE_ROUTE_SPLICE, SIDE_TLS, SIDE_PIPE, 1, CASE_BYTES, BY_CALLS},
     };
     for (size_t i = 0; i < sizeof more / sizeof more[0]; i++) {
         int error = run_case(check, &more[i]);
@@ -929,6 +963,14 @@ static int find_ring(struct check *check)
     return 0;
 }
 
+static void find_tls(struct check *check)
+{
+    const char *reason;
+    check->tls = sluice_tls_probe(&reason) == 0;
+    if (!check->tls && check->options.stream != NULL && check->options.peer == NULL)
+        fprintf(check->options.stream, "left out: kernel TLS: %s\n", reason);
+}
+
 int check_open(const struct check_options *options, struct check **ret_check)
 {
     struct failure failure = {.text = ""};
@@ -938,6 +980,7 @@ int check_open(const struct check_options *options, struct check **ret_check)
         return -ENOMEM;
     check->options = *options;
     int error = find_ring(check);
+    find_tls(check);
     if (error == 0)
         error = collect_open(&collect, &check->collect, &check->tier, &failure);
     if (error == 0 && options->functions && check->tier != ACCOUNT_TIER_FUNCTIONS)

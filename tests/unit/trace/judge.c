@@ -70,6 +70,18 @@ NOTICED("a receipt that says that writing from received pages copies nothing is 
         SLUICE_ROUTE_TCP_RECEIVE)
 NOTICED("a receipt that says pages were copied that tee gave to several sinks is caught", RULE_TEE, SLUICE_ROUTE_TEE)
 
+/* In the guests: this machine's own kernel may have no TLS, and no machine here has a device that does it. */
+TEST("a receipt that says that kernel TLS copies what it encrypts out of pages is caught")
+{
+    const char *reason = NULL;
+    if (sluice_tls_probe(&reason) < 0 && getenv("SLUICE_TEST_FILE_SYSTEMS") == NULL)
+        return;
+    if (reason != NULL)
+        CHECK_FAIL("%s", reason);
+    struct check_result result = check_in(NULL, RULE_TLS_REFERENCE, SLUICE_ROUTE_SENDFILE);
+    CHECK(result.disagreed > 0);
+}
+
 static void require_ring(void)
 {
     static const struct sluice_loop_options options = {.size = sizeof options, .kind = SLUICE_LOOP_IO_URING};
