@@ -9,6 +9,7 @@
 #include "http/allowance.h"
 #include "http/server.h"
 #include "serve_sites.h"
+#include "serve_tls.h"
 #include "service/address.h"
 #include "service/admin.h"
 #include "service/clients.h"
@@ -46,6 +47,7 @@ struct serve_options {
     struct option_list trust_forwarded;
     unsigned loop, access_log_format, unknown_host;
     bool check_config, accept_proxy, snapshot, sqpoll, receipts, confine, verbose, admin_anywhere;
+    struct serve_tls_options tls;
     struct site_options site; /* last: an option from here on may stand in sections */
 };
 
@@ -53,6 +55,7 @@ struct serve_options {
 #define SITE(name) offsetof(struct serve_options, site.name)
 #define TIMEOUT_MAX (24u * 3600 * 1000)
 #define RATE_MIN 1024
+#define TICKETS_MAX (7 * (uint64_t)TIMEOUT_MAX) /* RFC 8446, 4.6.1 */
 #define GENERATIONS_MAX 8 /* at a time, so many workers: more reloads wait for old workers to drain */
 
 enum { UNKNOWN_HOST_SERVE, UNKNOWN_HOST_REFUSE };
@@ -70,6 +73,31 @@ static const struct option_spec option_table[] = {
      OPTION_UNSIGNED, MEMBER(max_connections), .min = 1, .max = INT_MAX},
     {"congestion", 0, "NAME", "TCP congestion control of the connections (cubic, bbr, ...); default: the host's",
      OPTION_TEXT, MEMBER(congestion), .default_text = NULL},
+
+    {.type = OPTION_HEADING, .help = "HTTPS"},
+    {"tls", 0, NULL, "speak TLS at the address of --listen", OPTION_FLAG, MEMBER(tls.on), .default_text = NULL},
+    {"listen-tls", 0, "ADDR:PORT", "a second address, with TLS, beside --listen without", OPTION_ADDRESS,
+     MEMBER(tls.listen), .default_text = NULL},
+    {"certificate", 0, "FILE[,KEYFILE]",
+     "a certificate with those that lead to its root, and its key, if that is not in the same file, both PEM; once for "
+     "each. A client gets the one whose names fit, or the first",
+     OPTION_LIST, MEMBER(tls.certificates), .default_text = NULL},
+    {"tls-dev", 0, NULL,
+     "for trying out: make a certificate for this host, and a local authority that signs it; with --tls unless there "
+     "is --listen-tls",
+     OPTION_FLAG, MEMBER(tls.development), .default_text = NULL},
+    {"redirect-to-https", 0, NULL, "answer what comes to --listen by a redirect to --listen-tls", OPTION_FLAG,
+     MEMBER(tls.redirect), .default_text = NULL},
+    {"tls-min", 0, "VERSION", "the oldest version of TLS: 1.2 or 1.3", OPTION_CHOICE, MEMBER(tls.min),
+     .default_text = "1.2", .choices = serve_tls_versions},
+    {"tls-ciphers", 0, "LIST", "cipher suites, parted by colons. Default: Mozilla's intermediate profile", OPTION_TEXT,
+     MEMBER(tls.ciphers), .default_text = NULL},
+    {"tls-groups", 0, "LIST", "groups for the key exchange, parted by colons. Default: X25519:P-256:P-384", OPTION_TEXT,
+     MEMBER(tls.groups), .default_text = NULL},
+    {"tls-tickets", 0, "TIME", "how long a session can be resumed, and a ticket key is used; 0: never", OPTION_DURATION,
+     MEMBER(tls.tickets), .default_text = "12h", .min = 0, .max = TICKETS_MAX},
+    {"kernel-tls", 0, NULL, "let the kernel encrypt what is sent, where it can; --no-kernel-tls: never", OPTION_FLAG,
+     MEMBER(tls.kernel), .default_text = "yes"},
 
     {.type = OPTION_HEADING, .help = "Files"},
     {"root", 'r', "DIR", "the directory to serve, as if DIR stood by itself; default: the current one", OPTION_TEXT,
@@ -174,6 +202,8 @@ static const char *const examples[] = {
     "to this computer only",
     "sluice serve . --listen :8080 --access-log -",
     "to everybody who can reach it, showing requests",
+    "sluice serve . --tls-dev",
+    "with TLS, to try it out",
     "sluice serve . --receipts --route copy",
     "copying everything, to compare",
     "sluice serve --config /etc/sluice/serve.conf --check-config",
@@ -279,6 +309,9 @@ static int check_config(struct serve_config *config, const struct config_origin 
     if (options->sqpoll && options->loop != SLUICE_LOOP_IO_URING)
         return config_wrong(origin, "sqpoll", -EINVAL, failure, "this needs loop io_uring, not %s",
                             loop_kinds[options->loop]);
+    const char *wrong;
+    if (serve_tls_check(&options->tls, &wrong, &why) < 0)
+        return config_wrong(origin, wrong, -EINVAL, failure, "%.600s", why.text);
     int result = read_trusted(config, origin, failure);
     return result < 0 ? result : add_site_for_all(config, origin, failure);
 }
@@ -359,9 +392,11 @@ static int config_again(int argc, char **argv, struct serve_config *ret_config, 
 struct generation {
     struct serve_config config;
     struct sluice_loop_options loop;
-    int listener, admin; /* admin: -1: none */
-    struct address address;
-    bool has_previous_listener, has_previous_admin; /* they are other descriptors of the same sockets */
+    int listener, tls_listener, admin; /* the last two: -1: none */
+    struct address address, tls_address;
+    /* They are other descriptors of the same sockets. */
+    bool has_previous_listener, has_previous_tls_listener, has_previous_admin;
+    struct tls_context *tls; /* NULL: none */
     struct rotated_log access_log;
     unsigned workers, connections_each, open_files_each;
 };
@@ -398,17 +433,21 @@ static int check_pacing(const struct generation *generation, struct failure *fai
                : 0;
 }
 
-static int listen_anew(struct generation *generation, const struct address *address, struct failure *failure)
+static int listen_anew(const char *where, const char *congestion, int *ret_listener, struct address *ret_address,
+                       struct failure *failure)
 {
-    const struct listen_options options = {.congestion = generation->config.options.congestion};
-    int r = address_listen(address, &options, &generation->listener, failure);
+    const struct listen_options options = {.congestion = congestion};
+    struct address address;
+    int r = address_parse(where, &address, failure);
+    if (r == 0)
+        r = address_listen(&address, &options, ret_listener, failure);
     if (r < 0)
         return r;
     /* Accepted sockets inherit it. The library says itself where more follows. */
     int on = 1;
-    if (setsockopt(generation->listener, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0)
+    if (setsockopt(*ret_listener, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0)
         return failure_set(failure, -errno, "TCP_NODELAY: %s", text_errno_meaning(errno));
-    r = address_of_socket(generation->listener, &generation->address);
+    r = address_of_socket(*ret_listener, ret_address);
     return r < 0 ? failure_set(failure, r, "getsockname: %s", text_errno_meaning(r)) : 0;
 }
 
@@ -429,14 +468,30 @@ static int share_socket(int fd, int *ret_fd, struct failure *failure)
 static int start_listening(struct generation *generation, const struct generation *previous, struct failure *failure)
 {
     const struct serve_options *options = &generation->config.options;
-    struct address address;
-    if (previous != NULL && same_text(previous->config.options.listen, options->listen)) {
-        generation->has_previous_listener = true;
-        generation->address = previous->address;
-        return share_socket(previous->listener, &generation->listener, failure);
-    }
-    int r = address_parse(options->listen, &address, failure);
-    return r < 0 ? r : listen_anew(generation, &address, failure);
+    if (previous == NULL || !same_text(previous->config.options.listen, options->listen))
+        return listen_anew(options->listen, options->congestion, &generation->listener, &generation->address, failure);
+    generation->has_previous_listener = true;
+    generation->address = previous->address;
+    return share_socket(previous->listener, &generation->listener, failure);
+}
+
+static int start_tls_listener(struct generation *generation, const struct generation *previous, struct failure *failure)
+{
+    const struct serve_options *options = &generation->config.options;
+    if (options->tls.listen == NULL)
+        return 0;
+    if (previous == NULL || !same_text(previous->config.options.tls.listen, options->tls.listen))
+        return listen_anew(options->tls.listen, options->congestion, &generation->tls_listener,
+                           &generation->tls_address, failure);
+    generation->has_previous_tls_listener = true;
+    generation->tls_address = previous->tls_address;
+    return share_socket(previous->tls_listener, &generation->tls_listener, failure);
+}
+
+static void say_of_tls(void *context, const char *line)
+{
+    (void)context;
+    fprintf(stderr, PROGRAM ": %s\n", line);
 }
 
 static int start_admin_listener(struct generation *generation, const struct generation *previous,
@@ -459,22 +514,24 @@ static void generation_free(struct generation *generation)
         return;
     rotated_log_close(&generation->access_log);
     close_fd(generation->listener);
+    close_fd(generation->tls_listener);
+    tls_context_free(generation->tls);
     close_fd(generation->admin);
     config_free(&generation->config);
     free(generation);
 }
 
 /* Takes config, also on failure. What can be checked without changing anything outside; previous is NULL at the start.
- * Returns 0 or a negative errno. */
+ * tickets: made when they are first wanted. Returns 0 or a negative errno. */
 static int generation_prepare(struct serve_config *config, const struct generation *previous,
-                              struct generation **ret_generation, struct failure *failure)
+                              struct tls_tickets **tickets, struct generation **ret_generation, struct failure *failure)
 {
     struct generation *generation = calloc(1, sizeof *generation);
     if (generation == NULL) {
         config_free(config);
         return failure_set(failure, -ENOMEM, "out of memory");
     }
-    *generation = (struct generation){.config = *config, .listener = -1, .admin = -1};
+    *generation = (struct generation){.config = *config, .listener = -1, .tls_listener = -1, .admin = -1};
     const struct serve_options *options = &generation->config.options;
     int r = 0;
     if (previous != NULL && options->loop == previous->config.options.loop &&
@@ -486,6 +543,8 @@ static int generation_prepare(struct serve_config *config, const struct generati
         r = address_congestion_check(options->congestion, failure);
     if (r == 0)
         r = check_pacing(generation, failure);
+    if (r == 0 && serve_tls_is_wanted(&options->tls))
+        r = serve_tls_load(&options->tls, tickets, options->verbose, say_of_tls, NULL, &generation->tls, failure);
     if (r < 0) {
         generation_free(generation);
         return r;
@@ -502,6 +561,8 @@ static int generation_open(struct generation *generation, const struct generatio
     const struct serve_options *options = &generation->config.options;
     int r = start_listening(generation, previous, failure);
     if (r == 0)
+        r = start_tls_listener(generation, previous, failure);
+    if (r == 0)
         r = start_admin_listener(generation, previous, failure);
     if (r < 0)
         return r;
@@ -517,10 +578,11 @@ struct serve {
     struct generation *current;
     struct generation *fallback; /* during a reload: what was current before */
     struct supervisor_options supervisor;
-    struct log *error_log; /* standard error; the receipts' too */
-    struct tally tally;    /* of struct http_totals */
-    struct shared clients; /* connections by address; made when some limit is set */
-    unsigned reloads;      /* that were done */
+    struct log *error_log;       /* standard error; the receipts' too */
+    struct tally tally;          /* of struct http_totals */
+    struct tls_tickets *tickets; /* of all generations; NULL: nobody has wanted them */
+    struct shared clients;       /* connections by address; made when some limit is set */
+    unsigned reloads;            /* that were done */
 };
 
 static bool counts_addresses(const struct generation *generation)
@@ -659,20 +721,26 @@ static void write_totals(void *context, FILE *out, const struct tally_worker *wo
 
 static void describe(const struct generation *generation, char *buffer, size_t size)
 {
-    char url[ADDRESS_TEXT_MAX + 16];
+    char urls[2 * ADDRESS_TEXT_MAX + 40], tls_url[ADDRESS_TEXT_MAX + 16];
     const struct http_sites *sites = &generation->config.sites;
-    address_format_url(&generation->address, url, sizeof url);
+    bool replaced = serve_tls_replaces_http(&generation->config.options.tls);
+    address_format_url(replaced ? "https" : "http", &generation->address, urls, sizeof urls);
+    if (generation->tls_listener >= 0) {
+        size_t length = strlen(urls);
+        address_format_url("https", &generation->tls_address, tls_url, sizeof tls_url);
+        snprintf(urls + length, sizeof urls - length, " and %s", tls_url);
+    }
     if (sites->count == 1)
-        snprintf(buffer, size, "%s at %s", sites->items[0].directory, url);
+        snprintf(buffer, size, "%s at %s", sites->items[0].directory, urls);
     else
-        snprintf(buffer, size, "%u sites at %s", sites->count, url);
+        snprintf(buffer, size, "%u sites at %s", sites->count, urls);
 }
 
 static void write_status(void *context, FILE *out)
 {
     const struct serving *serving = context;
     struct serve *serve = serving->serve;
-    char about[PATH_MAX + ADDRESS_TEXT_MAX + 32];
+    char about[PATH_MAX + 2 * ADDRESS_TEXT_MAX + 64];
     const struct generation *generation = serve->current;
     struct serve_options in_force = generation->config.options; /* with what was left to sluice */
     in_force.workers = generation->workers;
@@ -738,6 +806,7 @@ static int worker_main(void *context, struct worker *worker)
         .send_timeout = (unsigned)given->send_timeout,
         .max_connections = generation->connections_each,
         .open_files = generation->open_files_each,
+        .https_port = given->tls.redirect ? address_port(&generation->tls_address) : 0,
         .access_log = generation->access_log.log,
         .receipt_log = given->receipts ? serve->error_log : NULL,
         .error_log = serve->error_log,
@@ -750,7 +819,10 @@ static int worker_main(void *context, struct worker *worker)
     if (r == 0)
         r = sluice_loop_watch(serving.loop, worker->control_fd, on_control, &serving, &watch);
     if (r == 0)
-        r = http_server_listen(serving.server, generation->listener);
+        r = http_server_listen(serving.server, generation->listener,
+                               serve_tls_replaces_http(&given->tls) ? generation->tls : NULL);
+    if (r == 0 && generation->tls_listener >= 0)
+        r = http_server_listen(serving.server, generation->tls_listener, generation->tls);
     if (r == 0)
         r = start_admin(&serving);
     if (r == 0) {
@@ -775,12 +847,12 @@ static void on_ready(void *context)
 {
     const struct serve *serve = context;
     const struct generation *generation = serve->current;
-    char about[PATH_MAX + ADDRESS_TEXT_MAX + 32], url[ADDRESS_TEXT_MAX + 16];
+    char about[PATH_MAX + 2 * ADDRESS_TEXT_MAX + 64], url[ADDRESS_TEXT_MAX + 16];
     struct address admin;
     describe(generation, about, sizeof about);
     printf("sluice: serving %s (%u worker%s)\n", about, generation->workers, generation->workers == 1 ? "" : "s");
     if (generation->admin >= 0 && address_of_socket(generation->admin, &admin) == 0) {
-        address_format_url(&admin, url, sizeof url);
+        address_format_url("http", &admin, url, sizeof url);
         printf("sluice: live page, status and metrics at %s\n", url);
     }
     fflush(stdout);
@@ -809,7 +881,7 @@ static int on_reload(void *context, unsigned *workers)
     struct failure failure = {0};
     int r = config_again(serve->argc, serve->argv, &config, &failure);
     if (r == 0)
-        r = generation_prepare(&config, serve->current, &next, &failure);
+        r = generation_prepare(&config, serve->current, &serve->tickets, &next, &failure);
     if (r == 0)
         r = generation_open(next, serve->current, &failure);
     if (r == 0)
@@ -833,6 +905,8 @@ static void end_listening(const struct generation *generation, const struct gene
 {
     if (!later->has_previous_listener)
         shutdown(generation->listener, SHUT_RDWR);
+    if (generation->tls_listener >= 0 && !later->has_previous_tls_listener)
+        shutdown(generation->tls_listener, SHUT_RDWR);
     if (generation->admin >= 0 && !later->has_previous_admin)
         shutdown(generation->admin, SHUT_RDWR);
 }
@@ -862,10 +936,13 @@ static int on_replacement(void *context, unsigned which, unsigned *ret_number)
 static void on_stopping(void *context)
 {
     const struct serve *serve = context;
+    const struct generation *generations[] = {serve->current, serve->fallback};
     /* As long as it listens, the kernel would take connections that nobody accepts. */
-    shutdown(serve->current->listener, SHUT_RDWR);
-    if (serve->fallback != NULL)
-        shutdown(serve->fallback->listener, SHUT_RDWR);
+    for (size_t i = 0; i < 2 && generations[i] != NULL; i++) {
+        shutdown(generations[i]->listener, SHUT_RDWR);
+        if (generations[i]->tls_listener >= 0)
+            shutdown(generations[i]->tls_listener, SHUT_RDWR);
+    }
 }
 
 static void on_worker_ended(void *context, unsigned slot, bool crashed)
@@ -895,6 +972,10 @@ static void on_report(void *context)
             (unsigned long long)sum.responses[0], (unsigned long long)sum.truncated, (unsigned long long)sum.timeouts,
             (unsigned long long)sum.accept_failures, (unsigned long long)sum.over_limit,
             (unsigned long long)sum.unintroduced);
+    if (serve->current->tls != NULL)
+        log_say(serve->error_log, PROGRAM ": TLS: %llu handshakes, %llu of them resumed; %llu failed",
+                (unsigned long long)sum.tls_handshakes, (unsigned long long)sum.tls_resumed,
+                (unsigned long long)sum.tls_failures);
     sluice_receipt_format(&sum.receipt, receipt, sizeof receipt);
     log_say(serve->error_log, PROGRAM ": receipt: %s", receipt);
 }
@@ -963,7 +1044,8 @@ static int run(struct serve *serve)
 }
 
 /* Returns -1 to go on, or the exit code: help, version, wrong usage, --check-config, all printed. */
-static int generation_from_arguments(int argc, char **argv, struct generation **ret_generation)
+static int generation_from_arguments(int argc, char **argv, struct tls_tickets **tickets,
+                                     struct generation **ret_generation)
 {
     const char *given[OPTION_COUNT];
     const struct command_spec command = command_for(given);
@@ -990,7 +1072,7 @@ static int generation_from_arguments(int argc, char **argv, struct generation **
         config_free(&config);
         return result == -EINVAL ? EXIT_CODE_USAGE : EXIT_CODE_FAILED;
     }
-    if (generation_prepare(&config, NULL, ret_generation, &failure) < 0) {
+    if (generation_prepare(&config, NULL, tickets, ret_generation, &failure) < 0) {
         fprintf(stderr, PROGRAM ": %s\n", failure.text);
         return EXIT_CODE_FAILED;
     }
@@ -1004,13 +1086,14 @@ static int generation_from_arguments(int argc, char **argv, struct generation **
 int serve_main(int argc, char **argv)
 {
     struct serve serve = {.argc = argc, .argv = argv};
-    int code = generation_from_arguments(argc, argv, &serve.current);
-    if (code >= 0)
-        return code;
-    code = run(&serve);
-    log_close(serve.error_log);
-    tally_destroy(&serve.tally);
-    shared_destroy(&serve.clients);
-    generation_free(serve.current);
+    int code = generation_from_arguments(argc, argv, &serve.tickets, &serve.current);
+    if (code < 0) {
+        code = run(&serve);
+        log_close(serve.error_log);
+        tally_destroy(&serve.tally);
+        shared_destroy(&serve.clients);
+        generation_free(serve.current);
+    }
+    tls_tickets_free(serve.tickets);
     return code;
 }

@@ -478,7 +478,12 @@ size_t address_format(const struct sockaddr *address, socklen_t length, char *bu
     return put(buffer, size, at, port);
 }
 
-size_t address_format_url(const struct address *address, char *buffer, size_t size)
+unsigned address_port(const struct address *address)
+{
+    return ntohs(address->any.sa_family == AF_INET6 ? address->v6.sin6_port : address->v4.sin_port);
+}
+
+size_t address_format_url(const char *scheme, const struct address *address, char *buffer, size_t size)
 {
     struct address shown = *address;
     if (shown.any.sa_family == AF_INET && shown.v4.sin_addr.s_addr == htonl(INADDR_ANY)) {
@@ -489,7 +494,8 @@ size_t address_format_url(const struct address *address, char *buffer, size_t si
     }
     char text[ADDRESS_TEXT_MAX];
     address_format(&shown.any, shown.length, text, sizeof text);
-    size_t at = put(buffer, size, 0, "http://");
+    size_t at = put(buffer, size, 0, scheme);
+    at = put(buffer, size, at, "://");
     at = put(buffer, size, at, text);
     return put(buffer, size, at, "/");
 }

@@ -74,7 +74,11 @@ size_t address_format(const struct sockaddr *address, socklen_t length, char *bu
 /* The same without the port and the brackets, as access logs have it. */
 size_t address_format_host(const struct sockaddr *address, socklen_t length, char *buffer, size_t size);
 
-/* A URL that a browser on this host can open: the wildcard becomes the loopback address. Of a TCP address. */
-size_t address_format_url(const struct address *address, char *buffer, size_t size);
+/* A URL that a browser on this host can open: the wildcard becomes the loopback address. Of a TCP address; scheme:
+ * "http". */
+size_t address_format_url(const char *scheme, const struct address *address, char *buffer, size_t size);
+
+/* The port of a TCP address. */
+unsigned address_port(const struct address *address);
 
 #endif

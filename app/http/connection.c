@@ -57,6 +57,7 @@ struct exchange {
     struct sluice_transfer *transfer; /* SENDING */
     uint64_t began;                   /* turn_us of the turn that read the request, once that turn is over; or 0 */
     uint64_t delivered;               /* what the client had acknowledged when the timer was last looked at */
+    uint64_t sent_before;             /* by TLS on this connection */
     size_t text_length, head_length;
     unsigned status;
     unsigned tried;        /* LOOKING_UP a sibling of file: codings of those that the client accepts */
@@ -67,6 +68,7 @@ struct exchange {
 
 static void take_requests(struct connection *connection, const char *data, size_t length, bool stashed);
 static void on_timeout(void *context);
+static void on_received(void *context, const char *data, ssize_t length);
 
 /* ---- Exchanges ------------------------------------------------------------------------------------------------- */
 
@@ -201,6 +203,8 @@ void connection_close(struct connection *connection)
         print_receipt(connection);
         free(connection->receipt);
     }
+    if (connection->secure != NULL)
+        secure_close(connection);
     sluice_loop_forget(server->loop, connection->end);
     sluice_end_close(connection->end);
     list_remove(&connection->all);
@@ -318,7 +322,9 @@ static enum progress conclude(struct connection *connection, struct exchange *ex
     struct http_server *server = connection->server;
     count_response(connection, exchange, receipt);
     if (server->options->access_log != NULL) {
-        uint64_t body = receipt->bytes > exchange->head_length ? receipt->bytes - exchange->head_length : 0;
+        uint64_t sent =
+            connection->secure != NULL ? secure_delivered(connection, receipt, exchange->sent_before) : receipt->bytes;
+        uint64_t body = sent > exchange->head_length ? sent - exchange->head_length : 0;
         log_request(connection, exchange->status, body, request, request_line(request));
     }
     bool close = exchange->close || server->draining, lingering = exchange->linger;
@@ -337,6 +343,8 @@ static enum progress conclude(struct connection *connection, struct exchange *ex
     }
     if (!close)
         return ANSWERED;
+    if (connection->secure != NULL)
+        secure_end(connection);
     int unread = 0;
     if (lingering || (ioctl(sluice_end_fd(connection->end), SIOCINQ, &unread) == 0 && unread > 0))
         linger(connection);
@@ -417,6 +425,13 @@ static enum progress send_segments(struct connection *connection, struct exchang
     options->sinks = &connection->end;
     if (connection->allowance != NULL)
         allowance_respond(connection, exchange->site);
+    options->transform = NULL;
+    if (connection->secure != NULL) {
+        options->transform = secure_transform(connection, exchange->close || server->closing);
+        exchange->sent_before = secure_sent(connection);
+        if (options->transform != NULL) /* what it is given has to be read */
+            options->route = SLUICE_ROUTE_AUTO;
+    }
     int r = sluice_loop_transfer(server->loop, options, on_sent, exchange, &exchange->transfer, &receipt, &error);
     if (r == 0) {
         connection->exchange = exchange;
@@ -788,6 +803,39 @@ static enum progress redirect(struct connection *connection, struct exchange *ex
     return progress;
 }
 
+/* To the same place with TLS. */
+static enum progress redirect_to_https(struct connection *connection, struct exchange *exchange,
+                                       const struct http_request *request)
+{
+    char *fields = NULL;
+    size_t length = 0, host = request->host.length;
+    unsigned port = connection->server->options->https_port;
+    FILE *text = request->host.data != NULL ? open_memstream(&fields, &length) : NULL;
+    if (text == NULL)
+        return send_status(connection, exchange, request, request->host.data != NULL ? 503 : 400, NULL);
+    const char *colon = memrchr(request->host.data, ':', host);
+    if (colon != NULL && memchr(colon, ']', host - (size_t)(colon - request->host.data)) == NULL)
+        host = (size_t)(colon - request->host.data);
+    fprintf(text, "Location: https://%.*s", (int)host, request->host.data);
+    if (port != 443)
+        fprintf(text, ":%u", port);
+    fprintf(text, "%.*s", (int)request->path.length, request->path.data != NULL ? request->path.data : "");
+    if (request->query.data != NULL)
+        fprintf(text, "?%.*s", (int)request->query.length, request->query.data);
+    fputs("\r\n", text);
+    enum progress progress = fclose(text) == 0 ? send_status(connection, exchange, request, 308, fields)
+                                               : answer_error(connection, exchange, request, -ENOMEM);
+    free(fields);
+    return progress;
+}
+
+/* Whoever issues certificates looks here, without TLS (RFC 8555, 8.3). */
+static bool is_for_acme(struct slice path)
+{
+    static const char place[] = "/.well-known/acme-challenge/";
+    return path.length > sizeof place - 1 && memcmp(path.data, place, sizeof place - 1) == 0;
+}
+
 /* ---- Requests -------------------------------------------------------------------------------------------------- */
 
 /* The path of the file that is asked for, in server->path: the index for a directory. *ret_given: the length of the
@@ -880,6 +928,8 @@ static inline enum progress respond(struct connection *connection, struct exchan
                                     const struct http_request *request)
 {
     struct http_server *server = connection->server;
+    if (server->options->https_port != 0 && connection->secure == NULL && !is_for_acme(request->path))
+        return redirect_to_https(connection, exchange, request);
     if (request->method >= HTTP_OPTIONS)
         return answer_other(connection, exchange, request);
 
@@ -952,6 +1002,7 @@ static enum progress invite_body(struct connection *connection, struct exchange 
     options.segment_count = 1;
     options.sinks = &connection->end;
     options.route = SLUICE_ROUTE_AUTO;
+    options.transform = connection->secure != NULL ? secure_transform(connection, false) : NULL;
     int r = sluice_loop_transfer(server->loop, &options, on_continued, exchange, &exchange->transfer, &receipt, NULL);
     if (r == 0) {
         sluice_loop_receive_pause(server->loop, connection->end);
@@ -1038,7 +1089,8 @@ static void skip_body(struct connection *connection, const char *data, size_t le
 /* ---- Requests one after the other ------------------------------------------------------------------------------ */
 
 /* What cannot be understood ends the connection: where the next request begins is not known. */
-static void refuse(struct connection *connection, unsigned status, const struct http_request *request)
+static void refuse_with(struct connection *connection, const struct response_text *response,
+                        const struct http_request *request)
 {
     struct http_request nothing = {.minor = 1, .method = HTTP_GET};
     if (request != NULL && request->method_text.data != NULL) {
@@ -1056,14 +1108,33 @@ static void refuse(struct connection *connection, unsigned status, const struct 
     exchange->close = exchange->linger = true;
     connection->heading = false;
     /* PENDING: on_sent concludes. Never ANSWERED, as close is set. */
-    (void)send_status(connection, exchange, &nothing, status, NULL);
+    (void)send_text(connection, exchange, &nothing, response);
 }
 
-/* In READING, with all that came looked at: set the time that the client has. */
+static void refuse(struct connection *connection, unsigned status, const struct http_request *request)
+{
+    refuse_with(connection, &(struct response_text){.status = status}, request);
+}
+
+static void refuse_without_tls(struct connection *connection)
+{
+    static const char body[] =
+        "400 Bad Request\n\nThis port speaks HTTPS. Ask again with https:// instead of http://.\n";
+    tick(connection->server);
+    refuse_with(connection,
+                &(struct response_text){
+                    .status = 400, .type = "text/plain; charset=utf-8", .body = body, .body_length = sizeof body - 1},
+                NULL);
+}
+
+/* In READING, with all that came looked at: set the time that the client has. May free the connection. */
 static void await(struct connection *connection)
 {
     struct http_server *server = connection->server;
-    if (connection->stash_length == 0) {
+    if (connection->secure != NULL && secure_has_ended(connection)) {
+        secure_end(connection);
+        connection_close(connection);
+    } else if (connection->stash_length == 0) {
         connection->heading = false;
         sluice_timer_start(server->loop, &connection->timer, server->options->idle_timeout, on_timeout, connection);
     } else if (!connection->heading) {
@@ -1128,7 +1199,7 @@ static bool admit(struct connection *connection)
     if (verdict == ALLOWANCE_GRANTED)
         return true;
     connection->server->totals->over_limit++;
-    if (verdict == ALLOWANCE_ABUSED) {
+    if (verdict == ALLOWANCE_ABUSED || connection->secure != NULL) { /* a handshake for saying no would cost too much */
         abort_connection(connection);
     } else {
         tick(connection->server);
@@ -1171,8 +1242,29 @@ static void take_introduction(struct connection *connection)
     if (!header.local && (family == AF_INET || family == AF_INET6))
         memcpy(&connection->peer, &header.source, sizeof connection->peer);
     stash_consume(connection, (size_t)length);
-    if (admit(connection) && connection->stash_length > 0)
+    if (!admit(connection) || connection->stash_length == 0)
+        return;
+    if (connection->secure == NULL) {
         take_requests(connection, stash_data(connection), connection->stash_length, true);
+        return;
+    }
+    /* What came behind it has not been decrypted: no stash, then. */
+    char *received = TAKE_POINTER(connection->stash);
+    uint32_t start = connection->stash_start, left = connection->stash_length;
+    stash_drop(connection);
+    on_received(connection, received + start, left);
+    free(received);
+}
+
+/* TLS failed, or the client has ended it with nothing left to be answered. What has not been read, close(2) would
+ * answer by a reset, which could overtake the alert. */
+static void end_secure(struct connection *connection)
+{
+    secure_end(connection);
+    if (connection->state == READING)
+        linger(connection);
+    else
+        connection_close(connection);
 }
 
 static void on_received(void *context, const char *data, ssize_t length)
@@ -1180,15 +1272,26 @@ static void on_received(void *context, const char *data, ssize_t length)
     struct connection *connection = context;
     if (length <= 0) {
         /* Also when the client closes in the middle of a head: nobody is left to be told. */
+        if (connection->secure != NULL)
+            secure_gave_up(connection, "the client closed in the middle of the handshake");
         connection_close(connection);
         return;
+    }
+    if (connection->state != READING && connection->state != SKIPPING)
+        return; /* LINGERING */
+    if (connection->secure != NULL && !connection->unintroduced) {
+        int r = secure_receive(connection, &data, &length);
+        if (r == -EPROTONOSUPPORT)
+            refuse_without_tls(connection);
+        else if (r < 0)
+            end_secure(connection);
+        if (r <= 0)
+            return;
     }
     if (connection->state == SKIPPING) {
         skip_body(connection, data, (size_t)length);
         return;
     }
-    if (connection->state != READING)
-        return; /* LINGERING */
     if (connection->stash_length == 0 && !connection->unintroduced) {
         take_requests(connection, data, (size_t)length, false);
         return;
@@ -1231,6 +1334,10 @@ static void on_timeout(void *context)
             tick(server);
             refuse(connection, 408, NULL);
         } else {
+            if (connection->secure != NULL) {
+                secure_gave_up(connection, "the handshake took longer than --header-timeout");
+                secure_end(connection);
+            }
             connection_close(connection);
         }
         break;
@@ -1259,7 +1366,14 @@ static void on_timeout(void *context)
     }
 }
 
-void connection_open(struct http_server *server, int fd, const struct sockaddr *address, unsigned address_length)
+void connection_opened(struct connection *connection)
+{
+    struct http_server *server = connection->server;
+    sluice_timer_start(server->loop, &connection->timer, server->options->header_timeout, on_timeout, connection);
+}
+
+void connection_open(struct http_server *server, int fd, const struct sockaddr *address, unsigned address_length,
+                     struct tls_context *tls)
 {
     struct connection *connection = calloc(1, sizeof *connection);
     if (connection == NULL || sluice_end_open(fd, SLUICE_END_OWN_FD, &connection->end) < 0) {
@@ -1268,6 +1382,11 @@ void connection_open(struct http_server *server, int fd, const struct sockaddr *
         return;
     }
     connection->server = server;
+    if (tls != NULL && secure_open(connection, tls) < 0) {
+        sluice_end_close(connection->end);
+        free(connection);
+        return;
+    }
     connection->state = READING;
     memcpy(&connection->peer, address,
            address_length < sizeof connection->peer ? address_length : sizeof connection->peer);
@@ -1278,9 +1397,9 @@ void connection_open(struct http_server *server, int fd, const struct sockaddr *
     server->count++;
     server->totals->connections++;
     server->totals->open++;
-    /* The first head has its time from here. */
-    sluice_timer_start(server->loop, &connection->timer, server->options->header_timeout, on_timeout, connection);
     connection->unintroduced = server->options->accept_proxy;
+    /* The first head has its time from here; with TLS, the handshake. */
+    connection_opened(connection);
     if (sluice_loop_receive(server->loop, connection->end, 0, on_received, connection) < 0)
         connection_close(connection);
     else if (server->allowances.wanted && !connection->unintroduced)
@@ -1298,8 +1417,11 @@ void connection_drain(struct connection *connection)
     if (!connection_is_idle(connection))
         return;
     /* Its first request is probably on its way. */
-    if (connection->requests == 0)
+    if (connection->requests == 0) {
         sluice_timer_start(server->loop, &connection->timer, DRAIN_GRACE, on_timeout, connection);
-    else
+    } else {
+        if (connection->secure != NULL)
+            secure_end(connection);
         connection_close(connection);
+    }
 }

@@ -30,6 +30,7 @@
 #include "base/list.h"
 #include "files.h"
 #include "response.h"
+#include "secure.h"
 #include "server.h"
 #include "site.h"
 #include <limits.h>
@@ -57,8 +58,16 @@ struct connection {
     struct list all; /* in http_server.connections */
     struct sluice_timer timer;
     uint64_t requests;
+    struct secure *secure;          /* NULL: no TLS */
     struct sluice_receipt *receipt; /* the sum of its responses; NULL: not asked for */
     struct allowance *allowance;    /* NULL: nothing is limited */
+};
+
+/* Where connections come from. */
+struct http_listening {
+    struct http_server *server;
+    struct sluice_listener *listener;
+    struct tls_context *tls; /* NULL: without */
 };
 
 struct http_server {
@@ -66,7 +75,9 @@ struct http_server {
     struct sluice_loop *loop;
     struct http_totals *totals;
     struct files *files;
-    struct sluice_listener *listener;
+    struct http_listening listening[HTTP_LISTENERS_MAX];
+    unsigned listening_count;
+    struct secure_log secure_log;
     struct list connections; /* in no particular order */
     unsigned count;
     unsigned listings; /* helpers reading directories */
@@ -91,8 +102,12 @@ struct http_server {
     char path[PATH_MAX];                     /* of the request being looked at */
 };
 
-/* A connection of an accepted socket, which it takes in every case. */
-void connection_open(struct http_server *server, int fd, const struct sockaddr *address, unsigned address_length);
+/* A connection of an accepted socket, which it takes in every case. tls: NULL, or what its TLS is to be. */
+void connection_open(struct http_server *server, int fd, const struct sockaddr *address, unsigned address_length,
+                     struct tls_context *tls);
+
+/* For secure.c: TLS is set up, the time for the first head begins. */
+void connection_opened(struct connection *connection);
 
 /* Close at once, whatever it is doing, and free it. */
 void connection_close(struct connection *connection);

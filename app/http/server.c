@@ -93,13 +93,19 @@ int http_server_new(const struct http_server_options *options, struct http_serve
     return 0;
 }
 
+/* on_accepted may be called from within */
+static void stop_listening(struct http_server *server)
+{
+    for (; server->listening_count > 0; server->listening_count--)
+        sluice_listener_free(server->listening[server->listening_count - 1].listener);
+}
+
 void http_server_free(struct http_server *server)
 {
     if (server == NULL)
         return;
-    sluice_listener_free(server->listener);
-    server->listener = NULL;
     server->drained = true; /* not told from here */
+    stop_listening(server);
     LIST_FOR_EACH(link, &server->connections)
     {
         connection_close(LIST_OBJECT(link, struct connection, all));
@@ -130,7 +136,8 @@ static void shed(struct http_server *server)
 
 static void on_accepted(void *context, int fd, const struct sockaddr *address, unsigned address_length)
 {
-    struct http_server *server = context;
+    const struct http_listening *listening = context;
+    struct http_server *server = listening->server;
     if (fd == -EINVAL) /* no longer a listening socket: another worker has begun to drain */
         return;
     if (fd < 0) {
@@ -139,22 +146,29 @@ static void on_accepted(void *context, int fd, const struct sockaddr *address, u
             shed(server);
         return;
     }
-    connection_open(server, fd, address, address_length);
+    connection_open(server, fd, address, address_length, listening->tls);
     if (server->count >= server->options->max_connections && !server->paused && !server->closing) {
         server->paused = true;
-        sluice_listener_pause(server->listener);
+        for (unsigned i = 0; i < server->listening_count; i++)
+            sluice_listener_pause(server->listening[i].listener);
     }
 }
 
-int http_server_listen(struct http_server *server, int fd)
+int http_server_listen(struct http_server *server, int fd, struct tls_context *tls)
 {
-    return sluice_loop_listen(server->loop, fd, on_accepted, server, &server->listener);
+    if (server->listening_count == HTTP_LISTENERS_MAX)
+        return -ENOSPC;
+    struct http_listening *listening = &server->listening[server->listening_count];
+    *listening = (struct http_listening){.server = server, .tls = tls};
+    int r = sluice_loop_listen(server->loop, fd, on_accepted, listening, &listening->listener);
+    server->listening_count += r == 0;
+    return r;
 }
 
 static void check_drained(void *context)
 {
     struct http_server *server = context;
-    if (!server->closing || server->listener != NULL || server->count > 0 || server->drained)
+    if (!server->closing || server->listening_count > 0 || server->count > 0 || server->drained)
         return;
     /* Helpers may still be at work for connections that have gone; what they bring has to be taken in. */
     if (files_busy(server->files) || server->listings > 0) {
@@ -170,7 +184,8 @@ void http_server_lost(struct http_server *server)
 {
     if (server->paused && server->count < server->options->max_connections && !server->closing) {
         server->paused = false;
-        sluice_listener_resume(server->listener);
+        for (unsigned i = 0; i < server->listening_count; i++)
+            sluice_listener_resume(server->listening[i].listener);
     }
     check_drained(server);
 }
@@ -180,8 +195,7 @@ void http_server_retire(struct http_server *server)
     if (server->closing)
         return;
     server->closing = true;
-    sluice_listener_free(server->listener); /* on_accepted may be called from within */
-    server->listener = NULL;
+    stop_listening(server);
     check_drained(server);
 }
 

@@ -14,6 +14,9 @@ struct address_prefix;
 struct clients;
 struct http_sites;
 struct log;
+struct tls_context;
+
+#define HTTP_LISTENERS_MAX 16
 
 struct http_server_options {
     struct sluice_loop *loop;
@@ -29,7 +32,8 @@ struct http_server_options {
     bool accept_proxy;                                   /* connections begin with a PROXY header */
     const struct address_prefix *trusted;                /* whose X-Forwarded-For is believed, for the log */
     unsigned trusted_count;
-    unsigned open_files;     /* kept open though nobody is using them */
+    unsigned open_files; /* kept open though nobody is using them */
+    unsigned https_port; /* requests that come without TLS are sent there, except those of ACME; 0: they are answered */
     struct log *access_log;  /* or NULL */
     struct log *receipt_log; /* a line for each connection; or NULL */
     struct log *error_log;
@@ -44,8 +48,9 @@ struct http_server;
 /* Returns 0 or a negative errno. options and what they point to must outlive the server. */
 int http_server_new(const struct http_server_options *options, struct http_server **ret_server);
 
-/* Accept from a listening socket, which stays the caller's. Once. Returns 0 or a negative errno. */
-int http_server_listen(struct http_server *server, int fd);
+/* Accept from a listening socket, which stays the caller's; with TLS if there is a context for it, which must outlive
+ * the server. At most HTTP_LISTENERS_MAX times. Returns 0 or a negative errno. */
+int http_server_listen(struct http_server *server, int fd, struct tls_context *tls);
 
 /* At the end of each turn of the loop: count the time of what was answered in it. */
 void http_server_turn(struct http_server *server);

@@ -28,6 +28,12 @@ static const struct {
      "Connections refused because their address had as many as it may.", offsetof(struct http_totals, over_limit)},
     {"unintroduced", "unintroduced_connections_total", "counter",
      "Connections closed because they did not begin with a PROXY header.", offsetof(struct http_totals, unintroduced)},
+    {"tls_handshakes", "tls_handshakes_total", "counter", "TLS handshakes completed.",
+     offsetof(struct http_totals, tls_handshakes)},
+    {"tls_resumed", "tls_resumed_handshakes_total", "counter", "TLS handshakes that resumed a session by its ticket.",
+     offsetof(struct http_totals, tls_resumed)},
+    {"tls_failures", "tls_failures_total", "counter", "TLS handshakes that failed, and connections that TLS ended.",
+     offsetof(struct http_totals, tls_failures)},
 };
 #define COUNTERS (sizeof counters / sizeof *counters)
 

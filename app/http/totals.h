@@ -22,8 +22,11 @@ struct http_totals {
     uint64_t truncated;            /* responses ended short, as the file had shrunk */
     uint64_t timeouts;             /* connections closed in mid-request or mid-response */
     uint64_t accept_failures;
-    uint64_t over_limit;   /* connections refused because their address had as many as it may */
-    uint64_t unintroduced; /* connections closed because they did not begin with a PROXY header */
+    uint64_t over_limit;     /* connections refused because their address had as many as it may */
+    uint64_t unintroduced;   /* connections closed because they did not begin with a PROXY header */
+    uint64_t tls_handshakes; /* completed */
+    uint64_t tls_resumed;    /* of these, with a ticket */
+    uint64_t tls_failures;   /* handshakes that failed, and connections that TLS ended */
     struct fallbacks fallbacks;
     struct durations durations; /* of responses; counted only when somebody can look (http_server_options.timed) */
 };

@@ -182,7 +182,7 @@ static void print_listeners(const struct proxy *proxy)
         char url[ADDRESS_TEXT_MAX + 16];
         if (proxy->current->admin[i] < 0 || address_of_socket(proxy->current->admin[i], &address) < 0)
             continue;
-        address_format_url(&address, url, sizeof url);
+        address_format_url("http", &address, url, sizeof url);
         printf("sluice: %s %s%s\n", lines[i][0], url, lines[i][1]);
     }
     fflush(stdout);

@@ -39,7 +39,7 @@ TEST("a star and an empty host are every address")
     CHECK_EQ(star.length, empty.length);
     CHECK_EQ(memcmp(&star.any, &empty.any, star.length), 0);
     char url[ADDRESS_TEXT_MAX + 16];
-    address_format_url(&star, url, sizeof url);
+    address_format_url("http", &star, url, sizeof url);
     CHECK(strcmp(url, "http://[::1]:80/") == 0 || strcmp(url, "http://127.0.0.1:80/") == 0);
 }
 

@@ -1,0 +1,707 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""HTTPS: bytes, certificates, resumption, ends, refusals. Clients: Python's ssl, curl, openssl s_client."""
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import time
+
+from harness import (LOCAL, PATIENCE, SLUICE, Client, Server, case, content, equal, main, new_root, same_bytes, until,
+                     write)
+
+root = new_root()
+FILES = {"empty": 0, "small": 100, "record": 16384, "head": 16384 - 300, "medium": 100_000, "large": 3_000_001,
+         "ten": 10_000_000}
+for _name, _size in FILES.items():
+    write(root, _name, data=content(_size))
+keys = new_root()
+
+
+def openssl(*arguments, **more):
+    return subprocess.run(["openssl", *arguments], check=True, capture_output=True, **more).stdout
+
+
+def certificate(name, hosts, *more, key=("ec", "-pkeyopt", "ec_paramgen_curve:P-256")):
+    """Paths of a self-signed certificate and its key."""
+    paths = os.path.join(keys, name + ".pem"), os.path.join(keys, name + "-key.pem")
+    alternatives = ["-addext", "subjectAltName=" + ",".join("DNS:" + host for host in hosts)] if hosts else []
+    openssl("req", "-x509", "-newkey", *key, "-nodes", "-subj", "/CN=" + name, "-days", "30", *alternatives, *more,
+            "-out", paths[0], "-keyout", paths[1])
+    return paths
+
+
+RSA = ("rsa:2048",)
+first = certificate("first", ["first.test", "localhost"])
+both_ec = certificate("both-ec", ["both.test"])
+both_rsa = certificate("both-rsa", ["both.test", "*.wild.test"], key=RSA)
+wild = certificate("wild", ["*.wild.test"])
+exact = certificate("exact", ["exact.wild.test"])
+
+
+def der(paths):
+    with open(paths[0], encoding="ascii") as file:
+        return ssl.PEM_cert_to_DER_cert(file.read())
+
+
+def pair(paths):
+    return "--certificate", ",".join(paths)
+
+
+class Secure(Server):
+    """With TLS at its only address."""
+
+    def __init__(self, root, *options, certificates=(first,), **more):
+        given = [word for paths in certificates for word in pair(paths)]
+        super().__init__(root, "--tls", *given, *options, **more)
+
+    def is_ready(self):
+        match = re.search(r"https://\S+:(\d+)/", self.output())
+        if match:
+            self.port = int(match[1])
+            self.address = (LOCAL, self.port)
+            self.url = "https://localhost:%d" % self.port
+        return match
+
+    def totals(self):
+        """handshakes, resumed, failed"""
+        said = len(self.errors())
+        self.signal(signal.SIGUSR1)
+        match = until(lambda: re.search(r"TLS: (\d+) handshakes, (\d+) of them resumed; (\d+) failed",
+                                        self.errors()[said:]), 5, "totals")
+        return tuple(int(number) for number in match.groups())
+
+
+def trusting(version=None, alpn=("http/1.1",), ciphers=None):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = version or ssl.TLSVersion.TLSv1_2
+    context.maximum_version = version or ssl.TLSVersion.TLSv1_3
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    if ciphers:
+        context.set_ciphers(ciphers)
+    return context
+
+
+class Browser(Client):
+    """A client whose socket has TLS. What ends without close_notify is an error."""
+
+    def __init__(self, server, context=None, name="first.test", session=None, **more):
+        super().__init__(server, **more)
+        context = context or trusting()
+        try:
+            self.socket = context.wrap_socket(self.socket, server_hostname=name, session=session,
+                                              suppress_ragged_eofs=False)
+        except BaseException:
+            self.socket.close()
+            raise
+
+
+V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+_shared = []
+
+
+def secure():
+    if not _shared:
+        _shared.append(Secure(root, certificates=(first, both_ec, both_rsa, wild, exact), workers=2))
+    return _shared[0]
+
+
+# ---- Bytes ----
+
+for _version in (V12, V13):
+    @case("%s: files of every size arrive whole on one connection, and HEAD, ranges and 304 are as without TLS",
+          _version.name)
+    def sizes(_, version=_version):
+        with Browser(secure(), trusting(version)) as client:
+            equal(client.socket.selected_alpn_protocol(), "http/1.1")
+            for name, size in FILES.items():
+                response = client.get("/" + name)
+                equal(response.status, 200)
+                same_bytes(response.body, content(size), name)
+            response = client.get("/large", "Range: bytes=1000000-1100000")
+            equal(response.status, 206)
+            same_bytes(response.body, content(FILES["large"])[1000000:1100001])
+            equal(client.get("/large", method="HEAD")["Content-Length"], str(FILES["large"]))
+            equal(client.get("/large", "If-None-Match: " + response["ETag"]).status, 304)
+            client.get("/small", "Connection: close")
+            client.ended()
+
+
+class Chunks:
+    """TLS whose bytes are sent in pieces of our choice."""
+
+    def __init__(self, server, draw, version=None, introduction=b""):
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = trusting(version).wrap_bio(self.incoming, self.outgoing, server_hostname="first.test")
+        self.socket = socket.create_connection(server.address, 10 * PATIENCE)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.draw = draw
+        self.before = introduction
+        self.until_done(self.tls.do_handshake)
+
+    def flush(self):
+        data = self.before + self.outgoing.read()
+        self.before = b""
+        while data:
+            size = self.draw(len(data))
+            self.socket.sendall(data[:size])
+            data = data[size:]
+
+    def until_done(self, function):
+        while True:
+            try:
+                result = function()
+                self.flush()
+                return result
+            except ssl.SSLWantReadError:
+                self.flush()
+                data = self.socket.recv(self.draw(1 << 16))
+                if data:
+                    self.incoming.write(data)
+                else:
+                    self.incoming.write_eof()
+
+    def read(self, size):
+        data = bytearray()
+        while len(data) < size:
+            more = self.until_done(lambda: self.tls.read(size - len(data)))
+            if not more:
+                break
+            data += more
+        return bytes(data)
+
+
+@case("pipelined requests arrive in any pieces, byte by byte as well, and are answered in order")
+def chunks():
+    seed = random.randrange(1 << 32)
+    print("# seed %d" % seed)
+    dice = random.Random(seed)
+    names = [dice.choice(["small", "record", "medium", "empty", "head"]) for _ in range(60)]
+    asked = "".join("GET /%s HTTP/1.1\r\nHost: a\r\n\r\n" % name for name in names).encode()
+    for version, draw in ((V13, lambda most: 1), (V13, lambda most: dice.randint(1, min(most, 3000))),
+                          (V12, lambda most: dice.randint(1, min(most, 200)))):
+        client = Chunks(secure(), lambda most, draw=draw: draw(most) if most < 1 << 16 else 1 << 16, version)
+        at = 0
+        while at < len(asked):
+            size = dice.randint(1, 2000)
+            client.tls.write(asked[at:at + size])
+            client.flush()
+            at += size
+        for name in names:
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += client.read(1)
+            equal(int(re.search(rb"Content-Length: (\d+)", head)[1]), FILES[name])
+            same_bytes(client.read(FILES[name]), content(FILES[name]), name)
+        client.socket.close()
+
+
+@case("a slow reader gets 10 MB whole, and one that resets in the middle does no harm")
+def slow():
+    with Browser(secure(), receive_buffer=20000) as client, Browser(secure(), receive_buffer=20000) as other:
+        other.ask("/ten")
+        other.socket.recv(1000)
+        client.ask("/ten")
+        head = client.head()
+        other.reset()
+        body = bytearray(client.buffer)
+        while len(body) < int(head["Content-Length"]):
+            body += client.socket.recv(30000)
+            if len(body) % 7 == 0:
+                time.sleep(0.001)
+        same_bytes(body, content(FILES["ten"]))
+
+
+# ---- Other clients ----
+
+@case("curl gets the bytes by TLS 1.2 and 1.3, and checks certificate and name")
+def with_curl():
+    for version in (("--tlsv1.2", "--tls-max", "1.2"), ("--tlsv1.3",)):
+        for name in ("small", "large"):
+            done = subprocess.run(["curl", "-sS", "--max-time", "20", *version, "--cacert", first[0],
+                                   "%s/%s" % (secure().url, name)], capture_output=True)
+            equal((done.returncode, done.stderr), (0, b""))
+            same_bytes(done.stdout, content(FILES[name]))
+
+
+def s_client(*options, talk, expect, server=None):
+    """Say the lines, each after what was expected of the one before has come. Returns all that was printed."""
+    client = subprocess.Popen(["openssl", "s_client", "-connect", "%s:%d" % (server or secure()).address, *options],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    os.set_blocking(client.stdout.fileno(), False)
+    text = bytearray()
+
+    def has(pattern):
+        text.extend(client.stdout.read() or b"")
+        return re.search(pattern, text) or client.poll() is not None
+    try:
+        for line, pattern in zip(talk, expect):
+            if line:
+                client.stdin.write(line)
+                client.stdin.flush()
+            until(lambda pattern=pattern: has(pattern), 10, "%r of s_client" % pattern)
+            assert re.search(pattern, text), "%r did not come: %r" % (pattern, bytes(text)[-1500:])
+    finally:
+        client.kill()
+        client.wait()
+        client.stdin.close()
+        client.stdout.close()
+    return bytes(text)
+
+
+ASK = b"GET /small HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@case("new keys that a client asks for (KeyUpdate) are made, in both directions, and the connection goes on")
+def key_update():
+    s_client("-tls1_3", talk=[None, b"K\n", ASK, b"k\n", ASK],
+             expect=[rb"Verify return code", rb"KEYUPDATE", rb"200 OK", rb"(?s)KEYUPDATE.*KEYUPDATE",
+                     rb"(?s)200 OK.*200 OK"])
+
+
+@case("renegotiation is refused, and the connection goes on")
+def renegotiation():
+    s_client("-tls1_2", talk=[None, b"R\n"], expect=[rb"Verify return code", rb"no renegotiation"])
+
+
+# ---- Certificates ----
+
+@case("each name gets its certificate, wildcards included, and other names the first one")
+def names():
+    for name, want in (("first.test", first), ("FIRST.TEST", first), ("both.test", both_ec), ("a.wild.test", wild),
+                       ("exact.wild.test", exact), ("wild.test", first), ("a.b.wild.test", first), ("other", first),
+                       (None, first)):
+        for version in (V12, V13):
+            with Browser(secure(), trusting(version), name=name) as client:
+                equal(client.socket.getpeercert(True), der(want), "the certificate for %s" % name)
+                equal(client.get("/small").status, 200)
+
+
+@case("a client that knows RSA only gets the RSA certificate of the same name")
+def kinds():
+    for name in ("both.test", "a.wild.test"):
+        with Browser(secure(), trusting(V12, ciphers="ECDHE-RSA-AES128-GCM-SHA256"), name=name) as client:
+            equal(client.socket.getpeercert(True), der(both_rsa))
+            equal(client.get("/small").status, 200)
+
+
+# ---- Resumption ----
+
+@case("sessions are resumed by either version, by any worker, and after a worker was replaced; they are counted")
+def resumption():
+    with Secure(root, workers=2) as server:
+        for version in (V12, V13):
+            context = trusting(version)
+            with Browser(server, context) as client:
+                equal(client.get("/small").status, 200)  # tickets of TLS 1.3 come behind the handshake
+                session = client.socket.session
+                assert not client.socket.session_reused
+            for attempt in range(8):
+                if attempt == 4:
+                    victim = server.worker_pids()[0]
+                    os.kill(victim, signal.SIGKILL)
+                    until(lambda: len(server.worker_pids()) == 2 and victim not in server.worker_pids(), 5,
+                          "a new worker")
+                with Browser(server, context, session=session) as client:
+                    assert client.socket.session_reused, "attempt %d" % attempt
+                    equal(client.get("/small").status, 200)
+        handshakes, resumed, failed = server.totals()
+        equal((handshakes, resumed, failed), (18, 16, 0))
+
+
+@case("with --tls-tickets 0 nothing is resumed; a ticket of another start is of no use, and no error")
+def no_resumption():
+    sessions = {}
+    contexts = {version: trusting(version) for version in (V12, V13)}
+    for options in ((), ("--tls-tickets", "0"), ()):
+        with Secure(root, *options) as server:
+            for version, context in contexts.items():
+                with Browser(server, context, session=sessions.get(version)) as client:
+                    assert not client.socket.session_reused
+                    equal(client.get("/small").status, 200)
+                    sessions[version] = client.socket.session or sessions[version]
+
+
+@case("SIGHUP reads certificates again: new connections get the new one, old ones go on, tickets stay good")
+def renewed():
+    place = new_root()
+    live = os.path.join(place, "live.pem"), os.path.join(place, "live-key.pem")
+
+    def install(paths):
+        for source, target in zip(paths, live):
+            shutil.copy(source, target)
+    install(first)
+    with Secure(root, certificates=(live,), workers=2) as server:
+        context = trusting(V12)
+        with Browser(server, context) as old:
+            equal(old.get("/small").status, 200)
+            session = old.socket.session
+            install(exact)
+            server.signal(signal.SIGHUP)
+            until(lambda: server.output().count("https://") == 2, 10, "the reload")
+            with Browser(server) as client:
+                equal(client.socket.getpeercert(True), der(exact))
+                equal(client.get("/small").status, 200)
+            with Browser(server, context, session=session) as client:
+                assert client.socket.session_reused
+                equal(client.get("/small").status, 200)
+            equal(old.get("/small")["Connection"], "close")  # its worker has been replaced
+            old.ended()
+        shutil.copy(wild[1], live[1])
+        server.signal(signal.SIGHUP)
+        until(lambda: "does not belong" in server.errors(), 10, "a word about the wrong key")
+        with Browser(server) as client:
+            equal(client.socket.getpeercert(True), der(exact))
+
+
+# ---- Ends ----
+
+@case("a request with the client's close_notify behind it is answered, by a close_notify at the end, too")
+def half_closed():
+    for name in ("small", "large"):
+        client = Chunks(secure(), lambda most: most)
+        client.tls.write(b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n" % name.encode())
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.tls.unwrap()
+        client.flush()
+        client.socket.shutdown(socket.SHUT_WR)
+        incoming = b""
+        while data := client.socket.recv(1 << 16):
+            client.incoming.write(data)
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            while data := client.tls.read(1 << 16):
+                incoming += data
+        assert incoming.startswith(b"HTTP/1.1 200 OK")
+        same_bytes(incoming.partition(b"\r\n\r\n")[2], content(FILES[name]))
+        client.socket.close()
+
+
+@case("clients that vanish in the middle of the handshake, of a record or of a body do no harm")
+def vanishing():
+    with Secure(root) as server:
+        hello = client_hello()
+        for size in (1, 5, 100, len(hello)):
+            with socket.create_connection(server.address) as plain:
+                plain.sendall(hello[:size])
+        client = Chunks(server, lambda most: most)
+        client.tls.write(ASK)
+        record = client.outgoing.read()
+        client.socket.sendall(record[:-3])
+        client.socket.close()
+        with Browser(server) as other:
+            other.ask("/ten")
+            other.socket.recv(100)
+        with socket.create_connection(server.address):
+            pass  # who says nothing at all is no failure
+        until(lambda: server.totals()[2] == 4, 5, "failures counted")
+        with Browser(server) as other:
+            equal(other.get("/small").status, 200)
+
+
+def client_hello():
+    outgoing = ssl.MemoryBIO()
+    tls = trusting().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="first.test")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+@case("the handshake has the time of --header-timeout, and the first head has it again")
+def in_time():
+    with Secure(root, "--header-timeout", "1s") as server:
+        hello = client_hello()
+        with socket.create_connection(server.address, 10 * PATIENCE) as plain, Browser(server) as late:
+            started = time.monotonic()
+            plain.sendall(hello[:50])
+            late.send("GET / HT")
+            equal(plain.recv(10), b"")
+            assert 0.7 < time.monotonic() - started < 4 * PATIENCE
+            equal(late.response().status, 408)
+        assert "took longer than --header-timeout" in server.errors(), server.errors()
+
+
+@case("while it drains, a download is completed and ended by close_notify, idle connections are, too")
+def drained():
+    with Secure(root) as server:
+        with Browser(server) as idle, Browser(server, receive_buffer=8192) as slow:
+            equal(idle.get("/small").status, 200)
+            slow.ask("/ten")
+            head = slow.head()
+            server.signal(signal.SIGTERM)
+            idle.ended()
+            body = bytearray(slow.buffer)
+            slow.buffer.clear()
+            while len(body) < int(head["Content-Length"]):
+                body += slow.socket.recv(1 << 16)
+            same_bytes(body, content(FILES["ten"]))
+            slow.ended()
+        equal(server.wait(), 0)
+        server.check_end()
+
+
+@case("a PROXY header stands before the handshake, and the log has the address that it tells")
+def behind_a_proxy():
+    log = os.path.join(keys, "proxied.log")
+    with Secure(root, "--accept-proxy", "--access-log", log) as server:
+        for together in (True, False):
+            client = Chunks(server, lambda most, together=together: most if together else 1,
+                            introduction=b"PROXY TCP4 192.0.2.7 192.0.2.8 4000 443\r\n")
+            client.tls.write(ASK)
+            client.flush()
+            assert client.read(100).startswith(b"HTTP/1.1 200 OK")
+            client.socket.close()
+    with open(log, encoding="ascii") as file:
+        equal([line.split()[0] for line in file], ["192.0.2.7"] * 2)
+
+
+# ---- Refusals ----
+
+def refused(function):
+    try:
+        function()
+    except (ssl.SSLError, ConnectionError) as error:
+        return str(error)
+    raise AssertionError("it was not refused")
+
+
+@case("HTTP without TLS gets a 400 that says so")
+def plain_http():
+    with Client(secure()) as client:
+        response = client.get("/small")
+        equal(response.status, 400)
+        assert b"https://" in response.body
+        client.ended()
+
+
+@case("garbage instead of a ClientHello ends the connection; the log tells once in a while, the totals all")
+def garbage():
+    seed = random.randrange(1 << 32)
+    print("# seed %d" % seed)
+    dice = random.Random(seed)
+    with Secure(root) as server:
+        for number in range(30):
+            with socket.create_connection(server.address, 10 * PATIENCE) as plain:
+                data = dice.randbytes(dice.randint(6, 3000))
+                if number % 3 == 0:
+                    data = b"\x16\x03\x01\x02\x00\x01" + data
+                if b"A" <= data[:1] <= b"Z":
+                    data = b"\x80" + data
+                plain.sendall(data)
+                plain.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(ConnectionError):
+                    while plain.recv(4096):
+                        pass
+        until(lambda: server.totals()[2] == 30, 5, "failures counted")
+        equal(len(re.findall(r"TLS with 127\.0\.0\.1 failed", server.errors())), 1)
+        with Browser(server) as client:
+            equal(client.get("/small").status, 200)
+
+
+@case("a damaged record ends the connection with an alert")
+def damaged():
+    client = Chunks(secure(), lambda most: most)
+    client.tls.write(ASK)
+    record = bytearray(client.outgoing.read())
+    record[-1] ^= 1
+    client.socket.sendall(record)
+    assert "bad record mac" in refused(lambda: client.read(100)).lower()
+    client.socket.close()
+
+
+@case("a client that does not speak HTTP/1.1 is told so by ALPN; one that names nothing is served")
+def protocols():
+    assert "no application protocol" in refused(lambda: Browser(secure(), trusting(alpn=("h2",)))).lower()
+    for alpn in ((), ("h2", "http/1.1")):
+        with Browser(secure(), trusting(alpn=alpn)) as client:
+            equal(client.socket.selected_alpn_protocol(), "http/1.1" if alpn else None)
+            equal(client.get("/small").status, 200)
+
+
+@case("--tls-min, --tls-ciphers and --tls-groups decide what is spoken")
+def policy():
+    with Secure(root, "--tls-min", "1.3", "--tls-ciphers", "TLS_CHACHA20_POLY1305_SHA256", "--tls-groups",
+                "P-384") as server:
+        with Browser(server) as client:
+            equal(client.socket.cipher()[0], "TLS_CHACHA20_POLY1305_SHA256")
+            same_bytes(client.get("/large").body, content(FILES["large"]))
+        refused(lambda: Browser(server, trusting(V12)))
+        text = s_client("-groups", "P-384", talk=[None], expect=[rb"Server Temp Key: ECDH, .*384"], server=server)
+        assert b"TLSv1.3" in text
+    with Secure(root, "--tls-ciphers", "ECDHE-ECDSA-AES256-GCM-SHA384:TLS_AES_128_GCM_SHA256") as server:
+        with Browser(server, trusting(V12)) as client:
+            equal(client.socket.cipher()[0], "ECDHE-ECDSA-AES256-GCM-SHA384")
+            same_bytes(client.get("/medium").body, content(FILES["medium"]))
+        refused(lambda: Browser(server, trusting(V12, ciphers="ECDHE-ECDSA-CHACHA20-POLY1305")))
+
+
+def failing(*options, code=1):
+    done = subprocess.run([SLUICE, "serve", root, "--listen", LOCAL + ":0", *options], capture_output=True, text=True,
+                          timeout=20 * PATIENCE)
+    equal(done.returncode, code, done.stderr)
+    return done.stderr
+
+
+@case("what is wrong with a certificate or key is said, with the file and what to do")
+def mistakes():
+    encrypted, der_file, twice = (os.path.join(keys, name) for name in ("encrypted.pem", "der.pem", "twice.pem"))
+    openssl("pkey", "-in", first[1], "-aes128", "-passout", "pass:x", "-out", encrypted)
+    openssl("x509", "-in", first[0], "-outform", "DER", "-out", der_file)
+    with open(twice, "wb") as file:
+        for path in (wild[0], first[0]):
+            with open(path, "rb") as part:
+                file.write(part.read())
+    small = certificate("small", ["small.test"], key=("rsa:1024",))
+    for certificate_given, words in ((keys + "/none.pem," + first[1], ["none.pem", "No such file"]),
+                                     (first[0] + "," + keys + "/none", ["key", "No such file"]),
+                                     (first[0] + "," + wild[1], ["does not belong", "first.pem"]),
+                                     (first[0] + "," + encrypted, ["encrypted", "openssl pkey"]),
+                                     (first[0], ["no private key", "first.pem"]),
+                                     (der_file + "," + first[1], ["no certificate", "BEGIN CERTIFICATE"]),
+                                     (twice + "," + first[1], ["come first", "number 2"]),
+                                     (",".join(small), ["small.pem", "too small"]),
+                                     ("/," + first[1], ["Is a directory"])):
+        said = failing("--tls", "--certificate", certificate_given)
+        for word in words:
+            assert word in said, "%r is not in: %s" % (word, said)
+    assert "OpenSSL does not know" in failing("--tls", *pair(first), "--tls-ciphers", "TLS_NONE")
+    assert "knows none" in failing("--tls", *pair(first), "--tls-ciphers", "nonsense")
+    assert "nonsense" in failing("--tls", *pair(first), "--tls-groups", "nonsense")
+
+
+@case("options that make no sense together are wrong usage, and say what is missing")
+def wrong_usage():
+    for options, word in ((("--tls",), "--certificate FILE,KEYFILE"), (pair(first), "--listen-tls"),
+                          (("--tls-dev", *pair(first)), "not both"),
+                          (("--redirect-to-https", "--tls", *pair(first)), "nothing to redirect"),
+                          (("--tls-min", "1.1"), "1.2")):
+        said = failing(*options, code=2)
+        assert word in said, said
+
+
+@case("a key that may not be read is said so")
+def unreadable():
+    secret = new_root()
+    for path in first:
+        shutil.copy(path, secret)
+    os.chmod(os.path.join(secret, "first-key.pem"), 0o600)
+    os.chmod(secret, 0o755)
+    wrap = ["setpriv", "--reuid", "65534", "--clear-groups"] if os.geteuid() == 0 else []
+    if not wrap:
+        os.chmod(os.path.join(secret, "first-key.pem"), 0)
+    done = subprocess.run([*wrap, SLUICE, "serve", root, "--listen", LOCAL + ":0", "--tls", "--certificate",
+                           "%s/first.pem,%s/first-key.pem" % (secret, secret)], capture_output=True, text=True,
+                          timeout=20 * PATIENCE)
+    equal(done.returncode, 1)
+    assert "cannot read the key" in done.stderr and "EACCES" in done.stderr, done.stderr
+
+
+@case("a certificate that has expired is served, and the operator is warned")
+def expired():
+    old = os.path.join(keys, "old.pem")
+    request = openssl("req", "-new", "-key", first[1], "-subj", "/CN=old.test")
+    with open(os.path.join(keys, "ca.cnf"), "w", encoding="ascii") as file:
+        file.write("[ca]\ndefault_ca=a\n[a]\ndatabase=%s/index\nserial=%s/serial\nnew_certs_dir=%s\ndefault_md=sha256\n"
+                   "policy=p\n[p]\ncommonName=supplied\n" % (keys, keys, keys))
+    write(keys, "index")
+    write(keys, "serial", data=b"01\n")
+    openssl("ca", "-batch", "-config", os.path.join(keys, "ca.cnf"), "-cert", first[0], "-keyfile", first[1], "-notext",
+            "-startdate", "20200101000000Z", "-enddate", "20210101000000Z", "-in", "/dev/stdin", "-out", old,
+            input=request)
+    with Secure(root, certificates=((old, first[1]),)) as server:
+        assert re.search(r"old\.pem expired on 2021-01-01", server.errors()), server.errors()
+        with Browser(server) as client:
+            equal(client.get("/small").status, 200)
+
+
+# ---- Beside HTTP, and for trying out ----
+
+class Double(Secure):
+    """HTTP and HTTPS."""
+
+    def __init__(self, *options, **more):
+        Server.__init__(self, root, "--listen-tls", LOCAL + ":0", *pair(first), *options, **more)
+
+    def is_ready(self):
+        match = re.search(r"http://\S+:(\d+)/ and https://", self.output())
+        if match and super().is_ready():
+            self.plain = (LOCAL, int(match[1]))
+        return match
+
+
+@case("HTTP and HTTPS side by side give the same; the log has the bytes of bodies, the receipt says what was encrypted")
+def side_by_side():
+    log = os.path.join(keys, "access.log")
+    with Double("--access-log", log, "--receipts") as server:
+        with Browser(server) as client, Client(server.plain) as plain:
+            same_bytes(client.get("/medium").body, plain.get("/medium").body)
+            client.get("/large", "Range: bytes=0-9")
+        until(lambda: server.errors().count("receipt 127.0.0.1") == 2, 5, "receipts")
+        receipts = re.findall("receipt 127.*", server.errors())
+        equal(sorted("transformed" in receipt for receipt in receipts), [False, True])
+    with open(log, encoding="ascii") as file:
+        equal(sorted(re.findall(r'" (\d+) (\d+) ', file.read())), [("200", "100000"), ("200", "100000"), ("206", "10")])
+
+
+@case("--redirect-to-https sends HTTP there, but for ACME, whose files are served without TLS")
+def redirected():
+    write(root, ".well-known", "acme-challenge", "token", data=b"proof")
+    with Double("--redirect-to-https") as server:
+        with Client(server.plain) as plain:
+            response = plain.get("/large?a=b%20c", host="example.org:8080")
+            equal(response.status, 308)
+            equal(response["Location"], "https://example.org:%d/large?a=b%%20c" % server.port)
+            equal(plain.get("/", host="[::1]")["Location"], "https://[::1]:%d/" % server.port)
+            equal(plain.get("/.well-known/acme-challenge/token").body, b"proof")
+            equal(plain.get("/small", method="POST").status, 308)
+        with Browser(server) as client:
+            equal(client.get("/small").status, 200)
+
+
+@case("--tls-dev makes an authority and a certificate once, for this user alone, and curl trusts it by name")
+def development():
+    config = new_root()
+    environment = {"XDG_CONFIG_HOME": config}
+    authority = os.path.join(config, "sluice", "tls", "authority.pem")
+    before = None
+    for start in range(3):
+        if start == 2:
+            os.remove(os.path.join(config, "sluice", "tls", "certificate-key.pem"))
+        server = Secure.__new__(Secure)
+        Server.__init__(server, root, "--tls-dev", env=environment)
+        with server:
+            equal("certutil" in server.errors(), start == 0)
+            for host in ("localhost", "127.0.0.1"):
+                done = subprocess.run(["curl", "-sS", "--max-time", "20", "--cacert", authority,
+                                       "https://%s:%d/small" % (host, server.port)], capture_output=True)
+                equal((done.returncode, done.stderr), (0, b""))
+        with open(authority, "rb") as file:
+            now = file.read()
+        assert before in (None, now), "another authority"
+        before = now
+    folder = os.path.dirname(authority)
+    equal(stat.S_IMODE(os.stat(folder).st_mode), 0o700)
+    for name in ("authority-key.pem", "certificate-key.pem"):
+        equal(stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode), 0o600)
+    os.chmod(folder, 0o777)
+    done = subprocess.run([SLUICE, "serve", root, "--listen", LOCAL + ":0", "--tls-dev"], capture_output=True,
+                          text=True, env=dict(os.environ, **environment), timeout=20 * PATIENCE)
+    equal(done.returncode, 1)
+    assert "others may write there" in done.stderr, done.stderr
+
+
+@case("the TLS server of these cases ends with code 0, no process left and no complaint")
+def closing():
+    secure().stop()
+
+
+main()
