@@ -165,6 +165,8 @@ def reloaded():
         equal(sorted(client.get("/file.txt").status if number < 2 else client.response().status
                      for number, client in enumerate(clients)), [200, 200, 429])
         equal(kept.get("/file.txt", host="second.example").body, b"second", "the old connection's last answer")
+        for client in clients:
+            client.close()
 
 
 # ---- Symbolic links ----
