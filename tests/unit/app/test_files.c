@@ -374,6 +374,16 @@ TEST("a directory beneath two roots is answered from memory for both, and a chan
         rename("inner/deep/g", "inner/deep/f");
         turn();
     }
+    /* A file's own watch does not tell that it has another name now. */
+    rename("inner/deep/f", "inner/deep/elsewhere");
+    turn();
+    for (unsigned number = 0; number < 2; number++) {
+        served = files_root(files, number);
+        CHECK(text_of(number == 0 ? "inner/deep/f" : "deep/f") == NULL);
+    }
+    rename("inner/deep/elsewhere", "inner/deep/f");
+    turn();
+    warm_up("deep/f");
     rename("inner/deep", "inner/gone");
     turn();
     CHECK(text_of("deep/f") == NULL);
