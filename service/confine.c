@@ -143,11 +143,13 @@ static int confine_landlock(const struct confine_options *options, struct confin
         return landlock_refused("landlock_restrict_self", errno, failure);
     report->landlock = true;
     report->landlock_abi = (int)abi;
-    report_line(report, "Landlock (ABI %ld): files: %s beneath %zu director%s", abi,
-                (options->groups & CONFINE_WRITE_FILES) != 0 ? "reading and writing" : "reading only",
-                options->read_directory_count, options->read_directory_count == 1 ? "y" : "ies");
     if (options->read_anywhere != NULL)
-        report_line(report, "Landlock: files: reading is confined nowhere: %.120s", options->read_anywhere);
+        report_line(report, "Landlock (ABI %ld): files: reading only, but anywhere: %.120s", abi,
+                    options->read_anywhere);
+    else
+        report_line(report, "Landlock (ABI %ld): files: %s beneath %zu director%s", abi,
+                    (options->groups & CONFINE_WRITE_FILES) != 0 ? "reading and writing" : "reading only",
+                    options->read_directory_count, options->read_directory_count == 1 ? "y" : "ies");
     if (abi >= 4)
         report_line(report, "Landlock: TCP: %s",
                     (options->groups & CONFINE_CONNECT) != 0 ? "no bind" : "no bind, no connect");
