@@ -7,6 +7,8 @@ import collections
 import functools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -38,9 +40,16 @@ def certificate():
     return path
 
 
-boot = guest.once(lambda: {"files": [(PAIR, "/bin/pair"), (SLUICE, "/bin/sluice"), (certificate(), "/certificate")]},
-                  modules=["tls", "gcm", "ctr", "ghash_generic?", "aes_generic?", "ccm?", "chacha20poly1305?",
-                           "chacha_generic?", "poly1305_generic?", "tcp_diag"])
+def files():
+    curl = shutil.which("curl")
+    if not curl:
+        raise guest.Unavailable("no curl here: apt-get install curl")
+    return {"files": [(PAIR, "/bin/pair"), (SLUICE, "/bin/sluice"), (certificate(), "/certificate"),
+                      (os.path.realpath(curl), "/usr/local/bin/curl")]}
+
+
+boot = guest.once(files, modules=["tls", "gcm", "ctr", "ghash_generic?", "aes_generic?", "tcp_diag"],
+                  later=["chacha20poly1305", "chacha_generic", "poly1305_generic"])
 
 
 def machine():
@@ -132,20 +141,78 @@ def _():
     equal(after["TlsDecryptError"], 0)
 
 
+# ---- HTTPS ----
+
+SERVE = """
+mkdir -p /www && dd if=/dev/urandom of=/www/big bs=1000 count=300 2>/dev/null && cp /bin/busybox /www/small
+sluice serve /www --listen 127.0.0.1:8443 --tls --certificate /certificate --admin 127.0.0.1:9180 --workers 1 \
+    --tls-ciphers %s --receipts >/tmp/said 2>&1 &
+until curl -sk -o /dev/null https://127.0.0.1:8443/none; do sleep 0.1; done
+""" % ":".join([suite for _, suite, _ in GCM] + ["ECDHE-ECDSA-AES128-SHA256", "TLS_CHACHA20_POLY1305_SHA256"])
+
+
+@functools.lru_cache(maxsize=None)
+def served():
+    equal(machine().run(SERVE, limit=60).code, 0)
+
+
+def moved():
+    """Bytes that serve has sent, by the receipts of all connections."""
+    text = machine().run("curl -s http://127.0.0.1:9180/metrics").out.decode()
+    return {name: int(value) for name, value in re.findall(r"^sluice_serve_(\w+?)_bytes_total (\d+)$", text, re.M)}
+
+
+def fetch(version, suite):
+    """A file from serve. What it has moved meanwhile, and how many connections the kernel was given."""
+    served()
+    keys, before = counters()["TlsTxSw"], moved()
+    ciphers = "--tls13-ciphers" if version == "1.3" else "--tls-max 1.2 --ciphers"
+    done = machine().run(f"curl -sk {ciphers} {suite} https://127.0.0.1:8443/big | cmp - /www/big")
+    equal((done.code, done.out, done.err), (0, b"", b""), suite)
+    after = moved()
+    return {name: after[name] - before[name] for name in after}, counters()["TlsTxSw"] - keys
+
+
+@case("sluice serve gives the kernel its keys after the handshake, and sends files by sendfile: TLS 1.2 and 1.3", limit=100)
+def _():
+    for version, suite, _ in (GCM[0], *GCM[2:]):
+        got, keys = fetch(version, suite)
+        equal(keys, 1, suite)
+        assert got["transformed"] > 300000, got
+        # The head is sent from memory.
+        equal((got["by_reference"], got["copied"], got["copy"]), (0, 0, 0), suite)
+        assert got["unknown"] < 1000, got
+    assert "sendfile 293.0 KiB" in machine().run("sleep 0.2; cat /tmp/said").out.decode()
+
+
+@case("sluice serve encrypts what the kernel does not, and its receipts say that it copied")
+def _():
+    suites = [("1.2", "ECDHE-ECDSA-AES128-SHA256"), ("1.3", "TLS_CHACHA20_POLY1305_SHA256")]
+    for version, suite in suites:
+        got, keys = fetch(version, suite)
+        equal((keys, got["by_reference"], got["unknown"]), (0, 0, 0), suite)
+        assert got["copied"] > 300000 and got["transformed"] == got["copied"], got
+
+
+# ---- Other suites ----
+
 @case("suites that the kernel does not take stay with OpenSSL, and the library says that the kernel does nothing")
 def _():
     before = counters()
-    found = {}
-    for version, suite in (("1.2", "ECDHE-ECDSA-AES128-SHA256"), ("1.2", "ECDHE-ECDSA-CHACHA20-POLY1305"),
-                           ("1.3", "TLS_CHACHA20_POLY1305_SHA256")):
-        found[suite] = pair("send", "auto", version, suite)
-    kernel = sum(said.sends == "software" for said in found.values())
-    for suite, said in found.items():
-        equal(said.openssl_sends, said.sends == "software", suite)
-        equal(said.receipt is not None, said.sends == "software", suite)
-        note("%s: %s" % (suite, said.sends if said.sends != "none" else "by OpenSSL"))
-    equal(found["ECDHE-ECDSA-AES128-SHA256"].sends, "none")
-    equal(counters()["TlsTxSw"] - before["TlsTxSw"], kernel)
+    for version, suite in (("1.2", "ECDHE-ECDSA-AES128-SHA256"), ("1.3", "TLS_CHACHA20_POLY1305_SHA256")):
+        said = pair("send", "auto", version, suite)
+        equal((said.openssl_sends, said.sends, said.receipt), (False, "none", None), suite)
+    equal(counters()["TlsTxSw"], before["TlsTxSw"])
+
+
+@case("ChaCha20-Poly1305 is the kernel's once its modules are there, for TLS 1.2 and 1.3")
+def _():
+    equal(machine().run("for module in /later/*; do insmod $module || exit 1; done").code, 0)
+    for version, suite in (("1.2", "ECDHE-ECDSA-CHACHA20-POLY1305"), ("1.3", "TLS_CHACHA20_POLY1305_SHA256")):
+        said = pair("send", "auto", version, suite)
+        equal((said.openssl_sends, said.sends), (True, "software"), suite)
+        assert said.suite.endswith(" ChaCha20-Poly1305"), said
+        equal(said.receipt["transformed"], said.receipt["bytes"])
 
 
 @case("who encrypts can be asked of the socket, too, where the counters cannot be read")
