@@ -99,13 +99,14 @@ hosts:
         file.dir: {root}
         file.send-gzip: OFF
 """
-# neverbleed, a process of its own for the key, is no part of what the others do.
+# neverbleed, a process of its own for the key, is no part of what the others do, nor is fetching OCSP's word.
 H2O_TLS = """\
   ssl:
     certificate-file: {certificate}
     key-file: {certificate}
     minimum-version: TLSv1.2
     neverbleed: OFF
+    ocsp-update-interval: 0
 """
 # As a TCP proxy. A connection here is two of nginx's.
 NGINX_STREAM = """\
