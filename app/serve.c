@@ -81,7 +81,7 @@ static const struct option_spec option_table[] = {
     {"certificate", 0, "FILE[,KEYFILE]",
      "a certificate with those that lead to its root, and its key, if that is not in the same file, both PEM; once for "
      "each. A client gets the one whose names fit, or the first",
-     OPTION_LIST, MEMBER(tls.certificates), .default_text = NULL},
+     OPTION_LIST, SITE(certificates), .default_text = NULL},
     {"tls-dev", 0, NULL,
      "for trying out: make a certificate for this host, and a local authority that signs it; with --tls unless there "
      "is --listen-tls",
@@ -236,8 +236,9 @@ struct serve_config {
     struct serve_options options;
     enum sluice_route route;
     struct http_sites sites;
-    struct address_prefix *trusted; /* as many as options.trust_forwarded has */
-    struct config_storage *storage; /* what strings of the file lie in */
+    struct option_list certificates; /* of all sites; the strings are the options' */
+    struct address_prefix *trusted;  /* as many as options.trust_forwarded has */
+    struct config_storage *storage;  /* what strings of the file lie in */
 };
 
 /* ---- Configuration --------------------------------------------------------------------------------------------- */
@@ -247,6 +248,7 @@ static void config_free(struct serve_config *config)
     const struct command_spec command = command_for(NULL);
     http_sites_free(&config->sites);
     free(config->trusted);
+    option_list_free(&config->certificates);
     options_free_lists(&command, &config->options);
     config_forget(&config->storage);
     *config = (struct serve_config){0};
@@ -273,10 +275,39 @@ static int begin_site(void *context, const char *name, struct failure *why)
     return serve_sites_name(&config->sites, name, why);
 }
 
+/* From number first on. Names in certificates tell whom they are for, not where they are written. */
+static int add_certificates(struct serve_config *config, const struct option_list *list, unsigned first,
+                            struct failure *failure)
+{
+    struct option_list *all = &config->certificates;
+    if (first >= list->count)
+        return 0;
+    unsigned count = list->count - first;
+    const char **larger = realloc(all->items, (all->count + count) * sizeof *larger);
+    if (larger == NULL)
+        return failure_set(failure, -ENOMEM, PROGRAM ": out of memory");
+    memcpy(larger + all->count, list->items + first, count * sizeof *larger);
+    *all = (struct option_list){larger, all->count + count};
+    return 0;
+}
+
+/* The first one is for clients that name no host: it is one of those for all sites, if there are any. */
+static int add_certificates_for_all(struct serve_config *config, struct failure *failure)
+{
+    return config->certificates.count > 0 ? 0
+                                          : add_certificates(config, &config->options.site.certificates, 0, failure);
+}
+
 static int finish_site(void *context, void *options, const struct config_origin *origin, struct failure *failure)
 {
     struct serve_config *config = context;
     const struct serve_options *section = options;
+    int result = add_certificates_for_all(config, failure);
+    if (result == 0) /* a section's list begins with those for all */
+        result =
+            add_certificates(config, &section->site.certificates, config->options.site.certificates.count, failure);
+    if (result < 0)
+        return result;
     return serve_sites_add(&config->sites, &section->site, &config->options.site, origin, failure);
 }
 
@@ -310,9 +341,12 @@ static int check_config(struct serve_config *config, const struct config_origin 
         return config_wrong(origin, "sqpoll", -EINVAL, failure, "this needs loop io_uring, not %s",
                             loop_kinds[options->loop]);
     const char *wrong;
-    if (serve_tls_check(&options->tls, &wrong, &why) < 0)
+    int result = add_certificates_for_all(config, failure);
+    if (result < 0)
+        return result;
+    if (serve_tls_check(&options->tls, &config->certificates, &wrong, &why) < 0)
         return config_wrong(origin, wrong, -EINVAL, failure, "%.600s", why.text);
-    int result = read_trusted(config, origin, failure);
+    result = read_trusted(config, origin, failure);
     return result < 0 ? result : add_site_for_all(config, origin, failure);
 }
 
@@ -544,7 +578,8 @@ static int generation_prepare(struct serve_config *config, const struct generati
     if (r == 0)
         r = check_pacing(generation, failure);
     if (r == 0 && serve_tls_is_wanted(&options->tls))
-        r = serve_tls_load(&options->tls, tickets, options->verbose, say_of_tls, NULL, &generation->tls, failure);
+        r = serve_tls_load(&options->tls, &generation->config.certificates, tickets, options->verbose, say_of_tls, NULL,
+                           &generation->tls, failure);
     if (r < 0) {
         generation_free(generation);
         return r;

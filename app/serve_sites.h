@@ -16,6 +16,7 @@ struct site_options {
     bool listing, precompressed;
     uint64_t rate; /* 0: not limited */
     struct option_list cache, header;
+    struct option_list certificates; /* for serve_tls: those of all sites make one list */
 };
 
 /* In the order of enum beneath_symlinks. */

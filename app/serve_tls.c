@@ -18,19 +18,20 @@ bool serve_tls_is_wanted(const struct serve_tls_options *options)
     return options->listen != NULL || serve_tls_replaces_http(options);
 }
 
-int serve_tls_check(const struct serve_tls_options *options, const char **ret_option, struct failure *failure)
+int serve_tls_check(const struct serve_tls_options *options, const struct option_list *certificates,
+                    const char **ret_option, struct failure *failure)
 {
     *ret_option = "certificate";
     if (!serve_tls_is_wanted(options)) {
-        if (options->certificates.count > 0)
+        if (certificates->count > 0)
             return failure_set(failure, -EINVAL,
                                "a certificate is of no use without TLS; add --tls, or --listen-tls ADDR:PORT");
-    } else if (options->certificates.count == 0 && !options->development) {
+    } else if (certificates->count == 0 && !options->development) {
         return failure_set(failure, -EINVAL,
                            "TLS needs one: --certificate FILE,KEYFILE; or, for trying out, --tls-dev makes one");
     }
     *ret_option = "tls-dev";
-    if (options->development && options->certificates.count > 0)
+    if (options->development && certificates->count > 0)
         return failure_set(failure, -EINVAL, "the certificate is made, or given by --certificate, not both");
     *ret_option = "redirect-to-https";
     if (options->redirect && (options->listen == NULL || serve_tls_replaces_http(options)))
@@ -111,13 +112,13 @@ static bool kernel_can(bool wanted, bool verbose, void (*say)(void *context, con
     return can;
 }
 
-int serve_tls_load(const struct serve_tls_options *options, struct tls_tickets **tickets, bool verbose,
-                   void (*say)(void *context, const char *line), void *say_context, struct tls_context **ret_context,
-                   struct failure *failure)
+int serve_tls_load(const struct serve_tls_options *options, const struct option_list *certificates,
+                   struct tls_tickets **tickets, bool verbose, void (*say)(void *context, const char *line),
+                   void *say_context, struct tls_context **ret_context, struct failure *failure)
 {
     struct tls_development development;
     struct parted parted = {.count = 0};
-    int r = part(&options->certificates, &parted);
+    int r = part(certificates, &parted);
     if (r < 0)
         failure_set(failure, r, "out of memory");
     if (r == 0 && options->development) {

@@ -9,8 +9,7 @@
 #include "service/tls.h"
 
 struct serve_tls_options {
-    const char *listen;              /* a second address, with TLS */
-    struct option_list certificates; /* CERT or CERT,KEY */
+    const char *listen; /* a second address, with TLS */
     const char *ciphers, *groups;
     uint64_t tickets; /* ms; 0: none */
     unsigned min;
@@ -26,14 +25,16 @@ bool serve_tls_replaces_http(const struct serve_tls_options *options);
 /* Is there any? */
 bool serve_tls_is_wanted(const struct serve_tls_options *options);
 
-/* What the options say together. Returns 0 or -EINVAL, and in *ret_option which is wrong ("certificate"). */
-int serve_tls_check(const struct serve_tls_options *options, const char **ret_option, struct failure *failure);
+/* What the options say together. certificates: "CERT" or "CERT,KEY". Returns 0 or -EINVAL, and in *ret_option which is
+ * wrong ("certificate"). */
+int serve_tls_check(const struct serve_tls_options *options, const struct option_list *certificates,
+                    const char **ret_option, struct failure *failure);
 
 /* Reads certificates and keys. tickets: made if it is NULL and wanted, and kept from reload to reload. say is called
  * with what the operator has to know: certificates that expire, how to trust the one that --tls-dev made; and, if
  * verbose, all certificates, and whether the kernel can encrypt. Returns 0 or a negative errno. */
-int serve_tls_load(const struct serve_tls_options *options, struct tls_tickets **tickets, bool verbose,
-                   void (*say)(void *context, const char *line), void *say_context, struct tls_context **ret_context,
-                   struct failure *failure);
+int serve_tls_load(const struct serve_tls_options *options, const struct option_list *certificates,
+                   struct tls_tickets **tickets, bool verbose, void (*say)(void *context, const char *line),
+                   void *say_context, struct tls_context **ret_context, struct failure *failure);
 
 #endif

@@ -17,8 +17,9 @@
 
 #define BUFFER_DEFAULT (64u << 10)
 #define ACCESS_TEXT_MAX 1024
-#define NOTE_MAX 100   /* "[N lines lost: ...]" */
-#define JSON_FRAME 256 /* of an access line but for the texts: names, time, two numbers */
+#define NOTE_MAX 100 /* "[N lines lost: ...]" */
+#define LOG_TLS_MAX 16
+#define JSON_FRAME 256 /* of an access line but for the texts: names, time, two numbers, the version of TLS */
 
 /* How a descriptor takes bytes. */
 enum kind {
@@ -332,6 +333,8 @@ static char *put_json(char *at, const struct log_access *access, size_t line_max
     at = put_number(at, access->bytes);
     at = put_member(at, ",\"referer\":", access->referer, share);
     at = put_member(at, ",\"user_agent\":", access->user_agent, share);
+    if (access->tls != NULL)
+        at = put_member(at, ",\"tls\":", (struct log_text){access->tls, strlen(access->tls)}, LOG_TLS_MAX);
     *at++ = '}';
     return at;
 }

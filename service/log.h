@@ -69,6 +69,7 @@ struct log_access {
     unsigned status;
     uint64_t bytes; /* of the body, as sent; 0 is written "-" */
     struct log_text referer, user_agent;
+    const char *tls; /* its version, "TLSv1.3", which JSON has a member for; NULL: none */
 };
 
 /* Append the line for one request. Quotes and backslashes get a backslash; control bytes and bytes above 126 become

@@ -291,6 +291,7 @@ static void log_request(struct connection *connection, unsigned status, uint64_t
         .request = line,
         .status = status,
         .bytes = bytes,
+        .tls = connection->secure != NULL ? secure_version(connection) : NULL,
     };
     if (request != NULL) {
         access.referer = (struct log_text){request->referer.data, request->referer.length};
@@ -427,7 +428,7 @@ static enum progress send_segments(struct connection *connection, struct exchang
         allowance_respond(connection, exchange->site);
     options->transform = NULL;
     if (connection->secure != NULL) {
-        options->transform = secure_transform(connection, exchange->close || server->closing);
+        options->transform = secure_transform(connection, exchange->close || server->draining);
         exchange->sent_before = secure_sent(connection);
         if (options->transform != NULL) /* what it is given has to be read */
             options->route = SLUICE_ROUTE_AUTO;

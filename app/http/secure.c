@@ -166,6 +166,11 @@ uint64_t secure_delivered(const struct connection *connection, const struct slui
                                              : min_u64(receipt->bytes, tls_session_sent(session) - before);
 }
 
+const char *secure_version(const struct connection *connection)
+{
+    return tls_session_version(connection->secure->session);
+}
+
 void secure_end(struct connection *connection)
 {
     tls_session_end(connection->secure->session);

@@ -43,6 +43,9 @@ const struct sluice_transform *secure_transform(struct connection *connection, b
 uint64_t secure_sent(const struct connection *connection);
 uint64_t secure_delivered(const struct connection *connection, const struct sluice_receipt *receipt, uint64_t before);
 
+/* "TLSv1.3", for the log. */
+const char *secure_version(const struct connection *connection);
+
 /* Before the sending side is closed after whole responses: say so. */
 void secure_end(struct connection *connection);
 
