@@ -185,6 +185,17 @@ def without():
     equal((response["Content-Encoding"], response["Vary"]), (None, None))
 
 
+@case("a site may have it and another not; patterns for Cache-Control mean the file, not the sibling")
+def sites():
+    file = write(new_root(), "serve.conf", data=(
+        "root = %s\ncache = *.css = max-age=9\n\n[host yes.example]\nprecompressed = yes\n" % root).encode())
+    with Server("--config=" + file) as configured, Client(configured) as client:
+        for host, coding in (("no.example", None), ("yes.example", "br"), ("no.example", None)):
+            response = client.get("/style.css", "Accept-Encoding: br", host=host)
+            equal((response["Content-Encoding"], response["Cache-Control"]), (coding, "max-age=9"), host)
+            equal(response["Vary"], coding and "Accept-Encoding", host)
+
+
 @case("with --snapshot and without openat2 the siblings are the same")
 def otherwise():
     with Server(root, "--precompressed", "--snapshot", env={"SLUICE_NO_OPENAT2": "1"}) as other:
