@@ -570,8 +570,10 @@ send_parts(struct connection *connection, struct exchange *exchange, const struc
 }
 
 /* Takes the reference. */
-static inline enum progress send_file(struct connection *connection, struct exchange *exchange,
-                                      const struct http_request *request, struct file *file)
+__attribute__((always_inline)) static inline enum progress send_file(struct connection *connection,
+                                                                     struct exchange *exchange,
+                                                                     const struct http_request *request,
+                                                                     struct file *file)
 {
     struct representation representation = {file->size, file->modified, file->etag, file->weak};
     struct http_ranges ranges;
@@ -606,16 +608,16 @@ static void on_coded_found(void *context, int result, struct file *coded);
 static enum progress send_accepted(struct connection *connection, struct exchange *exchange,
                                    const struct http_request *request, struct file *file, unsigned tried)
 {
-    struct files *files = connection->server->files;
     enum http_coding order[HTTP_CODINGS];
-    unsigned count = http_codings_accepted(request->accept_encoding, order);
+    unsigned count = file->negotiable ? http_codings_accepted(request->accept_encoding, order) : 0;
     while (tried < count) {
         enum http_coding coding = order[tried++];
         struct file *coded;
         int result = files_find_coded(file, coding, &coded);
         if (result == 1) {
-            files_release(files, file);
-            return send_file(connection, exchange, request, coded);
+            files_release(connection->server->files, file);
+            file = coded;
+            break;
         }
         if (result == 0 && files_look_up_coded(file, coding, on_coded_found, exchange, &exchange->lookup) == 0) {
             exchange->file = file;
@@ -630,23 +632,19 @@ static void on_coded_found(void *context, int result, struct file *coded)
 {
     struct exchange *exchange = context;
     struct connection *connection = exchange->connection;
-    struct http_server *server = connection->server;
     struct file *file = exchange->file;
     struct http_request request;
     exchange->lookup = NULL;
     exchange->file = NULL;
     connection->exchange = NULL;
     connection->state = READING;
-    tick(server);
+    tick(connection->server);
     (void)held_request(connection, &request); /* it was parsed before */
-    enum progress progress;
     if (result == 1) {
-        files_release(server->files, file);
-        progress = send_file(connection, exchange, &request, coded);
-    } else {
-        progress = send_accepted(connection, exchange, &request, file, exchange->tried);
+        files_release(connection->server->files, file);
+        file = coded; /* which is not negotiable */
     }
-    if (progress == ANSWERED)
+    if (send_accepted(connection, exchange, &request, file, exchange->tried) == ANSWERED)
         go_on(connection);
 }
 
@@ -859,13 +857,11 @@ static int resolve(struct http_server *server, const struct http_site *site, con
 }
 
 /* With what files_find or a helper found under the path in server->path, given and length being as resolve said. */
-static inline enum progress answer_found(struct connection *connection, struct exchange *exchange,
-                                         const struct http_request *request, int given, int length, int result,
-                                         struct file *file)
+static enum progress answer_found(struct connection *connection, struct exchange *exchange,
+                                  const struct http_request *request, int given, int length, int result,
+                                  struct file *file)
 {
     struct http_server *server = connection->server;
-    if (result == 1 && !file->negotiable)
-        return send_file(connection, exchange, request, file);
     if (result == 1)
         return send_accepted(connection, exchange, request, file, 0);
     if (given != length && (result == -ENOENT || result == -EISDIR)) {
@@ -945,6 +941,8 @@ static inline enum progress respond(struct connection *connection, struct exchan
     struct file *file;
     struct files_root *root = files_root(server->files, site->number);
     int result = files_find(root, server->path, (size_t)length, &file);
+    if (result == 1 && !file->negotiable)
+        return send_file(connection, exchange, request, file);
     if (result != 0)
         return answer_found(connection, exchange, request, given, length, result, file);
     result = files_look_up(root, server->path, (size_t)length, on_found, exchange, &exchange->lookup);
@@ -967,12 +965,6 @@ static inline struct exchange *begin_exchange(struct connection *connection, con
     exchange->site = http_sites_find(server->options->sites, request->host);
     exchange->close = !request->keep_alive || server->closing;
     return exchange;
-}
-
-static inline enum progress answer(struct connection *connection, const struct http_request *request)
-{
-    struct exchange *exchange = begin_exchange(connection, request);
-    return exchange == NULL ? ENDED : respond(connection, exchange, request);
 }
 
 /* ---- Bodies of requests ---------------------------------------------------------------------------------------- */
@@ -1019,14 +1011,19 @@ static enum progress invite_body(struct connection *connection, struct exchange 
 
 /* A request with a body, which is read and thrown away if it is small, or with an expectation that is not ours to meet.
  * behind: what has come behind the head. *taken, the bytes of this request, grows by those of them that are its body.
- */
-static enum progress answer_unusual(struct connection *connection, const struct http_request *request,
-                                    const char *behind, size_t length, size_t *taken)
+ * NULL: it cannot be responded to now; *ret_progress. */
+static struct exchange *begin_unusual(struct connection *connection, const struct http_request *request,
+                                      const char *behind, size_t length, size_t *taken, enum progress *ret_progress)
 {
     struct http_server *server = connection->server;
-    struct exchange *exchange = begin_exchange(connection, request);
+    struct exchange *exchange = connection->exchange;
+    connection->exchange = NULL;
+    if (exchange != NULL)
+        return exchange; /* its body was skipped */
+    exchange = begin_exchange(connection, request);
+    *ret_progress = ENDED;
     if (exchange == NULL)
-        return ENDED;
+        return NULL;
     int r = -417;
     if (!request->expects_other) {
         size_t used = 0;
@@ -1036,18 +1033,20 @@ static enum progress answer_unusual(struct connection *connection, const struct 
         *taken += used;
     }
     if (r == HTTP_BODY_DONE)
-        return respond(connection, exchange, request);
+        return exchange;
     if (r == HTTP_BODY_MORE) {
         connection->exchange = exchange;
         connection->state = SKIPPING;
         note_begin(exchange);
         sluice_timer_start(server->loop, &connection->timer, server->options->header_timeout, on_timeout, connection);
-        return request->expects_continue && length == 0 ? invite_body(connection, exchange) : PENDING;
+        *ret_progress = request->expects_continue && length == 0 ? invite_body(connection, exchange) : PENDING;
+        return NULL;
     }
     if (request->has_body) /* it is not read: where the next request begins is not known */
         exchange->close = exchange->linger = true;
-    return r == -405 ? answer_other(connection, exchange, request)
-                     : send_status(connection, exchange, request, (unsigned)-r, NULL);
+    *ret_progress = r == -405 ? answer_other(connection, exchange, request)
+                              : send_status(connection, exchange, request, (unsigned)-r, NULL);
+    return NULL;
 }
 
 /* Of a body that is not what it has to be, or does not come. */
@@ -1065,26 +1064,20 @@ static void refuse_body(struct connection *connection, unsigned status)
 
 static void skip_body(struct connection *connection, const char *data, size_t length)
 {
-    struct exchange *exchange = connection->exchange;
-    struct http_request request;
     size_t used;
-    int r = http_body_take(&exchange->body, data, length, &used);
+    int r = http_body_take(&connection->exchange->body, data, length, &used);
     if (r == HTTP_BODY_MORE)
         return;
-    tick(connection->server);
     if (r < 0) {
+        tick(connection->server);
         refuse_body(connection, (unsigned)-r);
-        return;
-    }
-    if (used < length && stash_append(connection, data + used, length - used) < 0) {
+    } else if (used < length && stash_append(connection, data + used, length - used) < 0) {
         connection_close(connection);
-        return;
+    } else { /* the head again, which comes to begin_unusual, and what came behind the body */
+        connection->state = READING;
+        connection->held = 0;
+        take_requests(connection, stash_data(connection), connection->stash_length, true);
     }
-    (void)held_request(connection, &request);
-    connection->exchange = NULL;
-    connection->state = READING;
-    if (respond(connection, exchange, &request) == ANSWERED)
-        go_on(connection);
 }
 
 /* ---- Requests one after the other ------------------------------------------------------------------------------ */
@@ -1164,9 +1157,13 @@ static void take_requests(struct connection *connection, const char *data, size_
         connection->heading = false;
         size_t taken = (size_t)head;
         const char *behind = data + used + taken;
-        enum progress progress = request.has_body || request.expects_other
-                                     ? answer_unusual(connection, &request, behind, length - used - taken, &taken)
-                                     : answer(connection, &request);
+        enum progress progress = ENDED;
+        struct exchange *exchange =
+            request.has_body || request.expects_other
+                ? begin_unusual(connection, &request, behind, length - used - taken, &taken, &progress)
+                : begin_exchange(connection, &request);
+        if (exchange != NULL)
+            progress = respond(connection, exchange, &request);
         if (progress == ENDED)
             return;
         if (progress == PENDING) {

@@ -13,8 +13,8 @@
  *   CLOSED      within connection_close
  *
  *   READING -> LOOKING_UP, SENDING         respond()
- *   READING -> SKIPPING                    answer_unusual()
- *   SKIPPING -> READING, LOOKING_UP, SENDING   skip_body()
+ *   READING -> SKIPPING                    begin_unusual()
+ *   SKIPPING -> READING, SENDING           skip_body()
  *   LOOKING_UP -> READING, SENDING         on_found(), on_listed()
  *   SENDING -> READING                     on_sent()
  *   any -> LINGERING                       linger()

@@ -642,8 +642,8 @@ static bool wants_look_up(struct files *files, struct entry *entry)
     return true;
 }
 
-static inline int find(struct files_root *root, const char *path, size_t length, enum http_coding coding,
-                       struct file **ret_file)
+__attribute__((always_inline)) static inline int find(struct files_root *root, const char *path, size_t length,
+                                                      enum http_coding coding, struct file **ret_file)
 {
     struct files *files = root->files;
     struct entry *entry = entry_find(root, path, length, hash_path(root, path, length), coding);

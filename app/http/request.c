@@ -311,8 +311,7 @@ static inline int parse_request_line(const char **cursor, const char *end, struc
 
 /* What the fields say about this message and connection, judged once the head is whole. */
 struct framing {
-    bool content_length, transfer_encoding, chunked, close, keep_alive, expects_continue, expects_other;
-    uint64_t length;
+    bool content_length, transfer_encoding, close, keep_alive;
 };
 
 /* A field that may come once. For Host and the framing, a second one is the stuff of request smuggling; for conditions
@@ -334,7 +333,7 @@ static inline int take_first(struct slice *field, struct slice value)
 }
 
 /* 1*DIGIT, once. RFC 9112, 6.3 lets a recipient refuse lists of one value repeated, and we do. */
-static int take_content_length(struct framing *framing, struct slice value)
+static int take_content_length(struct http_request *request, struct framing *framing, struct slice value)
 {
     if (framing->content_length || value.length == 0)
         return -400;
@@ -345,7 +344,7 @@ static int take_content_length(struct framing *framing, struct slice value)
             return -400;
     }
     framing->content_length = true;
-    framing->length = length;
+    request->content_length = length;
     return 1;
 }
 
@@ -361,14 +360,14 @@ static int take_connection(struct framing *framing, struct slice value)
     return 1;
 }
 
-static int take_expect(struct framing *framing, struct slice value)
+static int take_expect(struct http_request *request, struct slice value)
 {
     const char *at = value.data, *end = at + value.length;
     for (struct slice expectation; field_next_element(&at, end, &expectation);) {
         if (SLICE_READS(expectation, "100-continue"))
-            framing->expects_continue = true;
+            request->expects_continue = true;
         else
-            framing->expects_other = true;
+            request->expects_other = true;
     }
     return 1;
 }
@@ -391,7 +390,7 @@ static inline int take_field(struct http_request *request, struct framing *frami
         if (READS(text, "accept"))
             return take_first(&request->accept, value);
         if (READS(text, "expect"))
-            return take_expect(framing, value);
+            return take_expect(request, value);
         break;
     case 7:
         if (READS(text, "referer"))
@@ -415,7 +414,7 @@ static inline int take_field(struct http_request *request, struct framing *frami
         break;
     case 14:
         if (READS(text, "content-length"))
-            return take_content_length(framing, value);
+            return take_content_length(request, framing, value);
         break;
     case 15:
         if (READS(text, "accept-encoding"))
@@ -430,7 +429,7 @@ static inline int take_field(struct http_request *request, struct framing *frami
             if (framing->transfer_encoding)
                 return -400;
             framing->transfer_encoding = true;
-            framing->chunked = SLICE_READS(value, "chunked");
+            request->chunked = SLICE_READS(value, "chunked");
         }
         break;
     case 19:
@@ -485,16 +484,14 @@ static inline int judge(struct http_request *request, const struct framing *fram
         return -400;
     if (framing->transfer_encoding && (framing->content_length || request->minor == 0))
         return -400;
-    if (framing->transfer_encoding && !framing->chunked)
+    if (framing->transfer_encoding && !request->chunked)
         return -501;
     if (authority.data != NULL)
         request->host = authority; /* RFC 9112, 3.2.2: then the Host field counts for nothing */
     request->keep_alive = !framing->close && (request->minor == 1 || framing->keep_alive);
-    request->content_length = framing->length;
-    request->chunked = framing->chunked;
-    request->has_body = framing->length > 0 || framing->chunked;
-    request->expects_continue = framing->expects_continue && request->minor == 1;
-    request->expects_other = framing->expects_other && request->minor == 1;
+    request->has_body = request->content_length > 0 || request->chunked;
+    if (request->minor == 0)
+        request->expects_continue = request->expects_other = false;
     return 1;
 }
 
