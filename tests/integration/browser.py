@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pathlib
 import select
 import shutil
 import signal
