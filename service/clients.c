@@ -13,7 +13,8 @@
 
 struct entry {
     struct client_key key;
-    uint32_t connections, sending; /* connections 0: free */
+    uint32_t connections; /* 0: free */
+    uint32_t doing[CLIENT_DOINGS];
 };
 
 struct table {
@@ -104,11 +105,6 @@ static struct entry *search(struct table *table, struct client_key key)
     return NULL;
 }
 
-static struct entry *own(const struct clients *clients, struct client_key key)
-{
-    return search(table_of(clients->tables, clients->slot), key);
-}
-
 bool clients_enter(const struct clients *clients, struct client_key key)
 {
     struct table *table = table_of(clients->tables, clients->slot);
@@ -119,7 +115,8 @@ bool clients_enter(const struct clients *clients, struct client_key key)
         table->used++;
         WRITE(entry->key.high, key.high);
         WRITE(entry->key.low, key.low);
-        WRITE(entry->sending, 0);
+        for (unsigned i = 0; i < CLIENT_DOINGS; i++)
+            WRITE(entry->doing[i], 0);
     }
     WRITE(entry->connections, entry->connections + 1);
     return true;
@@ -129,7 +126,8 @@ static void copy_entry(struct entry *to, const struct entry *from)
 {
     WRITE(to->key.high, from->key.high);
     WRITE(to->key.low, from->key.low);
-    WRITE(to->sending, from->sending);
+    for (unsigned i = 0; i < CLIENT_DOINGS; i++)
+        WRITE(to->doing[i], from->doing[i]);
     WRITE(to->connections, from->connections);
 }
 
@@ -157,28 +155,33 @@ void clients_leave(const struct clients *clients, struct client_key key)
     table->used--;
 }
 
-void clients_begin_sending(const struct clients *clients, struct client_key key)
+static void change(const struct clients *clients, struct client_key key, enum client_doing doing, uint32_t by)
 {
-    struct entry *entry = own(clients, key);
-    WRITE(entry->sending, entry->sending + 1);
+    struct entry *entry = search(table_of(clients->tables, clients->slot), key);
+    WRITE(entry->doing[doing], entry->doing[doing] + by);
 }
 
-void clients_end_sending(const struct clients *clients, struct client_key key)
+void clients_begin(const struct clients *clients, struct client_key key, enum client_doing doing)
 {
-    struct entry *entry = own(clients, key);
-    WRITE(entry->sending, entry->sending - 1);
+    change(clients, key, doing, 1);
+}
+
+void clients_end(const struct clients *clients, struct client_key key, enum client_doing doing)
+{
+    change(clients, key, doing, UINT32_MAX); /* one less */
 }
 
 struct client_counts clients_count(const struct clients *clients, struct client_key key)
 {
-    struct client_counts sum = {0, 0};
+    struct client_counts sum = {0};
     for (unsigned i = 0; i < clients->tables->count; i++) {
         const struct entry *entry = search(table_of(clients->tables, i), key);
         if (entry == NULL)
             continue;
         unsigned connections = READ(entry->connections);
         sum.connections += connections;
-        sum.sending += connections > 0 ? READ(entry->sending) : 0;
+        for (unsigned doing = 0; doing < CLIENT_DOINGS && connections > 0; doing++)
+            sum.doing[doing] += READ(entry->doing[doing]);
     }
     return sum;
 }

@@ -17,7 +17,7 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-#define CLIENTS_MAX 49152 /* three quarters of 65,536 entries, 1.5 MiB */
+#define CLIENTS_MAX 49152 /* three quarters of 65,536 entries, 2 MiB */
 
 /* Whom an address counts as: an IPv4 address for itself, an IPv6 address for its /64, which is what one customer is
  * given at least (RFC 6177): whoever has one has all addresses in it. */
@@ -46,12 +46,19 @@ bool clients_enter(const struct clients *clients, struct client_key key);
 /* One that was counted has ended. */
 void clients_leave(const struct clients *clients, struct client_key key);
 
-/* One that was counted has begun to send, or has nothing more to send. */
-void clients_begin_sending(const struct clients *clients, struct client_key key);
-void clients_end_sending(const struct clients *clients, struct client_key key);
+/* What connections that are counted do, and are counted by once more. It must have ended before they leave. */
+enum client_doing {
+    CLIENT_SENDING, /* it has something to send */
+    CLIENT_REFUSED, /* it is told that it is one too many, and is there until its client has heard that */
+    CLIENT_DOINGS
+};
+
+void clients_begin(const struct clients *clients, struct client_key key, enum client_doing doing);
+void clients_end(const struct clients *clients, struct client_key key, enum client_doing doing);
 
 struct client_counts {
-    unsigned connections, sending;
+    unsigned connections;
+    unsigned doing[CLIENT_DOINGS]; /* of these */
 };
 
 /* Of all workers. */

@@ -68,7 +68,7 @@ static void take_share(struct connection *connection)
 {
     struct allowance *allowance = connection->allowance;
     const struct http_server_options *options = connection->server->options;
-    unsigned sending = clients_count(options->clients, allowance->key).sending;
+    unsigned sending = clients_count(options->clients, allowance->key).doing[CLIENT_SENDING];
     uint64_t share = options->rate_per_address / (sending > 0 ? sending : 1);
     allowance->share = share > 0 ? share : 1;
 }
@@ -83,7 +83,7 @@ static void stop_sharing(struct connection *connection)
 {
     struct allowance *allowance = connection->allowance;
     list_remove(&allowance->sharing);
-    clients_end_sending(connection->server->options->clients, allowance->key);
+    clients_end(connection->server->options->clients, allowance->key, CLIENT_SENDING);
 }
 
 static void share_out(void *context)
@@ -111,7 +111,7 @@ static void begin_sharing(struct connection *connection)
     if (list_empty(&allowances->sharing))
         sluice_timer_start(server->loop, &allowances->timer, SHARING_CHECK, share_out, server);
     list_add_last(&allowances->sharing, &connection->allowance->sharing);
-    clients_begin_sending(server->options->clients, connection->allowance->key);
+    clients_begin(server->options->clients, connection->allowance->key, CLIENT_SENDING);
     take_share(connection);
 }
 
@@ -148,10 +148,14 @@ static enum allowance_verdict count_connection(struct connection *connection)
     }
     if (!allowance->counted || options->connections_per_address == 0)
         return ALLOWANCE_GRANTED;
-    unsigned count = clients_count(options->clients, allowance->key).connections;
-    if (count <= options->connections_per_address)
+    struct client_counts count = clients_count(options->clients, allowance->key);
+    /* Other workers' numbers are read one after the other. */
+    unsigned refused = count.doing[CLIENT_REFUSED];
+    if (count.connections <= refused || count.connections - refused <= options->connections_per_address)
         return ALLOWANCE_GRANTED;
-    return count / 2 <= options->connections_per_address ? ALLOWANCE_REFUSED : ALLOWANCE_ABUSED;
+    allowance->refused = true;
+    clients_begin(options->clients, allowance->key, CLIENT_REFUSED);
+    return count.connections / 2 <= options->connections_per_address ? ALLOWANCE_REFUSED : ALLOWANCE_ABUSED;
 }
 
 enum allowance_verdict allowance_begin(struct connection *connection)
@@ -185,6 +189,8 @@ void allowance_end(struct connection *connection)
         return;
     if (!list_empty(&allowance->sharing))
         stop_sharing(connection);
+    if (allowance->refused)
+        clients_end(connection->server->options->clients, allowance->key, CLIENT_REFUSED);
     if (allowance->counted)
         clients_leave(connection->server->options->clients, allowance->key);
     free(allowance);

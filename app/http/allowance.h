@@ -38,7 +38,7 @@ struct allowance {
     uint64_t rate;  /* of the site whose response is, or was, sent */
     uint64_t share; /* of the address's rate */
     uint64_t told;  /* to the kernel */
-    bool counted;
+    bool counted, refused;
 };
 
 void allowances_init(struct http_server *server);

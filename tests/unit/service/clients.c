@@ -57,19 +57,25 @@ TEST("connections of all workers add up, and those of one that ended are forgott
         for (unsigned i = 0; i <= slot; i++)
             CHECK(clients_enter(&clients, key));
         CHECK(clients_enter(&clients, other));
-        clients_begin_sending(&clients, key);
+        clients_begin(&clients, key, CLIENT_SENDING);
     }
     const struct clients second = worker(1);
     CHECK_EQ(clients_count(&second, key).connections, 6);
-    CHECK_EQ(clients_count(&second, key).sending, 3);
+    CHECK_EQ(clients_count(&second, key).doing[CLIENT_SENDING], 3);
     CHECK_EQ(connections(other), 3);
-    clients_end_sending(&second, key);
+    clients_begin(&second, key, CLIENT_REFUSED);
+    CHECK_EQ(clients_count(&second, key).doing[CLIENT_REFUSED], 1);
+    CHECK_EQ(clients_count(&second, key).doing[CLIENT_SENDING], 3);
+    CHECK_EQ(clients_count(&second, other).doing[CLIENT_REFUSED], 0);
+    clients_end(&second, key, CLIENT_REFUSED);
+    clients_end(&second, key, CLIENT_SENDING);
     clients_leave(&second, key);
+    CHECK_EQ(clients_count(&second, key).doing[CLIENT_REFUSED], 0);
     CHECK_EQ(clients_count(&second, key).connections, 5);
-    CHECK_EQ(clients_count(&second, key).sending, 2);
+    CHECK_EQ(clients_count(&second, key).doing[CLIENT_SENDING], 2);
     clients_forget(&tables, 2);
     CHECK_EQ(connections(key), 2);
-    CHECK_EQ(clients_count(&second, key).sending, 1);
+    CHECK_EQ(clients_count(&second, key).doing[CLIENT_SENDING], 1);
     CHECK_EQ(connections(other), 2);
     const struct clients third = worker(2); /* its successor */
     CHECK(clients_enter(&third, key));
@@ -123,22 +129,22 @@ TEST("whatever comes and goes, every address has as many as came and did not go"
                 clients_leave(&clients, key);
                 counts[i]--;
             } else if (sending[i] > 0) {
-                clients_end_sending(&clients, key);
+                clients_end(&clients, key, CLIENT_SENDING);
                 sending[i]--;
             }
             break;
         default:
             if (counts[i] > sending[i]) {
-                clients_begin_sending(&clients, key);
+                clients_begin(&clients, key, CLIENT_SENDING);
                 sending[i]++;
             }
         }
         if (step % 997 == 0)
             for (unsigned k = 0; k < ADDRESSES; k++) {
                 struct client_counts found = clients_count(&clients, numbered(k));
-                if (found.connections != counts[k] || found.sending != sending[k])
+                if (found.connections != counts[k] || found.doing[CLIENT_SENDING] != sending[k])
                     CHECK_FAIL("after %u steps, address %u: %u (not %u), %u sending (not %u)", step, k,
-                               found.connections, counts[k], found.sending, sending[k]);
+                               found.connections, counts[k], found.doing[CLIENT_SENDING], sending[k]);
             }
     }
     shared_destroy(&tables);
