@@ -369,13 +369,21 @@ int admin_start(const struct admin_options *options, struct admin **ret_admin)
     return 0;
 }
 
-static void close_all(void *context)
+static void close_all(struct admin *admin)
 {
-    struct admin *admin = context;
     LIST_FOR_EACH(link, &admin->connections)
     {
         close_connection(LIST_OBJECT(link, struct connection, all));
     }
+}
+
+static void on_drain_timeout(void *context)
+{
+    struct admin *admin = context;
+    admin->draining = false; /* not drained within the loop: that may free it */
+    close_all(admin);
+    admin->draining = true;
+    check_drained(admin);
 }
 
 static void stop_accepting(struct admin *admin)
@@ -391,7 +399,7 @@ void admin_drain(struct admin *admin)
         return;
     stop_accepting(admin);
     admin->draining = true;
-    sluice_timer_start(admin->options.loop, &admin->drain_timer, DRAIN_MS, close_all, admin);
+    sluice_timer_start(admin->options.loop, &admin->drain_timer, DRAIN_MS, on_drain_timeout, admin);
     check_drained(admin);
 }
 

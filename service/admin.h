@@ -28,7 +28,7 @@ struct admin_options {
      * metrics only). Called within the loop, for every request: it delays what else the loop has to do. */
     void (*write_metrics)(void *context, FILE *out);
     void (*write_status)(void *context, FILE *out);
-    void (*drained)(void *context); /* after admin_drain: the last connection is gone; may be NULL */
+    void (*drained)(void *context); /* after admin_drain: the last connection is gone; may stop it; may be NULL */
     void *context;
     unsigned timeout; /* ms; 0: 5 s */
 };
