@@ -130,6 +130,7 @@ class Page:
         self.session = browser.call("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
         self.complaints = []  # errors on the console, violations of the policy, exceptions
         self.requests = []    # (URL, fields) of all that were made
+        self.answers = []     # (URL, status)
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(domain + ".enable")
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
@@ -164,6 +165,8 @@ class Page:
                 self.complaints.append(about["entry"]["text"])
             elif name == "Network.requestWillBeSent":
                 self.requests.append([about["request"]["url"], about["request"]["headers"]])
+            elif name == "Network.responseReceived":
+                self.answers.append([about["response"]["url"], about["response"]["status"]])
 
     def ask(self, expression):
         """The value of a piece of JavaScript; of a promise, when it is kept."""

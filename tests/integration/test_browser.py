@@ -211,6 +211,7 @@ def video():
     starts = [int(re.fullmatch(r"bytes=(\d+)-\d*", fields["Range"])[1])
               for url, fields in page.requests if url.endswith("film.webm") and "Range" in fields]
     assert any(start > 30 << 20 for start in starts), starts
+    equal({code for url, code in page.answers if url.endswith("film.webm")}, {206})
     equal(page.complaints, [])
     page.close()
 
