@@ -19,6 +19,7 @@
 #define ACCESS_TEXT_MAX 1024
 #define NOTE_MAX 100 /* "[N lines lost: ...]" */
 #define LOG_TLS_MAX 16
+#define JSON_TEXTS 5   /* that may be cut, so that the rest fits */
 #define JSON_FRAME 256 /* of an access line but for the texts: names, time, two numbers, the version of TLS */
 
 /* How a descriptor takes bytes. */
@@ -320,12 +321,13 @@ static char *put_member(char *at, const char *name, struct log_text text, size_t
 /* A line that was cut would be no JSON: each text gets its share of what there is. */
 static char *put_json(char *at, const struct log_access *access, size_t line_max)
 {
-    size_t share = (line_max - JSON_FRAME) / 4;
+    size_t share = (line_max - JSON_FRAME) / JSON_TEXTS;
     if (share > 6 * ACCESS_TEXT_MAX)
         share = 6 * ACCESS_TEXT_MAX;
     at = put(at, "{\"time\":\"", 9);
     at = put(at, access->time, strnlen(access->time, LOG_TIME_TEXT_MAX));
     at = put_member(at, "\",\"client\":", access->client, share);
+    at = put_member(at, ",\"host\":", access->host, share);
     at = put_member(at, ",\"request\":", access->request, share);
     at = put_text(at, ",\"status\":");
     at = put_number(at, access->status);
@@ -342,7 +344,7 @@ static char *put_json(char *at, const struct log_access *access, size_t line_max
 void log_access(struct log *log, const struct log_access *access)
 {
     /* The line is made in place when the longest possible one fits, and elsewhere when it may have to be cut. */
-    enum { LONGEST = 4 * 6 * ACCESS_TEXT_MAX + JSON_FRAME };
+    enum { LONGEST = JSON_TEXTS * 6 * ACCESS_TEXT_MAX + JSON_FRAME };
     char line[LONGEST];
     char *room = log->line_max >= LONGEST ? room_for(log, LONGEST) : NULL;
     char *begin = room != NULL ? room : line;

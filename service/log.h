@@ -65,6 +65,7 @@ struct log_text {
 struct log_access {
     struct log_text client;
     const char *time;        /* from log_time_text, for this log's format */
+    struct log_text host;    /* whom it was for, as the client wrote it; JSON has a member for it */
     struct log_text request; /* the request line without CRLF */
     unsigned status;
     uint64_t bytes; /* of the body, as sent; 0 is written "-" */

@@ -294,6 +294,7 @@ static void log_request(struct connection *connection, unsigned status, uint64_t
         .tls = connection->secure != NULL ? secure_version(connection) : NULL,
     };
     if (request != NULL) {
+        access.host = (struct log_text){request->host.data, request->host.length};
         access.referer = (struct log_text){request->referer.data, request->referer.length};
         access.user_agent = (struct log_text){request->user_agent.data, request->user_agent.length};
     }

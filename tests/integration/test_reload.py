@@ -296,10 +296,10 @@ def json_log():
             client.recv(1000)
         found = until(lambda: len(lines(server.log)) >= 2 and lines(server.log), 5, "two lines")
         first = json.loads(found[0])
-        equal(sorted(first), ["bytes", "client", "referer", "request", "status", "time", "user_agent"])
+        equal(sorted(first), ["bytes", "client", "host", "referer", "request", "status", "time", "user_agent"])
         equal((first["client"], first["request"], first["status"], first["bytes"], first["referer"]),
               (LOCAL, "GET /small HTTP/1.1", 200, len(SMALL), "http://x/\"\\"))
-        equal(first["user_agent"], "\u00e9")
+        equal((first["host"], first["user_agent"]), ("test", "\u00e9"))
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", first["time"]), first
         for line in found:
             json.loads(line)

@@ -4,14 +4,15 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import time
 
-from harness import (LOCAL, PATIENCE, SLUICE, Broken, Client, Server, case, content, equal, get, main, new_root,
-                     same_bytes, together, until, write)
+from harness import (LOCAL, PATIENCE, SLUICE, Broken, Client, Server, Skip, case, content, equal, get, main, new_root,
+                     same_bytes, strace, together, until, write)
 
 top = new_root()
 first, second, plain = (os.path.join(top, name) for name in ("first", "second", "plain"))
@@ -300,6 +301,24 @@ def rate_per_address():
             equal(idle.get("/large.bin", "Range: bytes=0-9").status, 206)
             time.sleep(0.6)  # one that has nothing to send takes no share
             assert timed(client, MIB // 2) < 0.9 * PATIENCE
+
+
+@case("a kernel that does not pace is told about at the start, and one that ceases to, once",
+      sanitized=False)  # LeakSanitizer does not work in a traced process
+def not_paced():
+    if not shutil.which("strace"):
+        raise Skip("needs strace: apt-get install strace")
+    refuse = "inject=setsockopt:error=ENOPROTOOPT"
+    for option in ("--rate", "--rate-per-address"):
+        done = subprocess.run(["strace", "-f", "-o", "/dev/null", "-e", refuse, SLUICE, "serve", fast, option, "1M",
+                               "--check-config"], capture_output=True, text=True, timeout=20 * PATIENCE, check=False)
+        equal(done.returncode, 1, done.stderr)
+        assert "this kernel does not pace sockets" in done.stderr and "ENOPROTOOPT" in done.stderr, done.stderr
+    with Server(fast, "--rate", "1M", "--no-confine") as server:
+        with strace(server.worker_pids()[0], "-e", refuse):
+            for _ in range(3):
+                equal(len(get(server, "/large.bin", "Range: bytes=0-99999").body), 100000)
+        equal(server.errors().count("rates are not kept"), 1)
 
 
 # ---- How many ----
