@@ -17,8 +17,10 @@
 #include "service/confine.h"
 #include "service/crossovers.h"
 #include "service/descriptors.h"
+#include "service/identity.h"
 #include "service/log.h"
 #include "service/loop.h"
+#include "service/manager.h"
 #include "service/options.h"
 #include "service/prefix.h"
 #include "service/rotated_log.h"
@@ -41,7 +43,7 @@
 #define PROGRAM "sluice serve"
 
 struct serve_options {
-    const char *config, *listen, *congestion, *route, *access_log, *admin;
+    const char *config, *listen, *congestion, *route, *access_log, *admin, *user, *group;
     uint64_t workers, max_connections, connections_per_address, rate_per_address;
     uint64_t header_timeout, idle_timeout, send_timeout, drain_timeout, retire_timeout;
     struct option_list trust_forwarded;
@@ -191,6 +193,10 @@ static const struct option_spec option_table[] = {
      MEMBER(verbose), .default_text = NULL},
 
     {.type = OPTION_HEADING, .help = "Security"},
+    {"user", 0, "NAME", "whom the workers become, with all of that user's groups, when sluice is started as root",
+     OPTION_TEXT, MEMBER(user), .default_text = NULL},
+    {"group", 0, "NAME", "their group, instead of the one that --user has", OPTION_TEXT, MEMBER(group),
+     .default_text = NULL},
     {"confine", 0, NULL, "take from the workers all rights they do not need; --no-confine for debugging", OPTION_FLAG,
      MEMBER(confine), .default_text = "yes"},
     {.type = OPTION_END},
@@ -239,6 +245,7 @@ struct serve_config {
     struct option_list certificates; /* of all sites; the strings are the options' */
     struct address_prefix *trusted;  /* as many as options.trust_forwarded has */
     struct config_storage *storage;  /* what strings of the file lie in */
+    bool says_where;                 /* listen was given */
 };
 
 /* ---- Configuration --------------------------------------------------------------------------------------------- */
@@ -332,6 +339,7 @@ static int check_config(struct serve_config *config, const struct config_origin 
 {
     const struct serve_options *options = &config->options;
     struct failure why;
+    config->says_where = config_has(origin, "listen");
     int route = routes_parse(options->route, &why);
     if (route < 0 || routes_check((enum sluice_route)route, SLUICE_END_FILE,
                                   options->snapshot ? SLUICE_END_SNAPSHOT : 0, SLUICE_END_TCP, 1, &why) < 0)
@@ -432,6 +440,7 @@ struct generation {
     bool has_previous_listener, has_previous_tls_listener, has_previous_admin;
     struct tls_context *tls; /* NULL: none */
     struct rotated_log access_log;
+    struct identity identity; /* of the workers */
     unsigned workers, connections_each, open_files_each;
 };
 
@@ -467,14 +476,19 @@ static int check_pacing(const struct generation *generation, struct failure *fai
                : 0;
 }
 
-static int listen_anew(const char *where, const char *congestion, int *ret_listener, struct address *ret_address,
-                       struct failure *failure)
+/* said: somebody did say where. If not, whoever passed a socket has. */
+static int listen_anew(const char *where, bool said, const char *congestion, int *ret_listener,
+                       struct address *ret_address, struct failure *failure)
 {
     const struct listen_options options = {.congestion = congestion};
     struct address address;
-    int r = address_parse(where, &address, failure);
-    if (r == 0)
-        r = address_listen(&address, &options, ret_listener, failure);
+    int fd = said ? -1 : manager_socket(NULL);
+    int r = fd < 0 ? address_parse(where, &address, failure) : 0;
+    if (fd < 0 && r == 0)
+        r = manager_listen(&address, &options, &fd, failure);
+    else if (congestion != NULL && r == 0)
+        r = address_set_congestion(fd, congestion, failure);
+    *ret_listener = fd;
     if (r < 0)
         return r;
     /* Accepted sockets inherit it. The library says itself where more follows. */
@@ -503,7 +517,8 @@ static int start_listening(struct generation *generation, const struct generatio
 {
     const struct serve_options *options = &generation->config.options;
     if (previous == NULL || !same_text(previous->config.options.listen, options->listen))
-        return listen_anew(options->listen, options->congestion, &generation->listener, &generation->address, failure);
+        return listen_anew(options->listen, generation->config.says_where, options->congestion, &generation->listener,
+                           &generation->address, failure);
     generation->has_previous_listener = true;
     generation->address = previous->address;
     return share_socket(previous->listener, &generation->listener, failure);
@@ -515,7 +530,7 @@ static int start_tls_listener(struct generation *generation, const struct genera
     if (options->tls.listen == NULL)
         return 0;
     if (previous == NULL || !same_text(previous->config.options.tls.listen, options->tls.listen))
-        return listen_anew(options->tls.listen, options->congestion, &generation->tls_listener,
+        return listen_anew(options->tls.listen, true, options->congestion, &generation->tls_listener,
                            &generation->tls_address, failure);
     generation->has_previous_tls_listener = true;
     generation->tls_address = previous->tls_address;
@@ -547,6 +562,7 @@ static void generation_free(struct generation *generation)
     if (generation == NULL)
         return;
     rotated_log_close(&generation->access_log);
+    identity_free(&generation->identity);
     close_fd(generation->listener);
     close_fd(generation->tls_listener);
     tls_context_free(generation->tls);
@@ -577,6 +593,8 @@ static int generation_prepare(struct serve_config *config, const struct generati
         r = address_congestion_check(options->congestion, failure);
     if (r == 0)
         r = check_pacing(generation, failure);
+    if (r == 0)
+        r = identity_find(options->user, options->group, &generation->identity, failure);
     if (r == 0 && serve_tls_is_wanted(&options->tls))
         r = serve_tls_load(&options->tls, &generation->config.certificates, tickets, options->verbose, say_of_tls, NULL,
                            &generation->tls, failure);
@@ -594,9 +612,10 @@ static int generation_prepare(struct serve_config *config, const struct generati
 static int generation_open(struct generation *generation, const struct generation *previous, struct failure *failure)
 {
     const struct serve_options *options = &generation->config.options;
-    int r = start_listening(generation, previous, failure);
+    /* A socket that was passed for TLS is known by its address; the other one takes the first that is left. */
+    int r = start_tls_listener(generation, previous, failure);
     if (r == 0)
-        r = start_tls_listener(generation, previous, failure);
+        r = start_listening(generation, previous, failure);
     if (r == 0)
         r = start_admin_listener(generation, previous, failure);
     if (r < 0)
@@ -716,16 +735,16 @@ static int confine(struct serve *serve, const struct worker *worker)
         directories[i] = sites->items[i].root;
         follow |= sites->items[i].symlinks == BENEATH_SYMLINKS_FOLLOW;
     }
-    if (follow && first)
-        log_say(serve->error_log, PROGRAM ": symlinks follow: links lead anywhere, so the workers are not kept from "
-                                          "reading any file that their user may read");
     const struct confine_options options = {
         .groups = CONFINE_ACCEPT | CONFINE_THREADS | CONFINE_WATCH_FILES,
         .read_directories = directories,
         .read_directory_count = sites->count,
-        .read_anywhere = follow ? "a site follows symbolic links wherever they lead" : NULL,
+        .read_anywhere = follow ? "with symlinks follow, links lead anywhere" : NULL,
     };
-    return confine_worker_saying(&options, PROGRAM, serve->current->config.options.verbose && first, serve->error_log);
+    enum confine_saying saying = !first                                   ? CONFINE_SAY_NOTHING
+                                 : serve->current->config.options.verbose ? CONFINE_SAY_ALL
+                                                                          : CONFINE_SAY_LACKS;
+    return confine_worker_saying(&options, PROGRAM, saying, serve->error_log);
 }
 
 static int fail(struct serve *serve, const char *what, int code)
@@ -807,6 +826,20 @@ static int start_admin(struct serving *serving)
     return options.listener < 0 ? 0 : admin_start(&options, &serving->admin);
 }
 
+/* The supervisor, who looked before, may everything. */
+static bool may_enter(struct serve *serve)
+{
+    const struct http_sites *sites = &serve->current->config.sites;
+    for (unsigned i = 0; i < sites->count; i++) {
+        if (faccessat(sites->items[i].root, ".", X_OK, AT_EACCESS) == 0)
+            continue;
+        log_say(serve->error_log, PROGRAM ": user %s may not enter %s: %s (%s)", serve->current->config.options.user,
+                sites->items[i].directory, text_errno_meaning(errno), text_errno_name(errno));
+        return false;
+    }
+    return true;
+}
+
 static int worker_main(void *context, struct worker *worker)
 {
     struct serve *serve = context;
@@ -817,6 +850,8 @@ static int worker_main(void *context, struct worker *worker)
 
     serve->reloads = worker->reloads;
     generation_free(serve->fallback); /* its descriptors would be kept for nothing */
+    if (generation->identity.given && !may_enter(serve))
+        return WORKER_EXIT_GIVE_UP;
     /* The loop first: seccomp does not let a worker make rings. */
     int r = sluice_loop_new(&generation->loop, &serving.loop);
     if (r < 0)
@@ -893,9 +928,10 @@ static void on_ready(void *context)
     fflush(stdout);
 }
 
-/* How long workers may drain is as the configuration in force says. */
-static void set_times(struct serve *serve)
+/* What the supervisor has to know of the configuration in force. */
+static void tell_supervisor(struct serve *serve)
 {
+    serve->supervisor.identity = &serve->current->identity;
     serve->supervisor.drain_ms = serve->current->config.options.drain_timeout;
     serve->supervisor.retire_ms = serve->current->config.options.retire_timeout;
 }
@@ -930,7 +966,7 @@ static int on_reload(void *context, unsigned *workers)
     *workers = next->workers;
     serve->fallback = serve->current;
     serve->current = next;
-    set_times(serve);
+    tell_supervisor(serve);
     return 0;
 }
 
@@ -939,11 +975,11 @@ static int on_reload(void *context, unsigned *workers)
 static void end_listening(const struct generation *generation, const struct generation *later)
 {
     if (!later->has_previous_listener)
-        shutdown(generation->listener, SHUT_RDWR);
+        manager_shut_down(generation->listener);
     if (generation->tls_listener >= 0 && !later->has_previous_tls_listener)
-        shutdown(generation->tls_listener, SHUT_RDWR);
+        manager_shut_down(generation->tls_listener);
     if (generation->admin >= 0 && !later->has_previous_admin)
-        shutdown(generation->admin, SHUT_RDWR);
+        manager_shut_down(generation->admin);
 }
 
 static void on_reloaded(void *context, bool done)
@@ -953,7 +989,7 @@ static void on_reloaded(void *context, bool done)
     serve->fallback = NULL;
     if (!done) {
         serve->current = before;
-        set_times(serve);
+        tell_supervisor(serve);
         reopen_log(serve);
     }
     end_listening(done ? before : next, next);
@@ -974,9 +1010,9 @@ static void on_stopping(void *context)
     const struct generation *generations[] = {serve->current, serve->fallback};
     /* As long as it listens, the kernel would take connections that nobody accepts. */
     for (size_t i = 0; i < 2 && generations[i] != NULL; i++) {
-        shutdown(generations[i]->listener, SHUT_RDWR);
+        manager_shut_down(generations[i]->listener);
         if (generations[i]->tls_listener >= 0)
-            shutdown(generations[i]->tls_listener, SHUT_RDWR);
+            manager_shut_down(generations[i]->tls_listener);
     }
 }
 
@@ -1035,7 +1071,9 @@ static int run(struct serve *serve)
     struct failure failure = {0};
     const struct serve_options *options = &serve->current->config.options;
     const bool verbose = options->verbose;
-    int r = generation_open(serve->current, NULL, &failure);
+    int r = manager_take_sockets(&failure);
+    if (r >= 0)
+        r = generation_open(serve->current, NULL, &failure);
     if (r == 0)
         r = log_open_fd(STDERR_FILENO, 0, &serve->error_log, &failure);
     if (r == 0) {
@@ -1053,6 +1091,7 @@ static int run(struct serve *serve)
     if (verbose)
         loop_say(PROGRAM, &serve->current->loop);
 
+    manager_close_rest(PROGRAM);
     serve->supervisor = (struct supervisor_options){
         .name = PROGRAM,
         .workers = serve->current->workers,
@@ -1068,7 +1107,7 @@ static int run(struct serve *serve)
         .worker_ended = on_worker_ended,
         .say = on_say,
     };
-    set_times(serve);
+    tell_supervisor(serve);
     /* The supervisor is not confined: the workers learn into memory that they share with it. */
     crossovers_begin(PROGRAM, true, verbose ? on_say_whole : NULL, serve);
     int code = supervisor_run(&serve->supervisor);

@@ -308,14 +308,19 @@ bool address_is_private(const struct address *address)
     }
 }
 
+int address_set_congestion(int fd, const char *name, struct failure *failure)
+{
+    if (setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, (socklen_t)strlen(name)) < 0)
+        return congestion_failure(errno, name, failure);
+    return 0;
+}
+
 int address_congestion_check(const char *name, struct failure *failure)
 {
     CLEANUP_FD int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, (socklen_t)strlen(name)) < 0)
-        return congestion_failure(errno, name, failure);
-    return 0;
+    return fd < 0 ? congestion_failure(errno, name, failure) : address_set_congestion(fd, name, failure);
 }
 
 int address_remove_stale(const struct address *address)
@@ -378,9 +383,9 @@ int address_listen(const struct address *address, const struct listen_options *o
     /* Said either way: the host's default is a setting (net.ipv6.bindv6only). */
     if (address->any.sa_family == AF_INET6 && set_flag(fd, IPPROTO_IPV6, IPV6_V6ONLY, options->v6only) < 0)
         return bind_failure(errno, address, failure);
-    if (options->congestion != NULL &&
-        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, options->congestion, (socklen_t)strlen(options->congestion)) < 0)
-        return congestion_failure(errno, options->congestion, failure);
+    int result = options->congestion != NULL ? address_set_congestion(fd, options->congestion, failure) : 0;
+    if (result < 0)
+        return result;
     if (bind(fd, &address->any, address->length) < 0 ||
         listen(fd, options->backlog > 0 ? options->backlog : INT32_MAX) < 0)
         return bind_failure(errno, address, failure);

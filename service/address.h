@@ -63,6 +63,9 @@ bool address_is_private(const struct address *address);
 /* May sockets of this host have this congestion control? Returns 0 or a negative errno, -ENOENT or -EPERM usually. */
 int address_congestion_check(const char *name, struct failure *failure);
 
+/* Connections of this socket get that congestion control, those that it accepts, too. Returns 0 or a negative errno. */
+int address_set_congestion(int fd, const char *name, struct failure *failure);
+
 /* The address that a socket is bound to: with the port that the kernel chose. Returns 0 or a negative errno. */
 int address_of_socket(int fd, struct address *ret_address);
 

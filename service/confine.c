@@ -44,6 +44,12 @@ __attribute__((format(printf, 2, 3))) static void report_line(struct confine_rep
     va_end(arguments);
 }
 
+/* The line before says what is not confined, though somebody may think so. */
+static void report_lack(struct confine_report *report)
+{
+    report->lacks[report->line_count - 1] = true;
+}
+
 /* ---- Landlock ------------------------------------------------------------------------------------------------- */
 
 /* The ABI, written out: Debian 12's headers know version 2, and what a kernel refuses is decided when we run. */
@@ -94,6 +100,7 @@ static int confine_landlock(const struct confine_options *options, struct confin
                     errno == EOPNOTSUPP ? "the kernel has it, but it is switched off (boot with lsm=landlock,...)"
                     : errno == ENOSYS   ? "the kernel has none (Linux 5.13 or newer, CONFIG_SECURITY_LANDLOCK)"
                                         : text_errno_meaning(errno));
+        report_lack(report);
         return 0;
     }
     struct landlock_ruleset rules = {.file_access = FILE_ABI_1};
@@ -143,20 +150,26 @@ static int confine_landlock(const struct confine_options *options, struct confin
         return landlock_refused("landlock_restrict_self", errno, failure);
     report->landlock = true;
     report->landlock_abi = (int)abi;
-    if (options->read_anywhere != NULL)
+    if (options->read_anywhere != NULL) {
         report_line(report, "Landlock (ABI %ld): files: reading only, but anywhere: %.120s", abi,
                     options->read_anywhere);
-    else
+        report_lack(report);
+    } else {
         report_line(report, "Landlock (ABI %ld): files: %s beneath %zu director%s", abi,
                     (options->groups & CONFINE_WRITE_FILES) != 0 ? "reading and writing" : "reading only",
                     options->read_directory_count, options->read_directory_count == 1 ? "y" : "ies");
+    }
     if (abi >= 4)
         report_line(report, "Landlock: TCP: %s",
                     (options->groups & CONFINE_CONNECT) != 0 ? "no bind" : "no bind, no connect");
-    else
+    if (abi < 4) {
         report_line(report, "Landlock: TCP: not confined (ABI 4, Linux 6.7)");
-    if (abi < 6)
+        report_lack(report);
+    }
+    if (abi < 6) {
         report_line(report, "Landlock: signals and abstract sockets: not confined (ABI 6, Linux 6.12)");
+        report_lack(report);
+    }
     return 0;
 }
 
@@ -399,6 +412,7 @@ static int confine_seccomp(const struct confine_options *options, struct confine
     }
     if (prctl(PR_GET_SECCOMP, 0, 0, 0, 0) < 0) {
         report_line(report, "seccomp: none: the kernel was built without CONFIG_SECCOMP");
+        report_lack(report);
         return 0;
     }
     /* A call that is not on the list fails with EPERM, and the audit log says which one. Killing the worker instead
@@ -499,7 +513,8 @@ int confine_worker(const struct confine_options *options, struct confine_report 
     return result;
 }
 
-int confine_worker_saying(const struct confine_options *options, const char *program, bool tell, struct log *log)
+int confine_worker_saying(const struct confine_options *options, const char *program, enum confine_saying saying,
+                          struct log *log)
 {
     struct confine_report report;
     struct failure failure;
@@ -508,7 +523,8 @@ int confine_worker_saying(const struct confine_options *options, const char *pro
         log_say(log, "%s", failure.text);
         return r;
     }
-    for (unsigned i = 0; tell && i < report.line_count; i++)
-        log_say(log, "%s: workers: %s", program, report.lines[i]);
+    for (unsigned i = 0; i < report.line_count; i++)
+        if (saying == CONFINE_SAY_ALL || (saying == CONFINE_SAY_LACKS && report.lacks[i]))
+            log_say(log, "%s: workers: %s", program, report.lines[i]);
     return 0;
 }

@@ -54,6 +54,7 @@ struct confine_report {
     int landlock_abi;                                   /* 0: the kernel has none */
     unsigned line_count;
     char lines[CONFINE_REPORT_LINES][200];
+    bool lacks[CONFINE_REPORT_LINES]; /* the line says what is not confined */
 };
 
 /* Confine this process. Returns 0, also when the kernel lacks some of it (see the report, which may be NULL); or
@@ -61,8 +62,14 @@ struct confine_report {
  * errno when the kernel has a mechanism but refused it. The process may be partly confined then: end it. */
 int confine_worker(const struct confine_options *options, struct confine_report *ret_report, struct failure *failure);
 
-/* The same for program ("sluice serve"), with a refusal said, and, if tell is set, the report. */
+/* The same for program ("sluice serve"), with a refusal said, and of the report: */
+enum confine_saying {
+    CONFINE_SAY_NOTHING,
+    CONFINE_SAY_LACKS, /* what is not confined because the kernel cannot, or the configuration is against it */
+    CONFINE_SAY_ALL,
+};
 struct log;
-int confine_worker_saying(const struct confine_options *options, const char *program, bool tell, struct log *log);
+int confine_worker_saying(const struct confine_options *options, const char *program, enum confine_saying saying,
+                          struct log *log);
 
 #endif

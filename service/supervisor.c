@@ -2,6 +2,7 @@
 #include "service/supervisor.h"
 #include "base/cleanup.h"
 #include "base/text.h"
+#include "service/manager.h"
 #include "service/options.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -61,6 +62,7 @@ struct supervisor {
     bool reload_asked;      /* and not yet begun */
     unsigned next_workers;  /* of the reload that is under way; 0: none is */
     uint64_t next_until_ms; /* it has to be done by then */
+    bool refused;           /* the last reload was */
     bool settling;          /* workers are putting in place what they were given */
     uint64_t settle_until_ms;
     char settled[200]; /* what is to be said then */
@@ -187,7 +189,12 @@ void worker_ready(struct worker *worker)
 _Noreturn static void be_worker(struct supervisor *supervisor, unsigned slot, pid_t supervisor_pid, int control)
 {
     const struct supervisor_options *options = supervisor->options;
-    /* SIGKILL: a worker that hangs could not be reached by less. */
+    struct failure failure;
+    if (options->identity != NULL && identity_assume(options->identity, &failure) < 0) {
+        say(supervisor, "worker %u: %.300s", supervisor->places[slot].index, failure.text);
+        _exit(WORKER_EXIT_GIVE_UP);
+    }
+    /* SIGKILL: a worker that hangs could not be reached by less. Behind the change of user, which would clear it. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     /* The supervisor may have died before the line above. */
     if (getppid() != supervisor_pid)
@@ -302,6 +309,7 @@ static void stop(struct supervisor *supervisor)
     if (supervisor->stopping)
         return;
     supervisor->stopping = true;
+    manager_notify("STOPPING=1\nSTATUS=finishing what is under way");
     if (supervisor->options->stopping != NULL)
         supervisor->options->stopping(supervisor->options->context);
     uint64_t limit = supervisor->options->drain_ms != 0 ? now_ms() + supervisor->options->drain_ms : 0;
@@ -353,6 +361,13 @@ static void hand_out_replacements(struct supervisor *supervisor)
     supervisor->settle_until_ms = now_ms() + SETTLE_MS;
 }
 
+static void tell_ready(const struct supervisor *supervisor)
+{
+    manager_notify("READY=1\nSTATUS=%u worker%s, %u reload%s%s", supervisor->workers, plural(supervisor->workers),
+                   supervisor->reloads, plural(supervisor->reloads),
+                   supervisor->refused ? "; the last one was refused, see the log" : "");
+}
+
 static void settle(struct supervisor *supervisor)
 {
     for (unsigned i = 0; i < supervisor->slots; i++)
@@ -360,6 +375,7 @@ static void settle(struct supervisor *supervisor)
             now_ms() < supervisor->settle_until_ms)
             return;
     supervisor->settling = false;
+    tell_ready(supervisor);
     if (supervisor->settled[0] != '\0')
         say(supervisor, "%s", supervisor->settled);
     supervisor->settled[0] = '\0';
@@ -367,6 +383,7 @@ static void settle(struct supervisor *supervisor)
 
 static void end_reload(struct supervisor *supervisor, bool done)
 {
+    supervisor->refused = !done;
     uint64_t now = now_ms();
     unsigned workers = supervisor->next_workers;
     supervisor->next_workers = 0;
@@ -400,7 +417,9 @@ static void begin_reload(struct supervisor *supervisor)
     const struct supervisor_options *options = supervisor->options;
     unsigned workers = supervisor->workers;
     supervisor->reload_asked = false;
+    manager_notify("RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)now_ms() * 1000);
     if (options->reload(options->context, &workers) < 0) {
+        supervisor->refused = true;
         hand_out_replacements(supervisor);
         return;
     }
@@ -557,6 +576,7 @@ static void advance(struct supervisor *supervisor)
         return;
     if (!supervisor->announced && count_ready(supervisor, CURRENT) == supervisor->workers) {
         supervisor->announced = true;
+        tell_ready(supervisor);
         if (supervisor->options->ready != NULL)
             supervisor->options->ready(supervisor->options->context);
     }

@@ -21,10 +21,13 @@
  * SUPERVISOR_START_ATTEMPTS such deaths in a row the supervisor gives up, or takes the reload back. One that ends with
  * WORKER_EXIT_GIVE_UP says that trying again is useless. An old worker that dies while it drains is not replaced.
  * Workers cannot outlive their supervisor (PR_SET_PDEATHSIG), even when that is killed by SIGKILL.
+ *
+ * A service manager is told how it stands: READY, RELOADING, STOPPING (manager.h).
  */
 #ifndef SLUICE_SERVICE_SUPERVISOR_H
 #define SLUICE_SERVICE_SUPERVISOR_H
 
+#include "service/identity.h"
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -68,7 +71,8 @@ struct supervisor_options {
     uint64_t retire_ms;  /* for old workers after a reload; 0: no limit */
     uint64_t restart_ms; /* 0: 100 */
     uint64_t start_ms;   /* in which the workers of a reload must be ready; 0: a minute */
-    void *context;       /* passed to all of these: */
+    const struct identity *identity; /* who workers become; NULL: nobody else. Changed as drain_ms */
+    void *context;                   /* passed to all of these: */
 
     /* The worker's life, in a process of its own; its result is its exit code (0: drained as asked). SIGTERM, SIGINT,
      * SIGHUP and SIGUSR1 are blocked there, SIGPIPE is ignored. stdio is flushed before the fork, and at the end. */

@@ -39,6 +39,7 @@ struct service_options {
 
 struct proxy_options {
     const char *config, *metrics, *admin, *log;
+    const char *user, *group;
     uint64_t workers, max_total, drain_timeout, retire_timeout;
     unsigned loop;
     bool check_config, sqpoll, receipts, confine, verbose, admin_anywhere;
@@ -168,6 +169,10 @@ static const struct option_spec option_table[] = {
      PROCESS(verbose), .default_text = NULL},
 
     {.type = OPTION_HEADING, .help = "Security"},
+    {"user", 0, "NAME", "whom the workers become, with all of that user's groups, when sluice is started as root",
+     OPTION_TEXT, PROCESS(user), .default_text = NULL},
+    {"group", 0, "NAME", "their group, instead of the one that --user has", OPTION_TEXT, PROCESS(group),
+     .default_text = NULL},
     {"confine", 0, NULL, "take from the workers all rights they do not need; --no-confine for debugging", OPTION_FLAG,
      PROCESS(confine), .default_text = "yes"},
     {.type = OPTION_END},
@@ -674,6 +679,8 @@ static int make_config(struct proxy_options *options, const char **given, struct
     config.admin_anywhere = options->admin_anywhere;
     config.log = options->log;
     config.receipts = options->receipts;
+    config.user = options->user;
+    config.group = options->group;
     config.confine = options->confine;
     config.verbose = options->verbose;
     config.sqpoll = options->sqpoll;

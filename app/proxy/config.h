@@ -91,6 +91,7 @@ struct proxy_config {
     unsigned retire_timeout;  /* ms, of old workers after a reload; 0: as long as their connections last */
     enum sluice_loop_kind loop;
     const char *metrics, *admin, *log;
+    const char *user, *group; /* of the workers; or NULL */
     bool admin_anywhere, receipts, confine, verbose, sqpoll;
     const char *path;               /* of the file; NULL: command line alone */
     struct config_storage *storage; /* what the strings lie in */

@@ -4,6 +4,7 @@
 #include "base/text.h"
 #include "proxy/sockets.h"
 #include "service/admin.h"
+#include "service/manager.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -167,7 +168,7 @@ static int start_listening(struct generation *generation, const struct generatio
         generation->listeners[i] = find_listener(previous, wanted);
         if (generation->listeners[i] >= 0)
             continue; /* it is set up when this generation has come into force: generation_stop_listening */
-        int r = address_listen(&wanted->address, &options, &generation->listeners[i], failure);
+        int r = manager_listen(&wanted->address, &options, &generation->listeners[i], failure);
         if (r < 0)
             return r;
         set_up_listener(service, wanted, generation->listeners[i]);
@@ -233,6 +234,8 @@ int generation_new(struct proxy_config *config, const struct generation *previou
     for (unsigned i = 0; r == 0 && i < generation->listener_count; i++)
         generation->listeners[i] = -1;
     if (r == 0)
+        r = identity_find(generation->config.user, generation->config.group, &generation->identity, failure);
+    if (r == 0)
         r = share_memory(generation, failure);
     if (r == 0)
         r = start_listening(generation, previous, failure);
@@ -256,7 +259,7 @@ static void end_listener(int fd, const struct address *address)
 {
     if (fd < 0)
         return;
-    shutdown(fd, SHUT_RDWR);
+    manager_shut_down(fd);
     close_fd(fd);
     if (address != NULL)
         address_remove_stale(address);
@@ -308,6 +311,7 @@ void generation_free(struct generation *generation, const struct generation *nex
         return;
     generation_stop_listening(generation, next);
     rotated_log_close(&generation->log);
+    identity_free(&generation->identity);
     for (unsigned i = 0; generation->services != NULL && i < generation->config.service_count; i++)
         close_fd(generation->services[i].freed_fd);
     if (generation->memory != NULL)

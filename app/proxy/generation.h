@@ -10,6 +10,7 @@
 #include "proxy/balance.h"
 #include "proxy/config.h"
 #include "proxy/totals.h"
+#include "service/identity.h"
 #include "service/rotated_log.h"
 
 struct service_shared {
@@ -32,6 +33,7 @@ struct generation {
     struct service_shared *services;
     int *listeners; /* of all services one after the other; -1: closed */
     unsigned listener_count;
+    struct identity identity;    /* of its workers */
     int admin[GENERATION_ADMIN]; /* listening sockets of enum generation_admin; -1: none */
     struct rotated_log log;      /* open as long as this generation is in force, and in its workers */
     unsigned serial;

@@ -13,6 +13,7 @@
 #include "service/descriptors.h"
 #include "service/log.h"
 #include "service/loop.h"
+#include "service/manager.h"
 #include "service/options.h"
 #include "service/rotated_log.h"
 #include "service/supervisor.h"
@@ -83,7 +84,10 @@ static int confine(struct proxy *proxy, unsigned index)
     for (unsigned i = 0; i < config->service_count; i++)
         if (config->services[i].congestion != NULL)
             options.keep_net_admin = true;
-    return confine_worker_saying(&options, "sluice proxy", config->verbose && index == 0, proxy->error_log);
+    enum confine_saying saying = index != 0        ? CONFINE_SAY_NOTHING
+                                 : config->verbose ? CONFINE_SAY_ALL
+                                                   : CONFINE_SAY_LACKS;
+    return confine_worker_saying(&options, "sluice proxy", saying, proxy->error_log);
 }
 
 static int fail(struct proxy *proxy, const char *what, int code)
@@ -232,9 +236,10 @@ static void on_worker_ended(void *context, unsigned slot_number, bool crashed)
         free_older(proxy);
 }
 
-/* How long workers may drain is as the configuration in force says. */
-static void set_times(struct proxy *proxy)
+/* What the supervisor has to know of the configuration in force. */
+static void tell_supervisor(struct proxy *proxy)
 {
+    proxy->supervisor.identity = &proxy->current->identity;
     proxy->supervisor.drain_ms = proxy->current->config.drain_timeout;
     proxy->supervisor.retire_ms = proxy->current->config.retire_timeout;
 }
@@ -264,7 +269,7 @@ static int on_reload(void *context, unsigned *workers)
     *workers = next->config.workers;
     next->older = proxy->fallback = proxy->current;
     proxy->current = next;
-    set_times(proxy);
+    tell_supervisor(proxy);
     return 0;
 }
 
@@ -282,7 +287,7 @@ static void on_reloaded(void *context, bool done)
         proxy->current = before;
         failed->older = before->older; /* its last workers may still be ending */
         before->older = failed;
-        set_times(proxy);
+        tell_supervisor(proxy);
         generation_stop_listening(failed, before);
         rotated_log_close(&failed->log);
         reopen_log(proxy);
@@ -304,7 +309,7 @@ static void on_stopping(void *context)
     for (const struct generation *each = proxy->current; each != NULL; each = each->older)
         for (unsigned i = 0; i < each->listener_count; i++)
             if (each->listeners[i] >= 0)
-                shutdown(each->listeners[i], SHUT_RDWR);
+                manager_shut_down(each->listeners[i]);
 }
 
 static void on_report(void *context)
@@ -375,7 +380,7 @@ static int run(struct proxy *proxy)
         .worker_ended = on_worker_ended,
         .say = on_say,
     };
-    set_times(proxy);
+    tell_supervisor(proxy);
     int code = supervisor_run(&proxy->supervisor);
     if (proxy->current->config.receipts)
         on_report(proxy);
@@ -397,10 +402,16 @@ int proxy_main(int argc, char **argv)
     }
     if (config.verbose)
         loop_say("sluice proxy", &proxy.loop);
+    if (manager_take_sockets(&failure) < 0) {
+        fprintf(stderr, "sluice proxy: %s\n", failure.text);
+        proxy_config_free(&config);
+        return EXIT_CODE_FAILED;
+    }
     if (generation_new(&config, NULL, &proxy.current, &failure) < 0) {
         fprintf(stderr, "sluice proxy: %s\n", failure.text);
         return EXIT_CODE_FAILED;
     }
+    manager_close_rest("sluice proxy");
     code = run(&proxy);
     log_close(proxy.error_log);
     tally_destroy(&proxy.tally);
