@@ -346,21 +346,6 @@ static void retire(struct supervisor *supervisor, struct place *place)
         kill_worker(supervisor, place); /* it has served nobody, and may not even listen to us yet */
 }
 
-/* SIGHUP has been dealt with, but for what workers of before are given; then what is in settled will be said. */
-static void hand_out_replacements(struct supervisor *supervisor)
-{
-    const struct supervisor_options *options = supervisor->options;
-    unsigned number;
-    int fd;
-    for (unsigned which = 0;
-         options->replacement != NULL && (fd = options->replacement(options->context, which, &number)) >= 0; which++)
-        for (unsigned i = 0; i < supervisor->slots; i++)
-            if (supervisor->places[i].pid != 0)
-                supervisor->places[i].replacing += tell(&supervisor->places[i], WORKER_REPLACE, fd, number);
-    supervisor->settling = true;
-    supervisor->settle_until_ms = now_ms() + SETTLE_MS;
-}
-
 static void tell_ready(const struct supervisor *supervisor)
 {
     manager_notify("READY=1\nSTATUS=%u worker%s, %u reload%s%s", supervisor->workers, plural(supervisor->workers),
@@ -379,6 +364,22 @@ static void settle(struct supervisor *supervisor)
     if (supervisor->settled[0] != '\0')
         say(supervisor, "%s", supervisor->settled);
     supervisor->settled[0] = '\0';
+}
+
+/* SIGHUP has been dealt with, but for what workers of before are given; then what is in settled will be said. */
+static void hand_out_replacements(struct supervisor *supervisor)
+{
+    const struct supervisor_options *options = supervisor->options;
+    unsigned number;
+    int fd;
+    for (unsigned which = 0;
+         options->replacement != NULL && (fd = options->replacement(options->context, which, &number)) >= 0; which++)
+        for (unsigned i = 0; i < supervisor->slots; i++)
+            if (supervisor->places[i].pid != 0)
+                supervisor->places[i].replacing += tell(&supervisor->places[i], WORKER_REPLACE, fd, number);
+    supervisor->settling = true;
+    supervisor->settle_until_ms = now_ms() + SETTLE_MS;
+    settle(supervisor);
 }
 
 static void end_reload(struct supervisor *supervisor, bool done)

@@ -584,7 +584,7 @@ TEST("new workers that are not ready in time end the reload, and are killed")
     options.slots = 2;
     options.reload = on_reload;
     options.reloaded = on_reloaded;
-    options.start_ms = 50;
+    options.start_ms = 500;
     pid_t pid = start(&options);
     board->workers = 1;
     WAIT_UNTIL(board->ready_calls == 1);
