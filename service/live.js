@@ -76,6 +76,7 @@
     for (const name of Object.keys(b.receipt.routes)) sample['route ' + name] = rate(routeBytes(a, name), routeBytes(b, name));
     if (b.responses) {
       sample.requests = rate(a.requests, b.requests);
+      sample.handshakes = rate(a.tls_handshakes, b.tls_handshakes);
       for (const name of Object.keys(b.responses)) sample['class ' + name] = rate(a.responses[name], b.responses[name]);
     }
     return sample;
@@ -254,6 +255,9 @@
         totals.receipt.bytes ? ratio(totals.receipt.copy_bytes / totals.receipt.bytes) + ' since the start' : '');
       tile('reference', 'By reference', sample.reference === null ? '\u2013' : share(sample.reference),
         totals.receipt.bytes ? share(totals.receipt.by_reference / totals.receipt.bytes) + ' since the start' : '');
+      if (totals.tls_handshakes)
+        tile('tls', 'TLS handshakes', perSecond(sample.handshakes), count(totals.tls_handshakes) + ' in all, ' +
+          share(totals.tls_resumed / totals.tls_handshakes) + ' resumed');
       tile('cpu', 'CPU', share(sample.cpu), status.cpu_seconds.toFixed(1) + ' s in all');
       tile('errors', totals.responses ? 'Failed responses' : 'Failed connections', count(totals.failures),
         totals.timeouts + ' timeouts, ' + totals.accept_failures + ' not accepted');

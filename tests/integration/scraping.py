@@ -102,6 +102,16 @@ def _check_histogram(name, values):
         assert name + "_sum" + text in values, (name, text)
 
 
+def undocumented(address, prefix, page):
+    """Metrics that a manual page does not name, and names in its lists of metrics that are none."""
+    _, body = fetch(address)
+    told = {name[len(prefix):] for name in re.findall(r"^# TYPE (\S+) ", body, re.MULTILINE)}
+    with open(page, encoding="utf-8") as file:
+        named = {name for line in re.findall(r"^\.It Va (.*)$", file.read(), re.MULTILINE) for name in line.split(" , ")}
+    return {"not in the page": sorted(told - named),
+            "not there": sorted(name for name in named - told if re.search("_(total|seconds|info)$", name))}
+
+
 class Figures:
     """The metrics of a program as they are now."""
 

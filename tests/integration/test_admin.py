@@ -11,8 +11,9 @@ import time
 
 from harness import (LOCAL, OPTIONS, PATIENCE, SLUICE, Client, Server, case, content, equal, main, new_root, same_bytes,
                      strace, until, write)
-from scraping import Figures, fetch, parse_metrics, status
+from scraping import Figures, fetch, parse_metrics, status, undocumented
 
+MANUAL = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../docs/man")
 root = new_root()
 BIG = content(3 << 20)
 write(root, "big", data=BIG)
@@ -199,6 +200,13 @@ def paths():
         equal(set(re.findall(r"https?://[^\s'\"]*", body)), {"http://www.w3.org/2000/svg"})
         with Client(server) as client:
             equal((client.get("/metrics").status, client.get("/status.json").status), (404, 404))
+
+
+@case("the manual names every metric, and no other")
+def documented():
+    with Admin() as server:
+        equal(undocumented(server.admin, "sluice_serve_", os.path.join(MANUAL, "sluice-serve.1")),
+              {"not in the page": [], "not there": []})
 
 
 @case("--admin is refused at addresses that others than this host and private networks reach, unless it is said")

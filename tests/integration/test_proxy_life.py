@@ -529,6 +529,9 @@ def admin():
                                    if [worker["reloads"] for worker in now["workers"]] == [1, 1]], 10, "two workers")[0]
             equal(sum(worker["totals"]["connections"] for worker in found["workers"]), 4)
             assert scraping.fetch(where, "/")[0].startswith("HTTP/1.1 200 ")
+            equal(scraping.undocumented(where, "sluice_proxy_", os.path.join(os.path.dirname(os.path.abspath(__file__)),
+                                                                           "../../docs/man/sluice-proxy.1")),
+                  {"not in the page": [], "not there": []})
     with Refusing() as refusing:
         done = subprocess.run([SLUICE, "proxy", "--listen", LOCAL + ":0", "--to", "%s:%d" % refusing.address, "--admin",
                                ":0"], capture_output=True, text=True, timeout=20 * PATIENCE)
