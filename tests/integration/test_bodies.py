@@ -188,6 +188,10 @@ def needless():
     with Client(server()) as client:
         client.send(by_length(b"hello", fields=EXPECTS))
         equal(client.response().status, 200)
+        client.send(by_length(b"hello", fields=EXPECTS)[:-3])
+        time.sleep(0.02)
+        client.send(b"llo")
+        equal(client.response().status, 200)
         client.send(b"GET /file.txt HTTP/1.1\r\nHost: a\r\n" + EXPECTS + b"\r\n")
         equal(client.response().status, 200)
         old = by_length(b"hello", fields=EXPECTS + b"Connection: keep-alive\r\n").replace(b"HTTP/1.1", b"HTTP/1.0")
