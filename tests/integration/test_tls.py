@@ -230,6 +230,29 @@ def slow():
 
 # ---- Other clients ----
 
+@case("several ranges come in parts, bodies of requests are thrown away, and who expects 100 gets it")
+def requests():
+    data = content(FILES["large"])
+    head = b"GET /small HTTP/1.1\r\nHost: a\r\n"
+    for version in (V12, V13):
+        with Browser(secure(), trusting(version)) as client:
+            response = client.get("/large", "Range: bytes=5-1000004,-1000000,0-0")
+            equal(response.status, 206)
+            for part in (data[5:1000005], data[-1000000:], data[:1]):
+                assert part in response.body
+            client.send(head + b"Expect: 100-continue\r\nContent-Length: 20000\r\n\r\n")
+            equal(client.response().status, 100)
+            for _ in range(20):
+                client.send(b"b" * 1000)
+            same_bytes(client.response().body, content(FILES["small"]))
+            client.send((head + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n") * 30)
+            for _ in range(30):
+                same_bytes(client.response().body, content(FILES["small"]))
+            client.send(head + b"Content-Length: 99999\r\n\r\n" + b"b" * 99999)
+            equal(client.response().status, 413)
+            client.ended()
+
+
 @case("curl gets the bytes by TLS 1.2 and 1.3, and checks certificate and name")
 def with_curl():
     for version in (("--tlsv1.2", "--tls-max", "1.2"), ("--tlsv1.3",)):
