@@ -116,7 +116,7 @@ int serve_tls_load(const struct serve_tls_options *options, const struct option_
                    struct tls_tickets **tickets, bool verbose, void (*say)(void *context, const char *line),
                    void *say_context, struct tls_context **ret_context, struct failure *failure)
 {
-    struct tls_development development;
+    struct tls_development development = {.made = false};
     struct parted parted = {.count = 0};
     int r = part(certificates, &parted);
     if (r < 0)

@@ -320,16 +320,15 @@ static int choose_protocol(SSL *ssl, const unsigned char **ret_chosen, unsigned 
 /* One list with the suites of TLS 1.3, which OpenSSL wants apart. */
 static int set_ciphers(SSL_CTX *ssl, const char *list, struct failure *failure)
 {
-    char *copy = strdup(list), *newer = calloc(1, strlen(list) + 1), *older = calloc(1, strlen(list) + 1);
-    int result = 0;
-    if (copy == NULL || newer == NULL || older == NULL)
-        result = no_memory(failure);
+    size_t room = strlen(list) + 1, newer_length = 0, older_length = 0;
+    char *copy = strdup(list), *newer = calloc(1, room), *older = calloc(1, room);
+    int result = copy == NULL || newer == NULL || older == NULL ? no_memory(failure) : 0;
     char *rest = copy;
     for (char *name = result == 0 ? strsep(&rest, ":") : NULL; name != NULL; name = strsep(&rest, ":")) {
-        char *to = strncmp(name, "TLS_", 4) == 0 ? newer : older;
-        if (to[0] != '\0')
-            strcat(to, ":");
-        strcat(to, name);
+        bool new = strncmp(name, "TLS_", 4) == 0;
+        char *to = new ? newer : older;
+        size_t *length = new ? &newer_length : &older_length;
+        *length += (size_t)snprintf(to + *length, room - *length, "%s%s", *length > 0 ? ":" : "", name);
     }
     if (result == 0 && SSL_CTX_set_ciphersuites(ssl, newer) != 1)
         result = failure_set(failure, -EINVAL,
@@ -337,12 +336,12 @@ static int set_ciphers(SSL_CTX *ssl, const char *list, struct failure *failure)
                              "(openssl ciphers -s -tls1_3 lists them)",
                              newer);
     /* It takes names that it does not know as long as it knows one. */
-    if (result == 0 && older[0] != '\0' && SSL_CTX_set_cipher_list(ssl, older) != 1)
+    if (result == 0 && older_length > 0 && SSL_CTX_set_cipher_list(ssl, older) != 1)
         result = failure_set(failure, -EINVAL,
                              "of the suites \"%.300s\" OpenSSL knows none (openssl ciphers lists "
                              "them)",
                              older);
-    if (result == 0 && older[0] == '\0')
+    if (result == 0 && older_length == 0)
         result = SSL_CTX_set_min_proto_version(ssl, TLS1_3_VERSION) == 1 ? 0 : no_memory(failure);
     free(copy);
     free(newer);
@@ -547,6 +546,7 @@ void tls_context_free(struct tls_context *context)
     free(context->certificates);
     free(context->names);
     free(context->plain);
+    free(context->record);
     BIO_meth_free(context->method);
     free(context);
 }

@@ -59,22 +59,20 @@ static void add_address(struct host_names *names, int family, const void *addres
     for (unsigned i = 0; i < names->address_count; i++)
         if (strcmp(names->addresses[i], text) == 0)
             return;
-    strcpy(names->addresses[names->address_count++], text);
+    memcpy(names->addresses[names->address_count++], text, sizeof text);
 }
 
 static void find_names(struct host_names *names)
 {
     struct ifaddrs *interfaces = NULL;
-    *names = (struct host_names){.host_count = 1, .address_count = 2};
-    strcpy(names->hosts[0], "localhost");
-    strcpy(names->addresses[0], "127.0.0.1");
-    strcpy(names->addresses[1], "::1");
+    *names = (struct host_names){
+        .host_count = 1, .hosts = {"localhost"}, .address_count = 2, .addresses = {"127.0.0.1", "::1"}};
     char host[256];
     if (gethostname(host, sizeof host) == 0 && memchr(host, '\0', sizeof host) != NULL && host[0] != '\0' &&
         strcmp(host, "localhost") != 0 &&
         strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
                      "0123456789-.") == strlen(host)) {
-        strcpy(names->hosts[names->host_count++], host);
+        memcpy(names->hosts[names->host_count++], host, sizeof host);
         if (strchr(host, '.') == NULL) /* as multicast DNS knows it */
             snprintf(names->hosts[names->host_count++], sizeof names->hosts[0], "%.200s.local", host);
     }

@@ -34,7 +34,8 @@ struct tls_context {
     struct tls_tickets *tickets;
     bool kernel;
     BIO_METHOD *method; /* sessions' */
-    char *plain;        /* TLS_PLAIN_MAX; from the first session on */
+    char *plain;        /* TLS_PLAIN_MAX; from the first session on, like the next */
+    char *record;       /* in which what shares a record comes together */
 };
 
 /* "certificate verify failed": what OpenSSL said last, which is forgotten. */

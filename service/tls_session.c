@@ -68,7 +68,7 @@ struct tls_session {
     char *waiting;
     size_t waiting_length;
 
-    char *held; /* RECORD_MOST; NULL: nothing is */
+    char *held; /* less than HELD_MOST; NULL: nothing is */
     size_t held_length;
 
     uint64_t sent, small_left;
@@ -182,7 +182,9 @@ struct tls_session *tls_session_new(struct tls_context *context, int fd)
         (struct sluice_transform){.size = sizeof session->transform, .name = "TLS", .apply = apply, .context = session};
     if (context->plain == NULL)
         context->plain = malloc(TLS_PLAIN_MAX);
-    session->ssl = context->plain != NULL ? SSL_new(context->fallback) : NULL;
+    if (context->record == NULL)
+        context->record = malloc(RECORD_MOST);
+    session->ssl = context->plain != NULL && context->record != NULL ? SSL_new(context->fallback) : NULL;
     BIO *bio = session->ssl != NULL ? new_bio(session) : NULL;
     if (bio == NULL) {
         tls_session_free(session);
@@ -292,8 +294,10 @@ static int take_input(struct tls_session *session, char *plain, size_t *length)
         open_session(session);
     if (session->new_keys_asked)
         return fail(session, "the client asks for new keys, which the kernel cannot be given (KeyUpdate)");
-    if (read == 1)
-        return *length == TLS_PLAIN_MAX ? fail(session, "more came than was sent") : 0;
+    if (read == 1 && *length == TLS_PLAIN_MAX)
+        return fail(session, "more came than was sent");
+    if (read == 1) /* to ask once more for nothing costs as much as asking the first time */
+        return session->input_left == 0 && !SSL_has_pending(session->ssl);
     switch (SSL_get_error(session->ssl, read)) {
     case SSL_ERROR_WANT_READ:
         return 1;
@@ -390,27 +394,43 @@ static int encrypt(struct tls_session *session, const char *data, size_t length)
     return 0;
 }
 
+static void drop_held(struct tls_session *session)
+{
+    free(session->held);
+    session->held = NULL;
+    session->held_length = 0;
+}
+
 /* Small pieces come together in one record. Returns 1 when what is held waits for more, else 0 or a negative errno. */
 static int encrypt_together(struct tls_session *session, const char **data, size_t *left, size_t most, bool last)
 {
-    if (session->held == NULL && (session->held = malloc(RECORD_MOST)) == NULL)
-        return -ENOMEM;
+    char *record = session->context->record;
+    size_t held = session->held_length;
+    if (!last && held + *left < HELD_MOST) {
+        char *larger = realloc(session->held, held + *left);
+        if (larger == NULL)
+            return -ENOMEM;
+        memcpy(larger + held, *data, *left);
+        session->held = larger;
+        session->held_length += *left;
+        *data += *left;
+        *left = 0;
+        return 1;
+    }
     most = min_size(most, RECORD_MOST);
-    size_t take = session->held_length < most ? min_size(most - session->held_length, *left) : 0;
+    size_t from_held = min_size(held, most), take = min_size(most - from_held, *left);
+    if (from_held > 0)
+        memcpy(record, session->held, from_held);
     if (take > 0)
-        memcpy(session->held + session->held_length, *data, take);
-    session->held_length += take;
+        memcpy(record + from_held, *data, take);
     *data += take;
     *left -= take;
-    if (!last && *left == 0 && session->held_length < HELD_MOST)
-        return 1;
-    size_t whole = min_size(session->held_length, most);
-    int result = encrypt(session, session->held, whole);
-    session->held_length -= whole;
-    memmove(session->held, session->held + whole, session->held_length);
-    if (session->held_length == 0) {
-        free(session->held);
-        session->held = NULL;
+    int result = encrypt(session, record, from_held + take);
+    if (from_held == held) {
+        drop_held(session);
+    } else {
+        session->held_length -= from_held;
+        memmove(session->held, session->held + from_held, session->held_length);
     }
     return result;
 }

@@ -15,8 +15,8 @@ import stat
 import subprocess
 import time
 
-from harness import (LOCAL, PATIENCE, SLUICE, Client, Program, Server, case, content, equal, main, new_root, same_bytes, strace,
-                     until, write)
+from harness import (LOCAL, PATIENCE, SLUICE, Client, Program, Server, case, content, equal, main, new_root, note,
+                     same_bytes, strace, until, write)
 
 root = new_root()
 FILES = {"empty": 0, "small": 100, "record": 16384, "head": 16384 - 300, "medium": 100_000, "large": 3_000_001,
@@ -226,6 +226,24 @@ def slow():
             if len(body) % 7 == 0:
                 time.sleep(0.001)
         same_bytes(body, content(FILES["ten"]))
+
+
+@case("an idle connection takes less than 20 KB of the worker's memory, whatever it has sent", sanitized=False)
+def memory():
+    def private():
+        with open("/proc/%d/smaps_rollup" % server.worker_pids()[0], encoding="ascii") as file:
+            return int(re.search(r"Private_Dirty: +(\d+)", file.read())[1])
+    with Secure(root) as server, contextlib.ExitStack() as stack:
+        def connect(count):
+            for number in range(count):
+                client = stack.enter_context(Browser(server))
+                equal(client.get("/medium" if number % 10 == 0 else "/small").status, 200)
+        connect(20)
+        before = private()
+        connect(300)
+        each = (private() - before) / 300
+        note("%.1f KB" % each)
+        assert each < 20, each
 
 
 # ---- Other clients ----

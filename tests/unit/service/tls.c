@@ -49,7 +49,7 @@ static void make_certificate(void)
     X509_add_ext(certificate, names, -1);
     X509_EXTENSION_free(names);
     CHECK(X509_sign(certificate, key, EVP_sha256()) > 0);
-    strcpy(certificate_path, "/tmp/sluice-tls-test-XXXXXX");
+    snprintf(certificate_path, sizeof certificate_path, "/tmp/sluice-tls-test-XXXXXX");
     FILE *file = fdopen(mkstemp(certificate_path), "w");
     CHECK(file != NULL);
     CHECK(PEM_write_X509(file, certificate) == 1);
@@ -412,7 +412,7 @@ TEST("a ticket is good for one lifetime of its key and another, also in a new co
 
 static void note_line(void *context, const char *line)
 {
-    strncat(context, line, 999);
+    snprintf(context, 1000, "%s", line);
 }
 
 TEST("a context is described by what is in its certificates, and a good one is no reason for a warning")
