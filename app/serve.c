@@ -117,6 +117,13 @@ static const struct option_spec option_table[] = {
      MEMBER(snapshot), .default_text = NULL},
     {"route", 0, "NAME", "force a mechanism for the bodies: copy, mmap, sendfile, splice or direct", OPTION_TEXT,
      MEMBER(route), .default_text = "auto"},
+    {"cold-policy", 0, "POLICY",
+     "what is read from the disk: keep it in memory, or drop it behind the sending: of large files (drop-behind), or "
+     "only of those larger than an eighth of the memory (auto)",
+     OPTION_CHOICE, SITE(cold_policy), .default_text = "auto", .choices = cold_policies},
+    {"cold-size", 0, "SIZE",
+     "which files are dropped: of so many bytes. Default: 16M with drop-behind, else an eighth of the memory",
+     OPTION_SIZE, SITE(cold_size), .min = 1},
 
     {.type = OPTION_HEADING, .help = "Responses"},
     {"cache", 0, "PATTERN=VALUE",

@@ -2,6 +2,7 @@
 #include "serve_sites.h"
 #include "base/cleanup.h"
 #include "base/text.h"
+#include "service/memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,6 +16,15 @@
 #define BLANKS " \t"
 
 const char *const symlink_policies[] = {"inside", "follow", "never", NULL};
+
+enum cold_policy { COLD_AUTO, COLD_KEEP, COLD_DROP_BEHIND };
+const char *const cold_policies[] = {"auto", "keep", "drop-behind", NULL};
+
+/* A file that is larger than this share of the memory cannot be kept without taking it from many others; nor is it
+ * there as a whole for long. */
+#define COLD_SHARE 8
+/* What is smaller is often asked for again: pages, pictures, packages. */
+#define COLD_LARGE (16u << 20)
 
 /* ---- Names ----------------------------------------------------------------------------------------------------- */
 
@@ -43,6 +53,16 @@ int serve_sites_name(struct http_sites *sites, const char *section, struct failu
             return failure_set(why, r, "out of memory");
     }
     return 0;
+}
+
+/* From how many bytes on files are dropped behind; 0: none are. */
+static uint64_t drop_from(const struct site_options *options)
+{
+    if (options->cold_policy == COLD_KEEP)
+        return 0;
+    if (options->cold_size != 0)
+        return options->cold_size;
+    return options->cold_policy == COLD_DROP_BEHIND ? COLD_LARGE : memory_limit() / COLD_SHARE;
 }
 
 /* ---- Sites ----------------------------------------------------------------------------------------------------- */
@@ -103,6 +123,7 @@ int serve_sites_add(struct http_sites *sites, const struct site_options *options
         .listing = options->listing,
         .precompressed = options->precompressed,
         .rate = options->rate,
+        .drop_from = drop_from(options),
     };
     bool in_section = options != inherited;
     const char *item = NULL, *why = NULL;

@@ -12,7 +12,9 @@
 /* Options that a section may have, too. */
 struct site_options {
     const char *root, *index;
-    unsigned symlinks; /* of symlink_policies */
+    unsigned symlinks;    /* of symlink_policies */
+    unsigned cold_policy; /* of cold_policies */
+    uint64_t cold_size;   /* 0: as the policy has it */
     bool listing, precompressed;
     uint64_t rate; /* 0: not limited */
     struct option_list cache, header;
@@ -21,6 +23,7 @@ struct site_options {
 
 /* In the order of enum beneath_symlinks. */
 extern const char *const symlink_policies[];
+extern const char *const cold_policies[];
 
 /* The section [host NAME...] begins: the names are those of the site that is added next. Returns 0, -EINVAL or -ENOMEM.
  */

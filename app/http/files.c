@@ -110,6 +110,7 @@ struct entry {
 struct files_root {
     struct files *files;
     struct beneath beneath;
+    uint64_t drop_from;
     bool precompressed;
     const struct http_extras *extras;
     uint64_t seed; /* of hashes of its paths */
@@ -527,7 +528,10 @@ static int entry_add(struct files_root *root, const char *path, size_t length, e
     memcpy(entry->path, path, length);
     entry->path_length = length;
     entry->hash = hash;
-    int r = sluice_end_open(fd, files->end_flags | SLUICE_END_OWN_FD, &entry->file.end);
+    unsigned flags = files->end_flags | SLUICE_END_OWN_FD;
+    if (root->drop_from != 0 && (uint64_t)entry->status.st_size >= root->drop_from)
+        flags |= SLUICE_END_DROP_BEHIND;
+    int r = sluice_end_open(fd, flags, &entry->file.end);
     if (r < 0) {
         free(entry);
         return r;
@@ -1005,6 +1009,7 @@ int files_new(const struct files_options *options, struct files **ret_files)
         struct files_root *root = &files->roots[i];
         root->files = files;
         root->precompressed = options->roots[i].precompressed;
+        root->drop_from = options->roots[i].drop_from;
         root->extras = options->roots[i].extras;
         root->seed = 0x9e3779b97f4a7c15u * (i + 1);
         beneath_init(&root->beneath, options->roots[i].directory, options->roots[i].symlinks, options->walk);

@@ -44,6 +44,7 @@ struct files_root_options {
     int directory; /* borrowed */
     enum beneath_symlinks symlinks;
     bool precompressed;               /* files may have siblings in a content coding */
+    uint64_t drop_from;               /* files of so many bytes have SLUICE_END_DROP_BEHIND; 0: none */
     const struct http_extras *extras; /* said with each file; or NULL; must outlive the files */
 };
 

@@ -70,6 +70,7 @@ int http_server_new(const struct http_server_options *options, struct http_serve
             .directory = sites->items[i].root,
             .symlinks = sites->items[i].symlinks,
             .precompressed = sites->items[i].precompressed,
+            .drop_from = sites->items[i].drop_from,
             .extras = &sites->items[i].extras,
         };
     struct files_options files = {

@@ -20,6 +20,8 @@ struct http_site {
     bool listing;       /* answer for a directory without one; else 403 */
     bool precompressed; /* NAME.br, .zst, .gz instead of NAME where that is accepted */
     uint64_t rate;      /* bytes per second of each connection; 0: no limit */
+    uint64_t drop_from; /* files of so many bytes are dropped from the page cache behind the sending, as far as they had
+                           to be read for it; 0: none */
     struct http_extras extras;
 };
 

@@ -94,6 +94,11 @@ enum sluice_end_flags {
                                      are whole blocks, the rest through it. The same is meant by a descriptor that is
                                      open with O_DIRECT. The file is opened a second time, by /proc/self/fd, with the
                                      descriptor's O_APPEND, O_SYNC and O_DSYNC. It waits for the device, on a loop too */
+    SLUICE_END_DROP_BEHIND =
+        1 << 3, /* what a loop has to read of this file from the disk (SLUICE_TRANSFER_NEVER_BLOCK) it drops from the
+                   page cache again when the peer has acknowledged it, so that one who downloads a large file does not
+                   take the cache from the others. Not what was in memory before, nor what several transfers of the
+                   loop read at the same time. Files of a file system that knows no RWF_NOWAIT stay */
 };
 
 /* Make an end of a descriptor. A socket or pipe used with sluice_transfer_step() or a loop should be O_NONBLOCK;
@@ -312,6 +317,8 @@ struct sluice_receipt {
     uint64_t shrunk;        /* file sources found truncated while they were being sent */
     uint64_t registered;    /* bytes that a ring moved into or out of memory that was registered with it; of a byte that
                                was both read and written so, both */
+    uint64_t dropped;       /* bytes of files that were read into the page cache for this and that the kernel was asked
+                               to drop again (SLUICE_END_DROP_BEHIND) */
     enum sluice_pages pages; /* of the library's memory that bytes went through: staging buffers, struct sluice_memory;
                                 the smallest there were */
     uint64_t fallback_count; /* all; the first SLUICE_RECEIPT_FALLBACKS are kept */

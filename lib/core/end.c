@@ -19,8 +19,6 @@
 /* How long a page that was seen in memory is taken to be there still. Asking costs 0.6 us (preadv2 with RWF_NOWAIT),
  * a tenth of what a small response costs; a page read a moment ago is the last to be evicted. */
 #define RESIDENCY_MS 100
-/* How often within a range to look. The kernel reads ahead and evicts in larger pieces than a page. */
-#define RESIDENCY_STEP (128u << 10)
 #define PAGE 4096u
 
 static _Atomic uint64_t next_serial = 1;
@@ -122,11 +120,22 @@ static int make_end(const struct sluice_end *end, struct sluice_end **ret_end)
     return 0;
 }
 
+/* The kernel is to read what it is asked for and nothing else: what its readahead brings (up to a window, after every
+ * look whether a page is there) nobody has asked for, so nobody would drop it. A refusal costs just that. */
+static void read_no_further(const struct sluice_end *end)
+{
+    if (end->flags & SLUICE_END_DROP_BEHIND && end_is_file(end))
+        sys.fadvise(end->fd, 0, 0, POSIX_FADV_RANDOM);
+}
+
 int sluice_end_open(int fd, unsigned flags, struct sluice_end **ret_end)
 {
     struct sluice_end end = end_of(fd, flags, SLUICE_END_OTHER);
     int result = learn(&end);
-    return result < 0 ? result : make_end(&end, ret_end);
+    if (result < 0)
+        return result;
+    read_no_further(&end);
+    return make_end(&end, ret_end);
 }
 
 int sluice_end_open_file(int fd, uint64_t size, unsigned flags, struct sluice_end **ret_end)
@@ -134,6 +143,7 @@ int sluice_end_open_file(int fd, uint64_t size, unsigned flags, struct sluice_en
     struct sluice_end end = end_of(fd, flags, SLUICE_END_FILE);
     end.file.size = size;
     end.past_cache = flags & SLUICE_END_DIRECT;
+    read_no_further(&end);
     return make_end(&end, ret_end);
 }
 
@@ -236,7 +246,7 @@ int end_size_now(struct sluice_end *end, uint64_t turn, uint64_t *calls, uint64_
 }
 
 /* One byte read without waiting: EAGAIN when the page would have to come from disk. */
-static bool page_is_resident(int fd, uint64_t offset, uint64_t *calls)
+bool page_is_resident(int fd, uint64_t offset, uint64_t *calls)
 {
     char byte;
     struct iovec iov = {.iov_base = &byte, .iov_len = 1};
@@ -253,6 +263,8 @@ static bool page_is_resident(int fd, uint64_t offset, uint64_t *calls)
 void end_note_resident(struct sluice_end *end, uint64_t offset, uint64_t length, uint64_t now)
 {
     struct file_facts *file = &end->file;
+    if (file->absent >= offset && file->absent - offset < length)
+        file->absent_known = false;
     bool fresh = now - file->resident_at < RESIDENCY_MS && file->resident_to > file->resident_from;
     if (fresh && offset <= file->resident_to && offset + length >= file->resident_from) {
         if (offset < file->resident_from)
@@ -266,17 +278,26 @@ void end_note_resident(struct sluice_end *end, uint64_t offset, uint64_t length,
     file->resident_at = now;
 }
 
+/* A look at a page that is not in memory brings it there (RWF_NOWAIT does not keep the kernel from reading, only from
+ * waiting for it), and perhaps no other: the next look would take the whole piece to be there. */
+static bool is_known_absent(const struct file_facts *file, uint64_t offset)
+{
+    return file->absent_known && file->absent == offset;
+}
+
 static uint64_t probe(struct sluice_end *end, uint64_t offset, uint64_t length, bool warm, uint64_t *calls)
 {
     uint64_t last = offset + length - 1;
     if (warm && page_is_resident(end->fd, last, calls))
         return length;
     uint64_t resident = 0;
-    while (resident < length && page_is_resident(end->fd, offset + resident, calls))
-        resident += length - resident < RESIDENCY_STEP ? length - resident : RESIDENCY_STEP;
+    while (resident < length && page_is_resident(end->fd, offset + resident, calls)) {
+        uint64_t step = RESIDENCY_STEP - (offset + resident) % RESIDENCY_STEP;
+        resident += length - resident < step ? length - resident : step;
+    }
     /* The steps looked at their first pages; the last page of all is in no step's beginning. */
     if (resident == length && last / PAGE != offset / PAGE && !page_is_resident(end->fd, last, calls))
-        resident = (length - 1) / RESIDENCY_STEP * RESIDENCY_STEP;
+        resident = last - last % RESIDENCY_STEP > offset ? last - last % RESIDENCY_STEP - offset : 0;
     return resident;
 }
 
@@ -291,9 +312,15 @@ uint64_t end_resident(struct sluice_end *end, uint64_t offset, uint64_t length, 
         known = file->resident_to - offset;
     if (known >= length)
         return length;
+    if (is_known_absent(file, offset + known))
+        return known;
     uint64_t resident = probe(end, offset + known, length - known, warm, calls);
     if (resident > 0)
         end_note_resident(end, offset + known, resident, now);
+    if (known + resident < length) {
+        file->absent = offset + known + resident;
+        file->absent_known = true;
+    }
     return known + resident;
 }
 

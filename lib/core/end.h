@@ -37,6 +37,9 @@ struct file_facts {
     uint64_t checked_size;
     uint64_t resident_from, resident_to; /* seen in memory at resident_at (loop time) */
     uint64_t resident_at;
+    uint64_t absent; /* the byte whose page was found not to be there */
+    bool absent_known;
+    uint32_t readers;                       /* transfers that read it from the disk, and are to drop it again */
     uint8_t planned[SLUICE_END_KIND_COUNT]; /* enum sluice_route by kind of sink; AUTO: the plan was not asked yet */
     bool page_cache;                        /* splice takes references to this file system's page cache */
     bool bypassed;                          /* O_DIRECT leaves this file system's page cache out, always */
@@ -118,6 +121,13 @@ static inline bool end_has_lent(const struct sluice_end *end)
 
 /* The file's size now. Asked once per turn of the loop (turn 0: always). Returns 0 or a negative errno. */
 int end_size_now(struct sluice_end *end, uint64_t turn, uint64_t *calls, uint64_t *ret_size);
+
+/* How often within a range to look: at the first page of each such piece of the file. The kernel reads ahead and evicts
+ * in larger pieces than a page. */
+#define RESIDENCY_STEP (128u << 10)
+
+/* Is the page with this byte in memory, as far as RWF_NOWAIT tells? Any thread. */
+bool page_is_resident(int fd, uint64_t offset, uint64_t *calls);
 
 /* How many of the bytes from offset on are in memory as far as RWF_NOWAIT tells, asked at most once in RESIDENCY_MS for
  * the same range. warm: what lies before was in memory, so the last page will tell; else one page in RESIDENCY_STEP is

@@ -440,6 +440,7 @@ void sluice_receipt_add(struct sluice_receipt *sum, const struct sluice_receipt 
     sum->short_sources += receipt->short_sources;
     sum->shrunk += receipt->shrunk;
     sum->registered += receipt->registered;
+    sum->dropped += receipt->dropped;
     sum->pages = smaller_pages(sum->pages, receipt->pages);
     for (uint64_t i = 0; i < receipt->fallback_count; i++) {
         if (i < SLUICE_RECEIPT_FALLBACKS)

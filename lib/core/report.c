@@ -126,6 +126,7 @@ int sluice_receipt_format(const struct sluice_receipt *receipt, char *buffer, si
         append(&text, "; buffers on 2 MiB pages (%s)", sluice_pages_name(receipt->pages));
     separator = "; ";
     append_part(&text, &separator, "registered with the ring", receipt->registered);
+    append_part(&text, &separator, "dropped from the page cache", receipt->dropped);
     append(&text, "; %" PRIu64 " system calls, %" PRIu64 " waits", receipt->system_calls, receipt->waits);
     if (receipt->transfers > 1)
         append(&text, ", %" PRIu64 " transfers", receipt->transfers);
@@ -176,6 +177,7 @@ int sluice_receipt_format_json(const struct sluice_receipt *receipt, char *buffe
         {"short_sources", receipt->short_sources},
         {"shrunk", receipt->shrunk},
         {"registered", receipt->registered},
+        {"dropped", receipt->dropped},
     };
     append(&text, "{\"pages\":\"%s\",", sluice_pages_name(receipt->pages));
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)

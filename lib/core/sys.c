@@ -83,15 +83,20 @@ static int open_mode(const char *path, int flags, mode_t mode)
     return open(path, flags, mode);
 }
 
-/* POSIX_FADV_WILLNEED rather than readahead(2): the same work, also on block devices, and no EINVAL on sealed ones.
- * It returns the error instead of setting errno: made uniform here. */
-static int readahead_advice(int fd, off_t offset, size_t size)
+/* It returns the error instead of setting errno: made uniform here. */
+static int advise(int fd, off_t offset, off_t size, int advice)
 {
-    int error = posix_fadvise(fd, offset, (off_t)size, POSIX_FADV_WILLNEED);
+    int error = posix_fadvise(fd, offset, size, advice);
     if (error == 0)
         return 0;
     errno = error;
     return -1;
+}
+
+/* POSIX_FADV_WILLNEED rather than readahead(2): the same work, also on block devices, and no EINVAL on sealed ones. */
+static int readahead_advice(int fd, off_t offset, size_t size)
+{
+    return advise(fd, offset, (off_t)size, POSIX_FADV_WILLNEED);
 }
 
 struct sys sys = {
@@ -121,6 +126,7 @@ struct sys sys = {
     .fstatfs = fstatfs,
     .lseek = lseek,
     .readahead = readahead_advice,
+    .fadvise = advise,
     .mmap = mmap,
     .madvise = madvise,
     .mincore = mincore,

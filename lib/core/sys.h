@@ -43,6 +43,7 @@ struct sys {
     int (*fstatfs)(int fd, struct statfs *status);
     off_t (*lseek)(int fd, off_t offset, int whence);
     int (*readahead)(int fd, off_t offset, size_t size);
+    int (*fadvise)(int fd, off_t offset, off_t size, int advice);
     void *(*mmap)(void *address, size_t size, int protection, int flags, int fd, off_t offset);
     int (*madvise)(void *address, size_t size, int advice);
     int (*mincore)(void *address, size_t size, unsigned char *answer);

@@ -790,7 +790,7 @@ static int admit_file(struct lane *lane, uint32_t index, uint64_t at, const stru
             at > 0 && transfer->ahead_to == 0; /* looking everywhere would take 7 % of a large hot file's time */
         uint64_t resident = end_resident(segment->end, offset, want, warm, transfer->loop_now, calls);
         if (resident == 0 && want > 0) {
-            uint64_t rest = lane_left(lane, index, at, PAGES_WINDOW);
+            uint64_t rest = lane_left(lane, index, at, PAGES_WINDOW - offset % RESIDENCY_STEP);
             lane->wait_offset = offset;
             lane->wait_length = rest;
             return NOT_IN_MEMORY;

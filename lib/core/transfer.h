@@ -119,9 +119,10 @@ struct sluice_transfer {
     void *done_context;
     struct sluice_transfer *next, **previous; /* in the loop's list of transfers to be stepped */
     bool queued, waits_pages, waited;
-    bool kept;         /* of memory that was borrowed, what was left has been copied */
-    uint64_t round;    /* of the loop's queue in which it was queued */
-    uint64_t ahead_to; /* how far a file that was not in memory has been asked for; 0: it was */
+    bool kept;             /* of memory that was borrowed, what was left has been copied */
+    uint64_t round;        /* of the loop's queue in which it was queued */
+    uint64_t ahead_to;     /* how far a file that was not in memory has been asked for; 0: it was */
+    struct behind *behind; /* pages of a file that are to be dropped again (loop/pages.c); NULL: none */
     struct sluice_segment inline_segments[INLINE_SEGMENTS];
     struct lane inline_lane; /* last: clearing stops before it */
 };

@@ -5,6 +5,7 @@
 #include "../core/plan.h"
 #include "../core/receipt.h"
 #include "../core/sys.h"
+#include "pages.h"
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -249,78 +250,6 @@ static void unqueue_transfer(struct sluice_loop *loop, struct sluice_transfer *t
     loop->queued_count--;
 }
 
-/* A helper reads a window of a file. If the transfer is cancelled meanwhile, it may read by a descriptor that has been
- * closed, or opened anew for something else: that costs a read for nothing, and touches no memory of ours. */
-struct pages_job {
-    struct helper_job job;
-    struct sluice_loop *loop;
-    struct sluice_transfer *transfer; /* NULL: cancelled meanwhile */
-    struct sluice_wait wait;
-};
-
-static void read_pages(void *context)
-{
-    struct pages_job *job = context;
-    sluice_wait_pages(&job->wait); /* an error shows when the transfer reads for itself */
-}
-
-static void read_ahead(struct sluice_loop *loop, struct sluice_transfer *transfer);
-
-static void pages_read(void *context)
-{
-    struct pages_job *job = context;
-    struct sluice_transfer *transfer = job->transfer;
-    if (transfer != NULL) {
-        transfer->loop_context = NULL;
-        end_note_resident(job->wait.end, job->wait.offset, job->wait.length, job->loop->now);
-        if (transfer->waits_pages)
-            loop_queue_transfer(job->loop, transfer);
-        else
-            read_ahead(job->loop, transfer);
-    }
-    free(job);
-}
-
-static int want_pages(struct sluice_loop *loop, struct sluice_transfer *transfer, const struct sluice_wait *wait)
-{
-    if (transfer->loop_context != NULL)
-        return 0; /* one read at a time */
-    struct pages_job *job = sys.allocate(1, sizeof *job);
-    if (job == NULL)
-        return -ENOMEM;
-    *job = (struct pages_job){.job = {.work = read_pages, .done = pages_read, .context = job},
-                              .loop = loop,
-                              .transfer = transfer,
-                              .wait = *wait};
-    transfer->loop_context = job;
-    transfer->ahead_to = wait->offset + wait->length;
-    helpers_submit(loop->helpers, &job->job);
-    return 0;
-}
-
-/* While one window of a cold file is sent, the next one is read: else disk and network would take turns. */
-static void read_ahead(struct sluice_loop *loop, struct sluice_transfer *transfer)
-{
-    const struct lane *lane = &transfer->lanes[0];
-    if (transfer->ahead_to == 0 || transfer->loop_context != NULL || lane->segment >= transfer->segment_count)
-        return;
-    const struct sluice_segment *segment = lane_segment(lane, lane->segment);
-    if (segment->kind != SLUICE_SEGMENT_FILE)
-        return;
-    uint64_t position = segment->offset + lane->at;
-    uint64_t size = segment->end->file.size;
-    uint64_t end = segment->length == SLUICE_UNTIL_END ? size : segment->offset + segment->length;
-    if (transfer->ahead_to >= end || transfer->ahead_to >= position + PAGES_WINDOW)
-        return;
-    uint64_t length = end - transfer->ahead_to < PAGES_WINDOW ? end - transfer->ahead_to : PAGES_WINDOW;
-    struct sluice_wait wait = {.kind = SLUICE_WAIT_PAGES,
-                               .fd = segment->end->fd,
-                               .end = segment->end,
-                               .offset = transfer->ahead_to,
-                               .length = length};
-    want_pages(loop, transfer, &wait); /* without memory for it the transfer will wait for its pages instead */
-}
-
 static void stop_waiting(struct sluice_transfer *transfer)
 {
     for (uint32_t i = 0; i < transfer->lane_count; i++) {
@@ -356,7 +285,7 @@ static int start_waiting(struct sluice_loop *loop, struct sluice_transfer *trans
         const struct sluice_wait *wait = &waits->wait[i];
         if (wait->kind == SLUICE_WAIT_PAGES) {
             transfer->waits_pages = true;
-            int result = want_pages(loop, transfer, wait);
+            int result = pages_want(loop, transfer, wait);
             if (result < 0)
                 return result;
             continue;
@@ -407,10 +336,7 @@ static void detach(struct sluice_loop *loop, struct sluice_transfer *transfer)
     unqueue_transfer(loop, transfer);
     if (transfer->fanout != NULL)
         sluice_timer_stop(loop, &transfer->fanout->timer);
-    if (transfer->loop_context != NULL) {
-        ((struct pages_job *)transfer->loop_context)->transfer = NULL;
-        transfer->loop_context = NULL;
-    }
+    pages_detach(transfer);
 }
 
 /* The turn that a transfer may take, given how many others want one. */
@@ -449,7 +375,9 @@ static int step_on_loop(struct sluice_loop *loop, struct sluice_transfer *transf
             return transfer->error.code; /* since before, or cancelled just now */
     }
     if (result > 0)
-        read_ahead(loop, transfer);
+        pages_read_ahead(loop, transfer);
+    if (transfer->behind != NULL)
+        pages_drop_behind(transfer);
     if (result == SLUICE_STEP_YIELD) {
         loop_queue_transfer(loop, transfer);
         return 1;
@@ -1014,6 +942,7 @@ void sluice_loop_free(struct sluice_loop *loop)
     if (loop == NULL)
         return;
     helpers_free(loop->helpers);
+    pages_free(loop);
     if (loop->lingering != NULL && loop->kind->linger != NULL)
         loop->kind->linger(loop);
     while (loop->lingering != NULL) {

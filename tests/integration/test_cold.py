@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: MIT
 """Files that are on the disk and not in memory: the ones who ask for others do not wait for them."""
 
+import ctypes
+import mmap
 import os
+import re
 import shutil
 import tempfile
 import threading
 import time
 
-from harness import Client, PATIENCE, SANITIZED, Server, Skip, case, content, digest, equal, main, new_root, note, write
+from harness import Client, PATIENCE, SANITIZED, Server, Skip, case, content, digest, equal, main, new_root, note, until, write
 
 MIB = 1 << 20
 BLOCK = content(1 * MIB)
@@ -112,6 +115,55 @@ for route in ("auto", "copy", "mmap", "splice"):
             assert times[-1] < 1 * PATIENCE, "%.2f s for a hot request" % times[-1]
 
 
+def resident(path):
+    """Bytes of a file of ours that are in memory."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) as mapping:
+            pages = (ctypes.c_ubyte * ((size + mmap.PAGESIZE - 1) // mmap.PAGESIZE))()
+            start = ctypes.c_char.from_buffer(mapping)
+            failed = ctypes.CDLL(None, use_errno=True).mincore(ctypes.c_void_p(ctypes.addressof(start)),
+                                                               ctypes.c_size_t(size), pages)
+            del start
+    assert not failed, os.strerror(ctypes.get_errno())
+    return sum(page & 1 for page in pages) * mmap.PAGESIZE
+
+
+for policy, stays in (("drop-behind", False), ("keep", True)):
+    @case("--cold-policy %s: after the download of a cold file " + ("it is" if stays else "nothing of it is") +
+          " in memory; what was there before is there still, and the receipt tells", policy, limit=60)
+    def dropped(policy, stays=stays):
+        path = make_cold("cold-0.bin")
+        with Server(root, "--cold-policy", policy, "--receipts") as server:
+            with open(path, "rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # reads no further than it is asked to
+                before = len(file.read(3 * MIB))
+            with Client(server, timeout=30) as client:
+                equal(client.get("/hot.bin").body, content(10_240))
+                client.ask("/cold-0.bin")
+                check(client)
+            if stays:
+                assert resident(path) > SIZE * 0.98, resident(path)
+            else:
+                # A few pages may stay of what this client had not read when they were to go.
+                until(lambda: resident(path) <= before + SIZE // 50, 40, "the end of the pages")
+                assert resident(path) >= before
+            until(lambda: "receipt 127" in server.errors(), 5, "the receipt")
+            told = re.search(r"dropped from the page cache ([\d.]+) MiB", server.errors())
+            dropped = float(told[1]) * MIB if told else 0
+            assert dropped == 0 if stays else SIZE * 0.97 < dropped + before <= SIZE * 1.001, dropped
+            assert resident(os.path.join(root, "hot.bin")) > 0
+
+
+@case("--cold-policy auto keeps a file that is small beside the memory")
+def auto():
+    path = make_cold("cold-0.bin")
+    with Server(root) as server, Client(server, timeout=30) as client:
+        client.ask("/cold-0.bin")
+        check(client)
+        assert resident(path) > SIZE * 0.98, resident(path)
+
+
 @case("three cold files at once, and a reader that goes away in the middle of each, stop nobody", limit=60)
 def several():
     if shutil.disk_usage(root).free < 4 * SIZE:
@@ -181,6 +233,7 @@ def drained():
     make_cold("cold-0.bin")
     with Server(root) as server:
         with Client(server, timeout=30) as client:
+            client.get("/hot.bin")  # it has been accepted, that is
             client.ask("/cold-0.bin")
             server.signal(15)
             check(client)

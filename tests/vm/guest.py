@@ -376,22 +376,22 @@ class Guest:
     or a QEMU device model (e1000: real zero copy; virtio-net-pci without scatter-gather), with this machine's loopback
     at 10.0.2.2; or, with link, another guest: (one of a pair of connected sockets, this guest's address). disk: None or a file system, mounted at /disk, or several, each mounted at /disk/NAME. later: those of
     them whose disks are there but not mounted (/dev/vda is the first), and whose modules lie in /later instead of being
-    loaded. limit: seconds that booting may take."""
+    loaded. disk_size: bytes of each, instead of as few as do. limit: seconds that booting may take."""
 
     def __init__(self, files=(), modules=(), memory=512, cpus=1, network=None, link=None, disk=None, later=(),
-                 limit=120):
+                 disk_size=None, limit=120):
         self._ended = False
         self._process = self._port = None
         self._stack = contextlib.ExitStack()
         started = time.monotonic()
         try:
-            self._boot(files, modules, memory, cpus, network, link, disk, later, limit)
+            self._boot(files, modules, memory, cpus, network, link, disk, later, disk_size, limit)
         except BaseException:
             self._kill()
             raise
         self.boot_seconds = time.monotonic() - started
 
-    def _boot(self, files, modules, memory, cpus, network, link, disk, later, limit):
+    def _boot(self, files, modules, memory, cpus, network, link, disk, later, disk_size, limit):
         qemu = shutil.which("qemu-system-x86_64")
         if not qemu:
             raise Unavailable("no qemu-system-x86_64 here: apt-get install qemu-system-x86")
@@ -416,7 +416,7 @@ class Guest:
         disks = [] if not disk else [(disk, "/disk")] if isinstance(disk, str) else [
             (name, "/disk/" + name) for name in disk]
         for number, (name, where) in enumerate(disks):
-            _make_disk(scratch / name, name)
+            _make_disk(scratch / name, name, disk_size)
             devices += ["-drive", f"file={scratch}/{name},format=raw,if=virtio,cache=unsafe"]
             needed += ["virtio_blk"]
             if name not in later:
@@ -579,9 +579,9 @@ def _clock_rate():
     return f" tsc_early_khz={(last - first) * 1000000 // (ended - began)}"
 
 
-def _make_disk(path, file_system):
+def _make_disk(path, file_system, size):
     with open(path, "wb") as file:
-        file.truncate(DISK_SIZES[file_system])
+        file.truncate(size or DISK_SIZES[file_system])
     mkfs = shutil.which("mkfs." + file_system, path=os.pathsep.join([os.environ.get("PATH", ""), *TOOLS]))
     if not mkfs:
         raise Unavailable(f"no mkfs.{file_system} here: tools/bootstrap check names its package")

@@ -75,6 +75,7 @@ CALL(statx, HARMLESS(ENOSYS), HARMLESS(EINVAL), HARMLESS(EIO));
 CALL(fstatfs, HARMLESS(EIO), HARMLESS(ENOSYS), HARMLESS(EINTR));
 CALL(lseek, FAILS(EIO), FAILS(EOVERFLOW), FAILS(ESPIPE));
 CALL(readahead, HARMLESS(EINVAL), HARMLESS(EIO), HARMLESS(ENOMEM));
+CALL(fadvise, HARMLESS(EINVAL), HARMLESS(EBADF));
 CALL(mmap, FAILS(ENOMEM), FAILS(EACCES), FAILS(ENODEV), FAILS(EAGAIN), FAILS(ENFILE));
 CALL(madvise, HARMLESS(EINVAL), HARMLESS(ENOMEM));
 CALL(mincore, HARMLESS(ENOMEM), HARMLESS(EAGAIN));
@@ -153,6 +154,7 @@ static size_t watched_count;
 bool (*fault_world)(void);
 int fault_block_device = -1;
 unsigned fault_cold_pages;
+atomic_uint fault_drops;
 bool fault_huge_pages;
 int fault_slow_peer = -1;
 int fault_tls;
@@ -553,6 +555,13 @@ static int faulty_readahead(int fd, off_t offset, size_t size)
     return error != 0 ? fail(error) : real.readahead(fd, offset, size);
 }
 
+static int faulty_fadvise(int fd, off_t offset, off_t size, int advice)
+{
+    fault_drops += advice == POSIX_FADV_DONTNEED;
+    int error = strike(&call_fadvise, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.fadvise(fd, offset, size, advice);
+}
+
 /* As a page of 2 MiB would lie. Real ones are not made: clearing thousands of them takes longer than all the rest. */
 static void *aligned_mapping(size_t size, int protection, int flags)
 {
@@ -909,6 +918,7 @@ void fault_install(void)
     sys.fstatfs = faulty_fstatfs;
     sys.lseek = faulty_lseek;
     sys.readahead = faulty_readahead;
+    sys.fadvise = faulty_fadvise;
     sys.mmap = faulty_mmap;
     sys.madvise = faulty_madvise;
     sys.mincore = faulty_mincore;

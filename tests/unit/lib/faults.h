@@ -11,6 +11,7 @@
 #ifndef SLUICE_TESTS_FAULTS_H
 #define SLUICE_TESTS_FAULTS_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -64,6 +65,8 @@ extern bool (*fault_world)(void);
  * with no. */
 extern int fault_block_device;
 extern unsigned fault_cold_pages;
+/* Calls so far that asked the kernel to drop pages. */
+extern atomic_uint fault_drops;
 /* Pages of 2 MiB that were set aside are to be had (MAP_HUGETLB); plain ones stand for them. */
 extern bool fault_huge_pages;
 

@@ -72,6 +72,7 @@ struct scenario {
     bool borrowed; /* the same, gone when the library has been called */
     bool dead;     /* the last sink is, from the start */
     bool received; /* on a loop: the source is received from before, and may have given some bytes already */
+    bool dropped;  /* the source's pages are, behind the transfer */
     enum sluice_fanout_policy policy;
     bool refused;                                                           /* the route cannot serve the pair */
     void (*play)(const struct scenario *scenario, struct outcome *outcome); /* not a single transfer */
@@ -733,7 +734,7 @@ static struct server {
     size_t received;
     bool watched, worked, work_done;
     int event;
-    unsigned turns;
+    unsigned turns, drops;
     uint64_t began;
 } server;
 
@@ -769,7 +770,8 @@ static void after_helper(void *context)
 static void each_turn(void *context)
 {
     (void)context;
-    if (server.on.done && server.watched && server.work_done)
+    bool dropped = !server.scenario->dropped || server.on.loop->behind == NULL || fault_drops > server.drops;
+    if (server.on.done && server.watched && server.work_done && dropped)
         sluice_loop_stop(server.on.loop);
     else if (++server.turns > SERVER_TURNS || sluice_loop_now(server.on.loop) - server.began > SERVER_MS)
         server_stop(-ETIMEDOUT);
@@ -847,7 +849,9 @@ static void play_server(const struct scenario *scenario, struct outcome *outcome
     fcntl(client, F_SETFL, O_NONBLOCK);
     world.drain[0] = client;
 
-    server.file = open_end(pattern_file(NULL, scenario->size), SLUICE_END_OWN_FD, outcome);
+    unsigned flags = SLUICE_END_OWN_FD | (scenario->dropped ? SLUICE_END_DROP_BEHIND : 0u);
+    server.file = open_end(pattern_file(NULL, scenario->size), flags, outcome);
+    server.drops = fault_drops;
     struct sluice_loop_options on = {.size = sizeof on, .kind = scenario->loop};
     int result = outcome->result == 0 ? sluice_loop_new(&on, &server.on.loop) : outcome->result;
     failed(outcome, result);
@@ -1552,6 +1556,11 @@ static const struct scenario scenarios[] = {
      .route = SLUICE_ROUTE_TCP_RECEIVE},
     {.name = "pages of TCP", .size = LARGE, .play = play_pages},
     {.name = "server", .loop = SLUICE_LOOP_EPOLL, .size = LARGE, .play = play_server},
+    {.name = "server of a file that is dropped behind",
+     .loop = SLUICE_LOOP_EPOLL,
+     .size = LARGE,
+     .play = play_server,
+     .dropped = true},
     {.name = "messages gathered into a Unix socket", .to = {A_UNIX}, .play = play_gather},
     {.name = "messages gathered into TCP", .to = {A_TCP}, .play = play_gather},
     {.name = "messages gathered into datagrams", .to = {A_UNIX}, .play = play_datagrams},
