@@ -3,6 +3,7 @@
 """What people see: listings, a video, and the live page, in a real browser."""
 
 import base64
+import contextlib
 import functools
 import http.client
 import json
@@ -13,8 +14,8 @@ import threading
 import urllib.parse
 
 import proxying
-from browser import Browser
-from harness import LOCAL, PATIENCE, Server, case, content, equal, main, new_root, write
+from browser import Browser, find_browser
+from harness import LOCAL, PATIENCE, Server, Skip, case, content, equal, main, new_root, write
 
 root = new_root()
 browsers = []
@@ -307,4 +308,6 @@ def end():
 
 
 if __name__ == "__main__":
+    with contextlib.suppress(Skip):  # the cases say it
+        find_browser()  # may have to be fetched, for which a case has no time
     main()
