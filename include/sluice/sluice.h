@@ -450,7 +450,8 @@ enum sluice_transfer_flags {
     SLUICE_TRANSFER_NEVER_BLOCK = 1 << 0, /* ask before reading a file whether its pages are in memory (RWF_NOWAIT) and
                                              wait for SLUICE_WAIT_PAGES instead of for the disk */
     SLUICE_TRANSFER_MORE = 1 << 1,        /* more will follow at once: keep the last packet open (MSG_MORE). Kernel TLS
-                                             keeps the last record open, and without TCP's limit of 200 ms */
+                                             keeps the last record open until more is sent, without TCP's limit of
+                                             200 ms; shutting the connection down loses it */
     SLUICE_TRANSFER_SPARSE = 1 << 2,      /* keep the holes of file sources (lseek(2), SEEK_HOLE) in sinks that are
                                              regular files and written at an offset: they are neither read nor written,
                                              what the sink had there becomes a hole, and a hole at the end makes it

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * ktls-pair send ROUTE|receive ROUTE VERSION SUITE BYTES CERTIFICATE: two processes and a TLS connection between them.
+ * ktls-pair send|change|receive ROUTE VERSION SUITE BYTES CERTIFICATE: two processes and a TLS connection between them.
  * Both make the handshake with OpenSSL; one leaves encrypting to the kernel where OpenSSL gets it to
  * (SSL_OP_ENABLE_KTLS), and moves the body by libsluice, or by OpenSSL where it does not; the other is OpenSSL all the
- * way, and checks every byte. Prints what the kernel does, by OpenSSL and by libsluice, and the receipt. Exit code 0:
- * all arrived.
+ * way, and checks every byte; for "change" it begins to read when the file that was sent has been overwritten. Prints
+ * what the kernel does, by OpenSSL and by libsluice, and the receipt. Exit code 0: all arrived.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -35,6 +35,7 @@ struct task {
     int version;
     const char *suite, *certificate;
     size_t bytes;
+    int changed[2]; /* a pipe that tells the client so; -1: nothing is changed */
 };
 
 static _Noreturn void die(const char *what)
@@ -88,6 +89,9 @@ static void play_client(const struct task *task, int fd)
     static unsigned char piece[PIECE];
     SSL *ssl = shake_hands(task, fd, false);
     size_t at = 0;
+    char byte;
+    if (task->changed[0] >= 0 && read(task->changed[0], &byte, 1) != 1)
+        die("nothing was changed");
     for (;;) {
         int size;
         if (!task->sends) {
@@ -193,6 +197,14 @@ static void send_body(const struct task *task, SSL *ssl, struct sluice_end *conn
         {.kind = SLUICE_SEGMENT_FILE, .end = file, .length = task->bytes},
     };
     move(segments, 2, connection, task->route);
+    if (task->changed[1] >= 0) {
+        static const unsigned char other[PIECE];
+        for (size_t at = 0; at < task->bytes; at += PIECE)
+            if (pwrite(sluice_end_fd(file), other, PIECE, (off_t)at) != PIECE)
+                die("pwrite");
+        if (write(task->changed[1], "!", 1) != 1)
+            die("write");
+    }
     sluice_end_close(file);
 }
 
@@ -241,12 +253,15 @@ int main(int count, char **arguments)
     }
     if (count != 7 || (route = sluice_route_by_name(arguments[2])) < 0)
         return 2;
-    struct task task = {.sends = strcmp(arguments[1], "send") == 0,
+    struct task task = {.sends = strcmp(arguments[1], "receive") != 0,
                         .route = (enum sluice_route)route,
                         .version = strcmp(arguments[3], "1.3") == 0 ? TLS1_3_VERSION : TLS1_2_VERSION,
                         .suite = arguments[4],
                         .bytes = strtoul(arguments[5], NULL, 10),
-                        .certificate = arguments[6]};
+                        .certificate = arguments[6],
+                        .changed = {-1, -1}};
+    if (strcmp(arguments[1], "change") == 0 && pipe(task.changed) != 0)
+        die("pipe");
     if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 1) != 0 ||
         getsockname(listener, (struct sockaddr *)&address, &size) != 0)
         die("listen");
