@@ -68,7 +68,7 @@ struct exchange {
 
 static void take_requests(struct connection *connection, const char *data, size_t length, bool stashed);
 static void on_timeout(void *context);
-static void on_received(void *context, const char *data, ssize_t length);
+static void take_ciphertext(struct connection *connection, const char *data, size_t length);
 
 /* ---- Exchanges ------------------------------------------------------------------------------------------------- */
 
@@ -1251,7 +1251,7 @@ static void take_introduction(struct connection *connection)
     char *received = TAKE_POINTER(connection->stash);
     uint32_t start = connection->stash_start, left = connection->stash_length;
     stash_drop(connection);
-    on_received(connection, received + start, left);
+    take_ciphertext(connection, received + start, left);
     free(received);
 }
 
@@ -1266,6 +1266,41 @@ static void end_secure(struct connection *connection)
         connection_close(connection);
 }
 
+/* What the client said, which TLS has been taken from. */
+static void take_bytes(struct connection *connection, const char *data, size_t length)
+{
+    if (connection->state == SKIPPING) {
+        skip_body(connection, data, length);
+        return;
+    }
+    if (connection->stash_length == 0 && !connection->unintroduced) {
+        take_requests(connection, data, length, false);
+        return;
+    }
+    if (stash_append(connection, data, length) < 0) {
+        connection_close(connection);
+        return;
+    }
+    if (connection->unintroduced) {
+        take_introduction(connection);
+        return;
+    }
+    /* A head ends with a line: drop by drop, it need not be parsed again for every byte. */
+    if (connection->stash_length > limits.line || memchr(data, '\n', length) != NULL)
+        take_requests(connection, stash_data(connection), connection->stash_length, true);
+}
+
+static void take_ciphertext(struct connection *connection, const char *data, size_t length)
+{
+    int r = secure_receive(connection, &data, &length);
+    if (r > 0)
+        take_bytes(connection, data, length);
+    else if (r == -EPROTONOSUPPORT)
+        refuse_without_tls(connection);
+    else if (r < 0)
+        end_secure(connection);
+}
+
 static void on_received(void *context, const char *data, ssize_t length)
 {
     struct connection *connection = context;
@@ -1278,34 +1313,10 @@ static void on_received(void *context, const char *data, ssize_t length)
     }
     if (connection->state != READING && connection->state != SKIPPING)
         return; /* LINGERING */
-    if (connection->secure != NULL && !connection->unintroduced) {
-        int r = secure_receive(connection, &data, &length);
-        if (r == -EPROTONOSUPPORT)
-            refuse_without_tls(connection);
-        else if (r < 0)
-            end_secure(connection);
-        if (r <= 0)
-            return;
-    }
-    if (connection->state == SKIPPING) {
-        skip_body(connection, data, (size_t)length);
-        return;
-    }
-    if (connection->stash_length == 0 && !connection->unintroduced) {
-        take_requests(connection, data, (size_t)length, false);
-        return;
-    }
-    if (stash_append(connection, data, (size_t)length) < 0) {
-        connection_close(connection);
-        return;
-    }
-    if (connection->unintroduced) {
-        take_introduction(connection);
-        return;
-    }
-    /* A head ends with a line: drop by drop, it need not be parsed again for every byte. */
-    if (connection->stash_length > limits.line || memchr(data, '\n', (size_t)length) != NULL)
-        take_requests(connection, stash_data(connection), connection->stash_length, true);
+    if (connection->secure != NULL && !connection->unintroduced)
+        take_ciphertext(connection, data, (size_t)length);
+    else
+        take_bytes(connection, data, (size_t)length);
 }
 
 /* Has the client taken anything since the last look? What the kernel has accepted but not delivered does not count: the

@@ -110,7 +110,7 @@ static int flush(struct connection *connection)
     return r < 0 ? r : 0;
 }
 
-int secure_receive(struct connection *connection, const char **data, ssize_t *length)
+int secure_receive(struct connection *connection, const char **data, size_t *length)
 {
     struct secure *secure = connection->secure;
     struct tls_session *session = secure->session;
@@ -118,7 +118,7 @@ int secure_receive(struct connection *connection, const char **data, ssize_t *le
     const char *plain;
     size_t plain_length;
     secure->heard = true;
-    int r = tls_session_receive(session, *data, (size_t)*length, &plain, &plain_length);
+    int r = tls_session_receive(session, *data, *length, &plain, &plain_length);
     if (r == -EPROTONOSUPPORT) {
         count_failure(connection, "the client speaks HTTP without TLS");
         secure_close(connection);
@@ -133,7 +133,7 @@ int secure_receive(struct connection *connection, const char **data, ssize_t *le
     }
     if (plain_length > 0) {
         *data = plain;
-        *length = (ssize_t)plain_length;
+        *length = plain_length;
         return 1;
     }
     if (state == TLS_ENDED)

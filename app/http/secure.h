@@ -8,7 +8,6 @@
 #include <sluice/sluice.h>
 #include <stdbool.h>
 #include <stddef.h>
-#include <sys/types.h>
 
 struct connection;
 struct tls_context;
@@ -27,7 +26,7 @@ int secure_open(struct connection *connection, struct tls_context *context);
  * Returns 1; 0: nothing that would have to be looked at; -ECONNRESET: the client has ended TLS, or it failed, which was
  * counted and told: close the connection; -EPROTONOSUPPORT: the client speaks HTTP without TLS, and the connection does
  * from now on, so that it can be told: *data are its bytes as before. */
-int secure_receive(struct connection *connection, const char **data, ssize_t *length);
+int secure_receive(struct connection *connection, const char **data, size_t *length);
 
 /* The client has said that nothing more will come: what it asked before is answered. */
 bool secure_has_ended(const struct connection *connection);

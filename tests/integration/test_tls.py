@@ -143,6 +143,22 @@ for _version in (V12, V13):
             client.ended()
 
 
+@case("a body that is thrown away, one that is invited, and one whose client ends TLS in the middle of it")
+def bodies():
+    with Browser(secure()) as client:
+        body = content(5000)
+        client.send(b"GET /small HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\n" + body[:1000])
+        client.send(body[1000:])
+        same_bytes(client.response().body, content(FILES["small"]))
+        client.send("GET /medium HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\nExpect: 100-continue\r\n\r\n")
+        equal(client.head().status, 100)
+        client.send(body)
+        same_bytes(client.response().body, content(FILES["medium"]))
+        client.send(b"GET /small HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\n" + body[:1000])
+        with contextlib.suppress(ssl.SSLError, OSError):
+            client.socket.unwrap()
+
+
 class Chunks:
     """TLS whose bytes are sent in pieces of our choice."""
 
