@@ -135,7 +135,7 @@ struct sluice_loop {
     struct source *dead;
     struct loop_end *ready; /* receivers with data left over from their last call */
     struct loop_end *lingering;
-    struct behind *behind; /* pages to be dropped: pages.c */
+    struct behind *behind;                         /* pages to be dropped: pages.c */
     struct sluice_transfer *queued, **queued_last; /* transfers to be stepped, the oldest first */
     size_t queued_count;
     size_t heavy, heavy_before; /* steps of at least SHORTEST_TURN: in this turn, in the one before */
