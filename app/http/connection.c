@@ -139,7 +139,7 @@ static void stash_drop(struct connection *connection)
 static int stash_append(struct connection *connection, const char *data, size_t length)
 {
     size_t needed = connection->stash_length + length;
-    if (connection->stash_start + needed > connection->stash_room) {
+    if (connection->stash == NULL || connection->stash_start + needed > connection->stash_room) {
         char *larger = malloc(needed);
         if (larger == NULL)
             return -ENOMEM;

@@ -208,7 +208,10 @@ int response_text_make(const struct response_clock *clock, const struct response
     char standard[128];
     const char *body = response->body, *type = response->type;
     size_t body_length = response->body_length;
-    if (body == NULL && response->status != 304) {
+    if (response->status == 304) {
+        body = "";
+        body_length = 0;
+    } else if (body == NULL) {
         body = standard;
         type = "text/plain; charset=utf-8";
         body_length =
@@ -236,7 +239,7 @@ int response_text_make(const struct response_clock *clock, const struct response
     if (response->header_length > 0)
         at = put(at, response->header, response->header_length);
     at = PUT(at, "\r\n");
-    if (!response->head_only && body_length > 0)
+    if (!response->head_only)
         at = put(at, body, body_length);
     *ret_text = text;
     *ret_length = (size_t)(at - text);
