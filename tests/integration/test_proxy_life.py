@@ -79,12 +79,15 @@ class Reloadable:
         self.port = servers.free_port()
         self.loop, self.workers = loop, workers
         self.names, self.failures, self.stop = [], [], False
+        self.log = None
         self.threads = []
 
     def write(self, *to, more=""):
         text = "[global]\nworkers = %d\nloop = %s\n[service]\nlisten = %s:%d\n" % (self.workers, self.loop, LOCAL,
                                                                                 self.port)
         text += "".join("to = %s:%d\n" % address for address in to) + more
+        if self.log:
+            text = "log = %s\n" % self.log + text
         with open(self.path + ".new", "w", encoding="ascii") as file:
             file.write(text)
         os.replace(self.path + ".new", self.path)
@@ -197,6 +200,43 @@ def reload_listeners():
                     return True
             until(refuses, 3, "the end of the second listener")
             equal(ask_name(proxy), "a")
+
+
+@case("the log is opened anew at each reload, also of a wrong file: a renamed one stays as it is, and no line is lost")
+def rename_log():
+    with Backend(named("a")) as a:
+        state = Reloadable(new_root(), workers=2)
+        log = state.path + ".log"
+        state.log = log
+        state.write(a.address)
+        with Configured(state.path) as proxy:
+            _, old = ask_name(proxy, keep=True)  # its line is written by an old worker
+            state.start_asking()
+            names, sizes = [], []
+            for number in range(3):
+                before = len(state.names)
+                until(lambda before=before: len(state.names) > before + 30 or state.failures, 10, "connections")
+                names.append("%s.%d" % (log, number))
+                os.rename(log, names[-1])
+                if number == 1:
+                    state.write(a.address, more="no-such-option = 1\n")
+                    proxy.signal(signal.SIGHUP)
+                    until(lambda: "not reloaded" in proxy.errors(), 10, "the refusal")
+                    state.write(a.address)
+                said = proxy.errors().count(": reloaded: ")
+                proxy.signal(signal.SIGHUP)
+                until(lambda said=said: proxy.errors().count(": reloaded: ") > said, 10, "the reload")
+                sizes.append(os.path.getsize(names[-1]))
+            state.stop_asking()
+            equal(state.failures, [])
+            equal([os.path.getsize(name) for name in names], sizes)
+            old.close()
+            proxy.stop()
+        lines = []
+        for name in [*names, log]:
+            with open(name, encoding="ascii") as file:
+                lines += file.readlines()
+        equal(len(lines), len(state.names) + 1)
 
 
 # ---- Ending ----

@@ -285,11 +285,64 @@ TEST("an access line too long for a pipe's promise of wholeness is cut to it")
     close(fds[1]);
 }
 
+TEST("a JSON line that goes into a pipe is whole, its texts being cut instead")
+{
+    int fds[2];
+    CHECK_EQ(pipe2(fds, O_NONBLOCK | O_CLOEXEC), 0);
+    struct log *log;
+    CHECK_EQ(log_open_fd(fds[1], 0, &log, &failure), 0);
+    log_set_format(log, LOG_JSON);
+    static char bytes[1024];
+    for (unsigned kind = 0; kind < 3; kind++) {
+        memset(bytes, "\x01\"x"[kind], sizeof bytes);
+        const struct log_text text = {bytes, sizeof bytes};
+        struct log_access access = {.client = text,
+                                    .time = "now",
+                                    .request = text,
+                                    .status = 200,
+                                    .referer = text,
+                                    .user_agent = text,
+                                    .bytes = UINT64_MAX};
+        log_access(log, &access);
+        log_flush(log);
+        const char *line = read_all(fds[0]);
+        size_t length = strlen(line);
+        CHECK(length > PIPE_BUF / 2 && length <= PIPE_BUF);
+        CHECK_STR(line + length - 3, "\"}\n");
+    }
+    log_close(log);
+    close(fds[0]);
+    close(fds[1]);
+}
+
 TEST("the time is in UTC and English")
 {
     char text[LOG_TIME_TEXT_MAX];
     log_time_text(LOG_COMBINED, 971186136, text);
     CHECK_STR(text, "10/Oct/2000:13:55:36 +0000");
+    log_time_text(LOG_JSON, 971186136, text);
+    CHECK_STR(text, "2000-10-10T13:55:36Z");
+}
+
+TEST("a log that is replaced has its lines in the old file until then, and in the new one from then on")
+{
+    char paths[2][80];
+    struct log *log;
+    for (unsigned i = 0; i < 2; i++)
+        snprintf(paths[i], sizeof paths[i], "%s.%u", scratch_path(), i);
+    CHECK_EQ(log_open(paths[0], 0, &log, &failure), 0);
+    log_line(log, "old", 3);
+    CHECK_EQ(log_replace(log, open(paths[1], O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600)), 0);
+    log_line(log, "new", 3);
+    log_close(log);
+    for (unsigned i = 0; i < 2; i++) {
+        char text[16] = "";
+        int fd = open(paths[i], O_RDONLY | O_CLOEXEC);
+        CHECK(read(fd, text, sizeof text - 1) == 4);
+        CHECK_STR(text, i == 0 ? "old\n" : "new\n");
+        close(fd);
+        unlink(paths[i]);
+    }
 }
 
 TEST("a log that cannot be opened says why")
