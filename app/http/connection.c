@@ -143,7 +143,7 @@ static int stash_append(struct connection *connection, const char *data, size_t 
         char *larger = malloc(needed);
         if (larger == NULL)
             return -ENOMEM;
-        if (connection->stash_length > 0)
+        if (connection->stash != NULL)
             memcpy(larger, connection->stash + connection->stash_start, connection->stash_length);
         free(connection->stash);
         connection->stash = larger;
