@@ -20,6 +20,7 @@ for directory in (first, second, plain):
     write(directory, "file.txt", data=os.path.basename(directory).encode())
     write(directory, "sub", "file.txt", data=b"sub of " + os.path.basename(directory).encode())
 write(first, "index.html", data=b"index of first")
+write(first, "long.bin", data=content(40000))
 write(second, "start.html", data=b"start of second")
 write(second, "only-second.txt", data=b"only here")
 
@@ -243,6 +244,9 @@ def long_fields():
             equal((response["X-Long"], response["X-Two"], response["Cache-Control"]), (value, "2", "y" * 512))
             equal(response.body, b"first")
         equal(client.get("/none")["X-Long"], value)
+        response = client.get("/long.bin", "Range: bytes=0-9,20000-20009")
+        equal((response.status, response["X-Long"], response["Cache-Control"]), (206, value, "y" * 512))
+        assert response["Content-Type"].startswith("multipart/byteranges"), response
 
 
 # ---- How fast ----
