@@ -421,10 +421,11 @@ static int encrypt_together(struct tls_session *session, const char **data, size
     size_t from_held = min_size(held, most), take = min_size(most - from_held, *left);
     if (from_held > 0)
         memcpy(record, session->held, from_held);
-    if (take > 0)
+    if (take > 0) { /* data may be NULL otherwise, which nothing may be added to */
         memcpy(record + from_held, *data, take);
-    *data += take;
-    *left -= take;
+        *data += take;
+        *left -= take;
+    }
     int result = encrypt(session, record, from_held + take);
     if (from_held == held) {
         drop_held(session);
