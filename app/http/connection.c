@@ -181,6 +181,12 @@ static void print_receipt(const struct connection *connection)
     log_line(connection->server->options->receipt_log, line, (size_t)length);
 }
 
+/* The client has said by TLS that nothing more will come. Without TLS the loop tells. */
+static bool has_ended(const struct connection *connection)
+{
+    return connection->secure != NULL && secure_has_ended(connection);
+}
+
 static void listing_abandon(struct listing_job *job);
 
 void connection_close(struct connection *connection)
@@ -1041,6 +1047,10 @@ static struct exchange *begin_unusual(struct connection *connection, const struc
         note_begin(exchange);
         sluice_timer_start(server->loop, &connection->timer, server->options->header_timeout, on_timeout, connection);
         *ret_progress = request->expects_continue && length == 0 ? invite_body(connection, exchange) : PENDING;
+        if (*ret_progress == PENDING && has_ended(connection)) {
+            connection_close(connection);
+            *ret_progress = ENDED;
+        }
         return NULL;
     }
     if (request->has_body) /* it is not read: where the next request begins is not known */
@@ -1067,6 +1077,8 @@ static void skip_body(struct connection *connection, const char *data, size_t le
 {
     size_t used;
     int r = http_body_take(&connection->exchange->body, data, length, &used);
+    if (r == HTTP_BODY_MORE && has_ended(connection))
+        connection_close(connection);
     if (r == HTTP_BODY_MORE)
         return;
     if (r < 0) {
@@ -1126,7 +1138,7 @@ static void refuse_without_tls(struct connection *connection)
 static void await(struct connection *connection)
 {
     struct http_server *server = connection->server;
-    if (connection->secure != NULL && secure_has_ended(connection)) {
+    if (has_ended(connection)) {
         secure_end(connection);
         connection_close(connection);
     } else if (connection->stash_length == 0) {
