@@ -18,6 +18,7 @@ import resource
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ with open(SLUICE, "rb") as _program:
 SANITIZED = b"__asan_init" in _text or b"__tsan_init" in _text
 # A sanitized program is slower, and the machine has other work: time limits allow for both.
 PATIENCE = 5 if SANITIZED else 1
+TLS = bool(os.environ.get("SLUICE_TEST_TLS"))  # every server has TLS at its address, and every Client speaks it
 REPORT = re.compile(r"(?:ERROR|WARNING|FATAL): (?:Address|Leak|Thread)Sanitizer|: runtime error: ")
 LOCAL = "127.0.0.1"
 
@@ -46,13 +48,14 @@ class Skip(Exception):
 _cases = []
 
 
-def case(name, *arguments, limit=30, sanitized=True):
+def case(name, *arguments, limit=30, sanitized=True, tls=True):
     """Decorate a function as a case. name may have %s, filled in by arguments, which the function gets. sanitized: also
-    where the program is built with a sanitizer; else the case is left out there."""
+    where the program is built with a sanitizer; else the case is left out there. tls: the same where servers have TLS
+    (SLUICE_TEST_TLS)."""
     assert "#" not in name, "TAP would take what follows for a directive"
 
     def register(function):
-        if SANITIZED and not sanitized:
+        if (SANITIZED and not sanitized) or (TLS and not tls):
             return function
         _cases.append((name % arguments if arguments else name, functools.partial(function, *arguments), limit))
         return function
@@ -349,6 +352,24 @@ class Program:
             note("standard error of the server: " + self.errors()[-2000:].replace("\n", "\n#   "))
 
 
+@functools.lru_cache(maxsize=None)
+def own_certificate():
+    """For SLUICE_TEST_TLS: what a server is told to have one."""
+    path = os.path.join(new_root(), "certificate")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj",
+                    "/CN=localhost", "-days", "2", "-keyout", path + ".key", "-out", path], check=True,
+                   capture_output=True)
+    return ["--tls", "--certificate", path + "," + path + ".key"]
+
+
+@functools.lru_cache(maxsize=None)
+def trusting_context():
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 class Server(Program):
     """sluice serve, running."""
 
@@ -356,10 +377,10 @@ class Server(Program):
         self.root = root
         self.workers = workers
         super().__init__([*wrap, SLUICE, "serve", root, "--listen", listen, "--workers", str(workers), *OPTIONS,
-                          *options], env=env, cwd=cwd)
+                          *(own_certificate() if TLS else ()), *options], env=env, cwd=cwd)
 
     def is_ready(self):
-        match = re.search(r"http://\S+:(\d+)/", self.output())
+        match = re.search(r"https?://\S+:(\d+)/", self.output())
         if match:
             self.port = int(match[1])
             self.address = (LOCAL, self.port)
@@ -419,6 +440,8 @@ class Client:
         self.socket.settimeout(timeout * PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.connect(server.address if isinstance(server, Server) else server)
+        if TLS and isinstance(server, Server):
+            self.socket = trusting_context().wrap_socket(self.socket, suppress_ragged_eofs=False)
         self.buffer = bytearray()
 
     def __enter__(self):

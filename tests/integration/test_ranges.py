@@ -184,7 +184,7 @@ def most():
         same_bytes(client.get("/big.bin", big_parts(65)[1]).body, BIG)
 
 
-@case("parts go by the route a file goes by: none of their bytes is copied")
+@case("parts go by the route a file goes by: none of their bytes is copied", tls=False)
 def by_reference():
     ranges, field = big_parts(4)
     with Server(root, "--receipts") as telling:
@@ -214,7 +214,7 @@ def slowly():
         equal(parts_of(get(copying, "/big.bin", field)), right)
 
 
-@case("a file cut short within its parts ends the response short, and the connection")
+@case("a file cut short within its parts ends the response short, and the connection", tls=False)
 def cut_short():
     ranges, field = big_parts(3)
     path = write(root, "cut.bin", data=BIG)
