@@ -117,6 +117,7 @@ struct loop_kind {
 };
 
 extern const struct loop_kind loop_epoll, loop_uring;
+extern size_t uring_stash_size;  /* reports that a ring has room to put aside; tests lessen it */
 extern unsigned uring_linger_ms; /* that a loop which ends waits for memory that is lent; tests shorten it */
 
 struct sluice_loop {

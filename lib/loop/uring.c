@@ -225,22 +225,35 @@ static int enter(struct uring_loop *ring, bool wait, int timeout)
     return -error;
 }
 
+/* Tests lessen it. */
+size_t uring_stash_size = COMPLETIONS;
+
+static int enlarge_stash(struct uring_loop *ring, size_t size)
+{
+    struct io_uring_cqe *larger = sys.allocate(size, sizeof *larger);
+    if (larger == NULL)
+        return -ENOMEM;
+    if (ring->stash_count > 0)
+        memcpy(larger, ring->stash, ring->stash_count * sizeof *larger);
+    free(ring->stash);
+    ring->stash = larger;
+    ring->stash_size = size;
+    return 0;
+}
+
+/* A report that cannot be kept breaks the ring: so there is room from the start for as many as the kernel has room for,
+ * and a process that is out of memory goes on. */
 static void stash(struct uring_loop *ring, const struct io_uring_cqe *report)
 {
-    if (ring->stash_count == ring->stash_size) {
-        size_t size = ring->stash_size == 0 ? 16 : ring->stash_size * 2;
-        struct io_uring_cqe *larger = sys.allocate(size, sizeof *larger);
-        if (larger == NULL) {
-            break_ring(ring, -ENOMEM);
-            return;
-        }
-        if (ring->stash_count > 0)
-            memcpy(larger, ring->stash, ring->stash_count * sizeof *larger);
-        free(ring->stash);
-        ring->stash = larger;
-        ring->stash_size = size;
+    if (ring->stash_count == ring->stash_size && ring->stash_at > 0) {
+        ring->stash_count -= ring->stash_at;
+        memmove(ring->stash, ring->stash + ring->stash_at, ring->stash_count * sizeof *ring->stash);
+        ring->stash_at = 0;
     }
-    ring->stash[ring->stash_count++] = *report;
+    if (ring->stash_count == ring->stash_size && enlarge_stash(ring, ring->stash_size * 2 + 16) < 0)
+        break_ring(ring, -ENOMEM);
+    else
+        ring->stash[ring->stash_count++] = *report;
 }
 
 static bool take_report(struct uring_loop *ring, struct io_uring_cqe *ret_report)
@@ -1686,6 +1699,9 @@ static int open_loop(struct sluice_loop *loop, const struct sluice_loop_options 
 {
     struct uring_loop *ring = ring_of(loop);
     int result = set_up(ring, options, NULL);
+    if (result < 0)
+        return result;
+    result = uring_stash_size > 0 ? enlarge_stash(ring, uring_stash_size) : 0;
     if (result < 0)
         return result;
     list_init(&ring->heard);

@@ -1977,6 +1977,7 @@ static void inject_all(void)
     plans = calloc(PLANS_MAX, sizeof *plans);
     fault_world = move_world;
     uring_linger_ms = 200;
+    uring_stash_size = 0;
     fault_install();
     for (size_t i = 0; i < SCENARIOS; i++)
         if (has_ring() || (scenarios[i].way != RING && scenarios[i].loop != SLUICE_LOOP_IO_URING))

@@ -1,0 +1,356 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Clients that mean harm: survived, bounded in memory and time, counted; the others are served. What limits and timeouts
+do with one client is test_limits.py's matter, ten thousand of them test_scale.py's. bench/abuse shows the same beside
+nginx, with figures."""
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import time
+
+from harness import (PATIENCE, SANITIZED, Broken, Client, Server, case, content, equal, get, main, new_root, note,
+                     raise_descriptor_limit, together, until, write)
+
+KIB, MIB = 1 << 10, 1 << 20
+COUNT = 50 if SANITIZED else 300
+root = new_root()
+write(root, "file.txt", data=b"inside")
+write(root, "large.bin", data=content(20 * MIB))
+REQUEST = b"GET /file.txt HTTP/1.1\r\nHost: a\r\n\r\n"
+LARGE = REQUEST.replace(b"file.txt", b"large.bin")
+
+
+def private_memory(server):
+    with open("/proc/%d/smaps_rollup" % server.worker_pids()[0], encoding="ascii") as file:
+        return int(re.search(r"Private_Dirty:\s*(\d+)", file.read())[1]) * 1024
+
+
+def processor_time(server):
+    with open("/proc/%d/stat" % server.worker_pids()[0], encoding="ascii") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def crowd(server, opening=b"", count=COUNT, receive_buffer=None):
+    """Clients that have connected and said this."""
+    raise_descriptor_limit(2 * COUNT + 200)
+    clients = []
+    for _ in range(count):
+        one = socket.socket()
+        if receive_buffer:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        one.settimeout(10 * PATIENCE)
+        one.connect(server.address)
+        if opening:
+            one.sendall(opening)
+        one.setblocking(False)
+        clients.append(one)
+    return clients
+
+
+def tease_until_gone(groups, seconds):
+    """groups: name to (clients, what each says again and again, or reads: a number). Returns what each client got, by
+    group, and how long it took until all of a group were closed by the server."""
+    started = time.monotonic()
+    got = {name: {one: b"" for one in clients} for name, (clients, _) in groups.items()}
+    took = {}
+    left = {name: set(clients) for name, (clients, _) in groups.items()}
+    while any(left.values()):
+        assert time.monotonic() - started < seconds * PATIENCE, {name: len(those) for name, those in left.items()}
+        for name, (_, move) in groups.items():
+            for one in list(left[name]):
+                try:
+                    if isinstance(move, bytes) and move:
+                        one.send(move)
+                    data = one.recv(move if isinstance(move, int) else 65536)
+                    got[name][one] += data
+                    if not data:
+                        left[name].discard(one)
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    left[name].discard(one)
+            if not left[name]:
+                took.setdefault(name, time.monotonic() - started)
+        time.sleep(0.05)
+    return got, took
+
+
+def totals(server):
+    before = server.errors().count("totals:")
+    server.signal(signal.SIGUSR1)
+    until(lambda: server.errors().count("totals:") > before, 3, "totals")
+    return server.errors().rpartition("totals:")[2]
+
+
+def close(clients):
+    for one in clients:
+        with contextlib.suppress(OSError):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        one.close()
+
+
+@case("slow clients in every phase at once (silent, head by drops, body by drops): each is closed in its time, however it "
+      "drips; the others are served; they are counted", limit=60)
+def slow_in_every_phase():
+    with Server(root, "--header-timeout", "1s", "--idle-timeout", "1s") as server:
+        groups = {
+            "silent": (crowd(server), b""),
+            "head": (crowd(server, REQUEST[:-2]), b"X-Drop: y\r\n"),
+            "body": (crowd(server, b"POST /file.txt HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"), b"x"),
+            "idle": (crowd(server, REQUEST), b""),
+        }
+        done = []
+
+        def honest():
+            while not done:
+                started = time.monotonic()
+                equal(get(server, "/file.txt").body, b"inside")
+                assert time.monotonic() - started < 1 * PATIENCE
+                time.sleep(0.05)
+
+        def hostile():
+            try:
+                got, took = tease_until_gone(groups, 12)
+            finally:
+                done.append(True)
+            note("closed after: " + ", ".join("%s %.1f s" % item for item in sorted(took.items())))
+            for answer in got["silent"].values():
+                assert answer == b"" or answer.startswith(b"HTTP/1.1 408 "), answer
+            for answer in got["head"].values():
+                assert answer == b"" or answer.startswith(b"HTTP/1.1 408 "), answer
+            assert any(got["head"].values())
+            for answer in got["body"].values():
+                assert answer == b"" or re.match(rb"HTTP/1.1 4\d\d ", answer), answer
+            for answer in got["idle"].values():
+                assert answer.endswith(b"inside"), answer
+        together([honest, hostile])
+        for clients, _ in groups.values():
+            close(clients)
+        until(lambda: re.search(r"\([01] open\)", totals(server)), 5, "the end of all connections")
+        timeouts = int(re.search(r"(\d+) timeouts", totals(server))[1])
+        equal(timeouts, COUNT, "timeouts of %d slow heads" % COUNT)
+
+
+@case("clients that take a response by a few bytes are not cut off as long as they do, cost little, and are when they stop",
+      limit=60, sanitized=False)
+def slow_readers():
+    with Server(root, "--send-timeout", "1500ms") as server:
+        get(server, "/large.bin")
+        before = private_memory(server)
+        clients = crowd(server, LARGE, receive_buffer=4096)
+        deadline = time.monotonic() + 2.5
+        while time.monotonic() < deadline:
+            for one in clients:
+                with contextlib.suppress(BlockingIOError):
+                    assert one.recv(2000), "cut off"
+            time.sleep(0.1)
+        each = (private_memory(server) - before) / COUNT
+        note("%d slow readers: %d bytes of the worker's memory each" % (COUNT, each))
+        assert each < 8 * KIB
+        equal(get(server, "/file.txt").body, b"inside")
+        until(lambda: re.search(r" %d timeouts" % COUNT, totals(server)), 8, "the timeouts")
+        close(clients)
+
+
+@case("floods of pipelined requests: every answer comes, in order, within bounded memory; others are served meanwhile",
+      limit=60)
+def flood():
+    requests = 200 if SANITIZED else 3000
+    with Server(root) as server:
+        get(server, "/file.txt")
+        before = private_memory(server)
+        done = []
+
+        def flooding():
+            with Client(server, timeout=40) as client:
+                one = client.socket
+                one.setblocking(False)
+                out, received, answers = memoryview(REQUEST * requests), 0, None
+                poll = select.poll()
+                poll.register(one, select.POLLIN | select.POLLOUT)
+                while answers is None or received < answers:
+                    if len(out) == 0:
+                        poll.modify(one, select.POLLIN)
+                    poll.poll(1000)
+                    with contextlib.suppress(BlockingIOError):
+                        if len(out):
+                            out = out[one.send(out[:1 << 20]):]
+                    with contextlib.suppress(BlockingIOError):
+                        data = one.recv(1 << 20)
+                        assert data, "cut off after %d bytes" % received
+                        if answers is None:
+                            head = data.index(b"\r\n\r\n") + 4
+                            answers = (head + len(b"inside")) * requests
+                        received += len(data)
+                        if received == answers:
+                            assert data.endswith(b"inside")
+                equal(received, answers)
+
+        def watched():
+            try:
+                together([flooding] * 10)
+            finally:
+                done.append(True)
+
+        def honest():
+            worst = 0
+            while not done:
+                started = time.monotonic()
+                equal(get(server, "/file.txt").body, b"inside")
+                worst = max(worst, time.monotonic() - started)
+            note("the slowest of the others' requests took %.0f ms" % (worst * 1000))
+            assert worst < 1 * PATIENCE
+        together([watched, honest])
+        more = private_memory(server) - before
+        note("10 floods of %d requests: %d KiB more memory" % (requests, more // 1024))
+        assert SANITIZED or more < 4 * MIB
+
+
+@case("heads as large as they may be, without their end, cost no more than their bytes, which are given back; larger ones "
+      "are refused", limit=40, sanitized=False)
+def large_heads():
+    head = b"GET /file.txt HTTP/1.1\r\nHost: a\r\n" + b"".join(b"X-%04d: %s\r\n" % (n, b"y" * 1000) for n in range(15))
+    with Server(root) as server:
+        get(server, "/file.txt")
+        before = private_memory(server)
+        clients = crowd(server, head)
+        until(lambda: private_memory(server) - before > COUNT * len(head) / 2, 5, "the heads")
+        time.sleep(0.2)
+        each = (private_memory(server) - before) / COUNT
+        note("%d heads of %d bytes: %d bytes of memory each" % (COUNT, len(head), each))
+        assert each < 2 * len(head)
+        for one in clients[::50]:
+            one.setblocking(True)
+            one.sendall(b"\r\n")
+            assert one.recv(4096).endswith(b"inside")
+        close(clients)
+        clients = crowd(server, head)  # of the same memory
+        time.sleep(0.2)
+        again = (private_memory(server) - before) / COUNT
+        assert again < 2 * len(head), "%d bytes each the second time" % again
+        close(clients)
+        for end in (b"X: " + b"z" * MIB + b"\r\n\r\n", b"X: y\r\n" * 200000, b"z" * MIB):
+            with Client(server) as client:
+                with contextlib.suppress(OSError):
+                    client.send(head + end)
+                try:
+                    equal(client.response().status, 431)
+                except (Broken, ConnectionError):
+                    pass  # it sent more than anybody wanted to read
+        with Client(server) as client:
+            with contextlib.suppress(OSError):
+                client.send(b"GET /" + b"a" * MIB + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+            with contextlib.suppress(Broken, ConnectionError):
+                equal(client.response().status, 414)
+        equal(get(server, "/file.txt").body, b"inside")
+
+
+def ranges(kind):
+    return {"overlapping": ",".join("%d-" % n for n in range(1500)),
+            "tiny": ",".join("%d-%d" % (2 * n, 2 * n) for n in range(1400)),
+            "same": ",".join(["0-"] * 2500),
+            "suffixes": ",".join("-%d" % (n + 1) for n in range(1800))}[kind]
+
+
+for kind in ("overlapping", "tiny", "same", "suffixes"):
+    @case("a range bomb (%s) gets no more than about the file, and costs little", kind)
+    def bomb(kind):
+        with Server(root) as server:
+            get(server, "/large.bin")
+            before = processor_time(server)
+            for _ in range(3):
+                with Client(server) as client:
+                    client.ask("/large.bin", "Range: bytes=" + ranges(kind))
+                    head = client.head()
+                    assert head.status in (200, 206, 400, 416, 431), head
+                    length = int(head["Content-Length"])
+                    assert length < 20 * MIB + 512 * KIB, length
+                    left = length - len(client.buffer)
+                    while left > 0:
+                        data = client.socket.recv(min(left, 1 << 20))
+                        assert data
+                        left -= len(data)
+            used = processor_time(server) - before
+            assert used < 2 * PATIENCE, "%.2f s of CPU for three" % used
+
+
+@case("out of memory: who comes then is turned away or answered 503, the others go on, and afterwards all is well",
+      limit=60, sanitized=False)
+def memory_exhausted():
+    head = REQUEST[:-2] + b"X: " + b"y" * 12000
+    with Server(root) as server:
+        pid = server.worker_pids()[0]
+        before = Client(server)
+        equal(before.get("/file.txt").body, b"inside")
+        with open("/proc/%d/statm" % pid, encoding="ascii") as file:
+            size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        limit = size + MIB
+        equal(os.system("prlimit --pid %d --as=%d:" % (pid, limit)), 0)
+        clients = crowd(server, head, count=1000)
+        closed = 0
+        time.sleep(0.5)
+        for one in clients:
+            with contextlib.suppress(BlockingIOError):
+                try:
+                    closed += one.recv(4096) == b""
+                except ConnectionResetError:
+                    closed += 1
+        note("%d of 1,000 were turned away" % closed)
+        assert closed > 100
+        equal(server.worker_pids(), [pid], "the worker")
+        equal(before.get("/file.txt").body, b"inside")
+        close(clients)
+        equal(os.system("prlimit --pid %d --as=unlimited:" % pid), 0)
+        until(lambda: get(server, "/file.txt").body == b"inside", 5, "an answer")
+        equal(before.get("/large.bin").status, 200)
+        before.close()
+        equal(server.worker_pids(), [pid], "the worker")
+
+
+@case("a storm of resets, as fast as it can be made, in the middle of heads and of responses: others are served, nothing "
+      "is left, every connection is counted", limit=40)
+def storm():
+    with Server(root) as server:
+        get(server, "/file.txt")
+        pid = server.worker_pids()[0]
+        before = len(os.listdir("/proc/%d/fd" % pid))
+        made, done = [], []
+
+        def raging():
+            count, deadline = 0, time.monotonic() + 1.5
+            while time.monotonic() < deadline:
+                one = socket.create_connection(server.address, 10)
+                one.send(LARGE if count % 2 else REQUEST[:9])
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                one.close()
+                count += 1
+            made.append(count)
+
+        def storming():
+            try:
+                together([raging] * 2)
+            finally:
+                done.append(True)
+
+        def honest():
+            answers = 0
+            while not done:
+                equal(get(server, "/file.txt").body, b"inside")
+                answers += 1
+            note("%d connections reset, %d requests answered beside them" % (sum(made), answers))
+            made.append(answers)
+            assert answers > 5
+        together([storming, honest])
+        until(lambda: len(os.listdir("/proc/%d/fd" % pid)) <= before + 2, 5, "the descriptors' end")
+        until(lambda: re.search(r"\([01] open\)", totals(server)), 5, "the end of all connections")
+        counted = int(re.search(r"(\d+) connections", totals(server))[1])
+        assert counted >= sum(made) * 0.9, "%d of %d counted" % (counted, sum(made))  # some were gone before accept(2)
+
+
+if __name__ == "__main__":
+    main()
