@@ -126,9 +126,11 @@ for what, body in (
 
 @case("a body that does not come is 408 after the time for a head, and its request is logged with that")
 def late():
-    for request in (by_length(b"12345")[:-1], head_chunked() + b"5\r\nhel"):
-        with Client(logging()) as client:
-            client.send(request)
+    clients = [Client(logging()) for _ in range(2)]
+    for client, request in zip(clients, (by_length(b"12345")[:-1], head_chunked() + b"5\r\nhel")):
+        client.send(request)
+    for client in clients:
+        with client:
             response = client.response()
             equal((response.status, response["Connection"]), (408, "close"))
             client.ended()
