@@ -213,7 +213,12 @@ static int target_is_a_name(struct cp *cp, const struct operand *source, const c
         refuse(cp, source->path, path, "there is no such directory");
         return -ENOTDIR;
     }
-    if (!slash && lstat(path, &status) == 0 && S_ISLNK(status.st_mode)) {
+    int found = slash ? -ENOENT : lstat(path, &status) == 0 ? 0 : -errno;
+    if (found < 0 && found != -ENOENT) {
+        fail(cp, "copy to", path, found);
+        return found;
+    }
+    if (found == 0 && S_ISLNK(status.st_mode)) {
         /* The file that the link stands for is replaced, not the link. */
         resolved = realpath(path, NULL);
         if (resolved == NULL) {
@@ -245,12 +250,15 @@ static int find_target(struct cp *cp, struct operand *operands, unsigned count, 
 {
     struct stat status;
     char *above = NULL;
-    bool directory = stat(path, &status) == 0 && S_ISDIR(status.st_mode);
-    int result = 0;
-    if (path[0] == '\0') {
-        fail(cp, "copy to", path, -ENOENT);
-        return -ENOENT;
+    int result = path[0] == '\0' ? -ENOENT : 0;
+    bool exists = result == 0 && stat(path, &status) == 0;
+    if (result == 0 && !exists && errno != ENOENT)
+        result = -errno; /* if it is a directory and cannot be looked at, it must not be taken for a name to be made */
+    if (result < 0) {
+        fail(cp, "copy to", path, result);
+        return result;
     }
+    bool directory = exists && S_ISDIR(status.st_mode);
     if (!directory && count > 1) {
         CLEANUP_FREE char *text = shown(path);
         report_failure(&cp->report, "several sources need a directory to go to, and %s is none", text);
@@ -276,12 +284,20 @@ static int find_target(struct cp *cp, struct operand *operands, unsigned count, 
     return result;
 }
 
-/* A directory that the target directory is, or lies in, would be copied into itself without end. */
-static void refuse_into_itself(struct cp *cp, struct operand *operands, unsigned count, const char *path)
+/* A directory that the target directory is, or lies in, would be copied into itself without end. What lies above a
+ * directory that may not be gone through is not looked at. */
+static int refuse_into_itself(struct cp *cp, struct operand *operands, unsigned count, const char *path)
 {
-    struct stat at, above;
+    struct stat at, below = {0};
     CLEANUP_FD int fd = openat(cp->target, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    while (fd >= 0 && fstat(fd, &at) == 0) {
+    for (bool first = true; first || fd >= 0; first = false) {
+        if (fd < 0 || fstat(fd, &at) < 0) {
+            int error = -errno;
+            fail(cp, "copy to", path, error);
+            return error;
+        }
+        if (!first && at.st_dev == below.st_dev && at.st_ino == below.st_ino)
+            break; /* the root */
         for (unsigned i = 0; i < count; i++) {
             struct operand *operand = &operands[i];
             if (!operand->refused && at.st_dev == operand->status.st_dev && at.st_ino == operand->status.st_ino) {
@@ -292,9 +308,9 @@ static void refuse_into_itself(struct cp *cp, struct operand *operands, unsigned
         int next = openat(fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
         close_fd(fd);
         fd = next;
-        if (fd < 0 || fstat(fd, &above) < 0 || (above.st_dev == at.st_dev && above.st_ino == at.st_ino))
-            break;
+        below = at;
     }
+    return 0;
 }
 
 static int by_name(const void *a, const void *b)
@@ -342,8 +358,9 @@ static int add_operands(struct cp *cp, struct operand *operands, unsigned count,
     int result = find_target(cp, operands, count, target, &above);
     if (result < 0)
         return result;
-    refuse_into_itself(cp, operands, count, target);
-    result = refuse_same_names(cp, operands, count, above);
+    result = refuse_into_itself(cp, operands, count, target);
+    if (result == 0)
+        result = refuse_same_names(cp, operands, count, above);
     if (result == 0)
         result = tree_new(tree_options, cp->target, above, &cp->tree);
     for (unsigned i = 0; i < count && result == 0; i++)
