@@ -797,6 +797,12 @@ static void describe(const struct generation *generation, char *buffer, size_t s
         snprintf(buffer, size, "%u sites at %s", sites->count, urls);
 }
 
+static void write_hosts(void *context, FILE *out, const char *separator)
+{
+    const struct serve *serve = context;
+    http_sites_write_json(out, separator, &serve->current->config.sites);
+}
+
 static void write_status(void *context, FILE *out)
 {
     const struct serving *serving = context;
@@ -812,6 +818,7 @@ static void write_status(void *context, FILE *out)
         .about = about,
         .options = option_table,
         .values = &in_force,
+        .write_configuration = write_hosts,
         .reloads = serve->reloads,
         .tally = &serve->tally,
         .write_totals = write_totals,

@@ -96,18 +96,18 @@ static void write_option(FILE *out, const struct option_spec *option, const void
     }
 }
 
-static void write_options(FILE *out, const struct option_spec *options, const void *values)
+/* Returns what has to stand before a further member. */
+static const char *write_options(FILE *out, const struct option_spec *options, const void *values)
 {
     const char *separator = "";
-    fputc('{', out);
-    for (const struct option_spec *option = options; option->type != OPTION_END; option++) {
+    for (const struct option_spec *option = options; option != NULL && option->type != OPTION_END; option++) {
         if (option->type == OPTION_HEADING)
             continue;
         fprintf(out, "%s\"%s\": ", separator, option->name);
         write_option(out, option, (const char *)values + option->offset);
         separator = ", ";
     }
-    fputc('}', out);
+    return separator;
 }
 
 /* ---- All --------------------------------------------------------------------------------------------------------- */
@@ -127,7 +127,6 @@ void status_write(FILE *out, const struct status *status)
     struct timespec now;
     struct tally_state state;
     struct tally_worker worker;
-    const char *separator = "\n";
     clock_gettime(CLOCK_REALTIME, &now);
     tally_sum(status->tally, NULL, &state);
 
@@ -141,14 +140,14 @@ void status_write(FILE *out, const struct status *status)
     write_milliseconds(out, "now", (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000);
     write_milliseconds(out, "up_seconds", state.up_ms);
     write_cpu(out, state.cpu_us);
-    fprintf(out, "\"crashes\": %" PRIu64 ", \"reloads\": %u,\n\"configuration\": ", state.crashes, status->reloads);
-    if (status->options != NULL)
-        write_options(out, status->options, status->values);
-    else
-        status->write_configuration(status->context, out);
-    fputs(",\n\"totals\": ", out);
+    fprintf(out, "\"crashes\": %" PRIu64 ", \"reloads\": %u,\n\"configuration\": {", state.crashes, status->reloads);
+    const char *separator = write_options(out, status->options, status->values);
+    if (status->write_configuration != NULL)
+        status->write_configuration(status->context, out, separator);
+    fputs("},\n\"totals\": ", out);
     status->write_totals(status->context, out, NULL);
     fputs(",\n\"workers\": [", out);
+    separator = "\n";
     for (unsigned slot = 0; slot < tally_slots(status->tally); slot++) {
         if (!tally_worker(status->tally, slot, &worker, NULL))
             continue;

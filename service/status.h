@@ -17,9 +17,10 @@
 
 struct status {
     const char *program, *about;
-    const struct option_spec *options;                     /* the configuration in force: the table, or NULL, */
-    const void *values;                                    /* and its struct, */
-    void (*write_configuration)(void *context, FILE *out); /* or an object */
+    const struct option_spec *options; /* the configuration in force: the table, or NULL, */
+    const void *values;                /* and its struct; */
+    /* and what no table has: further members, separator before the first. May be NULL. */
+    void (*write_configuration)(void *context, FILE *out, const char *separator);
     unsigned reloads;
     const struct tally *tally;
     /* The object of a worker, or of all there are and were (worker NULL). */

@@ -725,12 +725,12 @@ static void write_service(FILE *out, const struct proxy_service *service)
     free(title);
 }
 
-void proxy_config_write_json(FILE *out, const struct proxy_config *config)
+void proxy_config_write_json(FILE *out, const char *separator, const struct proxy_config *config)
 {
     fprintf(out,
-            "{\"workers\": %u, \"max-total\": %" PRIu64 ", \"drain-timeout\": %u.%03u, \"retire-timeout\": %u.%03u",
-            config->workers, config->max_connections, config->drain_timeout / 1000, config->drain_timeout % 1000,
-            config->retire_timeout / 1000, config->retire_timeout % 1000);
+            "%s\"workers\": %u, \"max-total\": %" PRIu64 ", \"drain-timeout\": %u.%03u, \"retire-timeout\": %u.%03u",
+            separator, config->workers, config->max_connections, config->drain_timeout / 1000,
+            config->drain_timeout % 1000, config->retire_timeout / 1000, config->retire_timeout % 1000);
     write_text(out, "config", config->path);
     write_text(out, "loop", sluice_loop_kind_name(config->loop));
     write_text(out, "metrics", config->metrics);
@@ -740,7 +740,6 @@ void proxy_config_write_json(FILE *out, const struct proxy_config *config)
             config->confine ? "true" : "false");
     for (unsigned i = 0; i < config->service_count; i++)
         write_service(out, &config->services[i]);
-    fputc('}', out);
 }
 
 static void print_fine(const struct proxy_config *config)

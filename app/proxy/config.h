@@ -105,8 +105,9 @@ int proxy_config_from_arguments(int argc, char **argv, struct proxy_config *ret_
  * negative errno, with file, line and reason in failure. */
 int proxy_config_again(int argc, char **argv, struct proxy_config *ret_config, struct failure *failure);
 
-/* What is in force, as an object of JSON: options of the process by their names, and a line for each service. */
-void proxy_config_write_json(FILE *out, const struct proxy_config *config);
+/* What is in force, as members of an object of JSON, separator before the first: options of the process by their names,
+ * and a line for each service. */
+void proxy_config_write_json(FILE *out, const char *separator, const struct proxy_config *config);
 
 void proxy_config_free(struct proxy_config *config);
 

@@ -235,10 +235,10 @@ static void write_totals(void *context, FILE *out, const struct tally_worker *on
     forget(&all);
 }
 
-static void write_configuration(void *context, FILE *out)
+static void write_configuration(void *context, FILE *out, const char *separator)
 {
     const struct proxy_worker *worker = context;
-    proxy_config_write_json(out, &worker->options->generation->config);
+    proxy_config_write_json(out, separator, &worker->options->generation->config);
 }
 
 static void write_status(void *context, FILE *out)

@@ -116,16 +116,20 @@ def crash():
 
 @case("after a reload the counters go on, the listener is the same, and the configuration shown is the new one")
 def reload():
-    path = write(root, "..conf", data=b"idle-timeout = 50s\n")
+    hosts = b"\n[host one.example *.two.example]\nroot = %s\nlisting = no\n" % os.path.join(root, "sub").encode()
+    path = write(root, "..conf", data=b"idle-timeout = 50s\n" + hosts)
     with Admin("--config", path, workers=1) as server:
         with Client(server) as client:
             equal(client.get("/big").status, 200)
         before = server.figures()
-        write(root, "..conf", data=b"idle-timeout = 20s\n")
+        write(root, "..conf", data=b"idle-timeout = 20s\n" + hosts)
         server.signal(signal.SIGHUP)
         now = until(lambda: next(iter([found for found in [status(server.admin)] if found["reloads"] == 1]), None), 20,
                     "the new workers' answer")
         equal(now["configuration"]["idle-timeout"], 20)
+        host = now["configuration"]["host *.two.example"]
+        equal((host["root"], host["listing"]), (os.path.join(root, "sub"), False))
+        equal(host, now["configuration"]["host one.example"])
         until(lambda: [worker["reloads"] for worker in status(server.admin)["workers"]] == [1], 20, "the old worker's end")
         after = server.figures()
         for name in ("bytes_total", "requests_total", "connections_total", "response_duration_seconds_count"):
