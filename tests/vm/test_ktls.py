@@ -45,7 +45,8 @@ def files():
     if not curl:
         raise guest.Unavailable("no curl here: apt-get install curl")
     return {"files": [(PAIR, "/bin/pair"), (SLUICE, "/bin/sluice"), (certificate(), "/certificate"),
-                      (os.path.realpath(curl), "/usr/local/bin/curl")]}
+                      (os.path.realpath(curl), "/usr/local/bin/curl"),
+                      (os.path.realpath(shutil.which("openssl")), "/usr/local/bin/openssl")]}
 
 
 boot = guest.once(files, modules=["tls", "gcm", "ctr", "ghash_generic?", "aes_generic?", "tcp_diag"],
@@ -198,6 +199,28 @@ def _():
         got, keys = fetch(version, suite)
         equal((keys, got["by_reference"], got["unknown"]), (0, 0, 0), suite)
         assert got["copied"] > 300000 and got["transformed"] == got["copied"], got
+
+
+UPDATE = """
+mkfifo /tmp/talk
+openssl s_client -connect 127.0.0.1:8443 -tls1_3 -ciphersuites TLS_AES_128_GCM_SHA256 </tmp/talk >/tmp/heard 2>&1 &
+exec 3>/tmp/talk
+seen() { until grep -q "$1" "$2"; do sleep 0.05; done; }
+seen "Verify return code" /tmp/heard
+echo %s >&3
+seen KEYUPDATE /tmp/heard
+printf 'GET /small HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n' >&3
+seen "%s" %s
+exec 3>&-
+rm /tmp/talk
+"""
+
+
+@case("a client may take new keys of its own; one that asks for new ones of ours, which the kernel has, is cut off", limit=100)
+def _():
+    served()
+    equal(machine().run(UPDATE % ("k", "200 OK", "/tmp/heard"), limit=60).code, 0)
+    equal(machine().run(UPDATE % ("K", "asks for new keys", "/tmp/said"), limit=60).code, 0)
 
 
 # ---- Other suites ----
