@@ -1166,7 +1166,9 @@ static int generation_from_arguments(int argc, char **argv, struct tls_tickets *
     }
     if (!only_checked)
         return -1;
-    printf("configuration%s%s is fine\n", path != NULL ? " " : "", path != NULL ? path : "");
+    unsigned sites = (*ret_generation)->config.sites.count;
+    printf("configuration%s%s is fine: %u site%s\n", path != NULL ? " " : "", path != NULL ? path : "", sites,
+           sites == 1 ? "" : "s");
     generation_free(*ret_generation);
     return fflush(stdout) == 0 ? EXIT_CODE_DONE : EXIT_CODE_FAILED;
 }

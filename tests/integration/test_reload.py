@@ -83,7 +83,7 @@ def lines(*paths):
 def check_config():
     good = "# a site\nlisten = 127.0.0.1:8080\nroot = .\nidle-timeout = 5s\nlisting = no\n"
     code, said, path = check(good)
-    equal((code, said), (0, "configuration %s is fine\n" % path))
+    equal((code, said), (0, "configuration %s is fine: 1 site\n" % path))
     for text, status, words in (
             (good + "indxe = x\n", 2, "%s:6: unknown key \"indxe\"; did you mean index?\n"),
             (good + "idle-timeout = 1s\n", 2, "%s:6: idle-timeout was given before, in line 4 (an indented line goes on "

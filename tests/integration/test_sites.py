@@ -147,6 +147,7 @@ def wrong():
     done = subprocess.run([SLUICE, "serve", "--config", config(SITES), "--check-config"], capture_output=True,
                           text=True, timeout=20 * PATIENCE, check=False)
     equal((done.returncode, done.stderr), (0, ""))
+    assert done.stdout.endswith(" is fine: 3 sites\n"), done.stdout
 
 
 @case("sites come, go and change by a reload, and one that is wrong leaves all as it was")
