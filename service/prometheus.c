@@ -30,10 +30,10 @@ static void write_start(const struct prometheus *prometheus, const char *suffix,
                         const struct prometheus_label *further)
 {
     static const struct prometheus_label none[] = {{NULL, NULL}};
-    const struct prometheus_label *const lists[] = {labels != NULL ? labels : none, further != NULL ? further : none};
+    const struct prometheus_label *const lists[2] = {labels != NULL ? labels : none, further != NULL ? further : none};
     char separator = '{';
     fprintf(prometheus->out, "%s%s%s", prometheus->prefix, prometheus->name, suffix);
-    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
+    for (size_t i = 0; i < 2; i++) {
         for (const struct prometheus_label *label = lists[i]; label->name != NULL; label++) {
             fputc(separator, prometheus->out);
             write_label(prometheus->out, label);
