@@ -299,6 +299,10 @@ class Program:
     def errors(self):
         return self._read(self.err)
 
+    def complaints(self):
+        """Standard error, but for what this kernel cannot confine, which is told at each start."""
+        return re.sub(r"^sluice \w+: workers: (?:Landlock|seccomp): .*\n", "", self.errors(), flags=re.MULTILINE)
+
     @property
     def pid(self):
         return self.process.pid

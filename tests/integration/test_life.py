@@ -509,7 +509,7 @@ def quiet():
         get(server, "/large.bin")
         get(server, "/none")
         server.stop()
-        equal(server.errors(), "")
+        equal(server.complaints(), "")
 
 
 @case("a client that goes away in mid-download is counted with what it was sent, and not with the rest")
