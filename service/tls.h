@@ -129,6 +129,10 @@ void tls_session_end_with_next(struct tls_session *session);
 /* Before the sending side is shut down: say close_notify, unless that was said, if the socket takes it. */
 void tls_session_end(struct tls_session *session);
 
+/* A transfer failed. What it had given to the transform and has not become a record is forgotten. Returns how many
+ * bytes of all transfers have: if the failed one is among them, nothing more can be sent. */
+uint64_t tls_session_forget(struct tls_session *session);
+
 /* Bytes that were given to the transform and went into records. */
 uint64_t tls_session_sent(const struct tls_session *session);
 

@@ -522,6 +522,12 @@ bool tls_session_kernel_sends(const struct tls_session *session)
     return session->kernel;
 }
 
+uint64_t tls_session_forget(struct tls_session *session)
+{
+    drop_held(session);
+    return session->sent;
+}
+
 uint64_t tls_session_sent(const struct tls_session *session)
 {
     return session->sent;

@@ -450,7 +450,8 @@ static enum progress send_segments(struct connection *connection, struct exchang
         return PENDING;
     }
     exchange->transfer = NULL;
-    if (r < 0 && r != -ENODATA && error.delivered == 0 && exchange->file != NULL && r != -EPIPE && r != -ECONNRESET)
+    if (r < 0 && r != -ENODATA && error.delivered == 0 && exchange->file != NULL && r != -EPIPE && r != -ECONNRESET &&
+        (connection->secure == NULL || secure_may_begin_again(connection, exchange->sent_before)))
         return answer_refusal(connection, exchange, request, &error);
     return conclude(connection, exchange, r < 0 ? r : 0, receipt, request);
 }

@@ -166,6 +166,11 @@ uint64_t secure_delivered(const struct connection *connection, const struct slui
                                              : min_u64(receipt->bytes, tls_session_sent(session) - before);
 }
 
+bool secure_may_begin_again(struct connection *connection, uint64_t before)
+{
+    return tls_session_forget(connection->secure->session) == before;
+}
+
 const char *secure_version(const struct connection *connection)
 {
     return tls_session_version(connection->secure->session);

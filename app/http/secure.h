@@ -42,6 +42,9 @@ const struct sluice_transform *secure_transform(struct connection *connection, b
 uint64_t secure_sent(const struct connection *connection);
 uint64_t secure_delivered(const struct connection *connection, const struct sluice_receipt *receipt, uint64_t before);
 
+/* A transfer failed before the client got anything of it; before: secure_sent before it. May another one be begun? */
+bool secure_may_begin_again(struct connection *connection, uint64_t before);
+
 /* "TLSv1.3", for the log. */
 const char *secure_version(const struct connection *connection);
 

@@ -430,6 +430,10 @@ class Response:
                                           "" if self.complete else ", incomplete")
 
 
+# TLS that ends without saying so has been cut off, too.
+RESET = (ConnectionResetError, ssl.SSLEOFError)
+
+
 class Broken(Exception):
     """The connection ended, or was reset, before a whole head had come."""
 
@@ -445,7 +449,10 @@ class Client:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.connect(server.address if isinstance(server, Server) else server)
         if TLS and isinstance(server, Server):
-            self.socket = trusting_context().wrap_socket(self.socket, suppress_ragged_eofs=False)
+            try:
+                self.socket = trusting_context().wrap_socket(self.socket, suppress_ragged_eofs=False)
+            except RESET as error:
+                raise Broken("cut off in the handshake") from error
         self.buffer = bytearray()
 
     def __enter__(self):
@@ -480,7 +487,7 @@ class Client:
             try:
                 if self._more() == 0:
                     raise Broken("end of connection after %r" % bytes(self.buffer[:200]))
-            except ConnectionResetError as error:
+            except RESET as error:
                 raise Broken("reset after %r" % bytes(self.buffer[:200])) from error
         end = self.buffer.index(b"\r\n\r\n") + 4
         head = bytes(self.buffer[:end])
@@ -514,7 +521,7 @@ class Client:
                 if not data:
                     break
                 body += data
-        except ConnectionResetError:
+        except RESET:
             pass
         response.body = bytes(body)
         response.complete = len(body) == length

@@ -515,6 +515,18 @@ def answer_waits():
         equal(server.totals(), (1, 0, 0))
 
 
+@case("a file that cannot be read is answered by 500 alone: nothing is left of the head that was to come before it")
+def unread():
+    with Secure(root) as server, Browser(server) as client:
+        equal(client.get("/small").status, 200)
+        for name in ("small", "medium"):
+            with strace(server.worker_pids()[0], "-e", "trace=pread64,preadv2", "-e",
+                        "inject=pread64,preadv2:error=EIO"):
+                response = client.get("/" + name)
+                equal((response.status, response.body[:4]), (500, b"500 "))
+            same_bytes(client.get("/" + name).body, content(FILES[name]))
+
+
 def client_hello():
     outgoing = ssl.MemoryBIO()
     tls = trusting().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="first.test")
