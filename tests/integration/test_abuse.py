@@ -10,6 +10,8 @@ import re
 import select
 import signal
 import socket
+import ssl
+import subprocess
 import time
 
 from harness import (PATIENCE, SANITIZED, Broken, Client, Server, case, content, equal, get, main, new_root, note,
@@ -136,14 +138,77 @@ def slow_in_every_phase():
         equal(timeouts, COUNT, "timeouts of %d slow heads" % COUNT)
 
 
+class Secure(Server):
+    """With TLS at its only address."""
+
+    def __init__(self, root, *options):
+        keys = new_root()
+        self.certificate, key = os.path.join(keys, "cert.pem"), os.path.join(keys, "key.pem")
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj",
+                        "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "3", "-out", self.certificate,
+                        "-keyout", key], check=True, capture_output=True)
+        super().__init__(root, "--tls", "--certificate", self.certificate + "," + key, *options)
+
+    def is_ready(self):
+        match = re.search(r"https://\S+:(\d+)/", self.output())
+        if match:
+            self.address = ("127.0.0.1", int(match[1]))
+        return match
+
+    def ask(self):
+        context = ssl.create_default_context(cafile=self.certificate)
+        with context.wrap_socket(socket.create_connection(self.address, 10 * PATIENCE), server_hostname="localhost") as one:
+            one.sendall(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            answer = b""
+            while data := one.recv(65536):
+                answer += data
+        assert answer.endswith(b"inside"), answer
+
+
+@case("slow clients in a TLS handshake (silent, a ClientHello by drops, nothing after it): each is closed in its time; the "
+      "others are served; they are counted", limit=60)
+def slow_handshakes():
+    hello = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost").do_handshake()
+    hello = hello.read()
+    with Secure(root, "--header-timeout", "1s") as server:
+        server.ask()
+        groups = {
+            "silent": (crowd(server), b""),
+            "drops": (crowd(server, hello[:50]), hello[50:51]),
+            "half-way": (crowd(server, hello), b""),
+        }
+        done = []
+
+        def honest():
+            while not done:
+                server.ask()
+                time.sleep(0.05)
+
+        def hostile():
+            try:
+                _, took = tease_until_gone(groups, 12)
+            finally:
+                done.append(True)
+            note("closed after: " + ", ".join("%s %.1f s" % item for item in sorted(took.items())))
+        together([honest, hostile])
+        for clients, _ in groups.values():
+            close(clients)
+        until(lambda: re.search(r"\([01] open\)", totals(server)), 5, "the end of all connections")
+        failed = int(re.search(r"TLS: \d+ handshakes, \d+ of them resumed; (\d+) failed", server.errors().rpartition(
+            "totals:")[2])[1])
+        assert failed >= 2 * COUNT, "%d failed handshakes of %d that had begun" % (failed, 2 * COUNT)
+
+
 @case("clients that take a response by a few bytes are not cut off as long as they do, cost little, and are when they stop",
       limit=60, sanitized=False)
 def slow_readers():
-    with Server(root, "--send-timeout", "1500ms") as server:
+    with Server(root, "--send-timeout", "1s") as server:
         get(server, "/large.bin")
         before = private_memory(server)
         clients = crowd(server, LARGE, receive_buffer=4096)
-        deadline = time.monotonic() + 2.5
+        deadline = time.monotonic() + 1.6
         while time.monotonic() < deadline:
             for one in clients:
                 with contextlib.suppress(BlockingIOError):
