@@ -126,8 +126,11 @@ int serve_tls_load(const struct serve_tls_options *options, const struct option_
         parted.certificates[0] =
             (struct tls_certificate){.certificate = development.certificate, .key = development.key};
     }
-    if (r == 0 && options->tickets > 0 && *tickets == NULL)
-        r = tls_tickets_new((unsigned)(options->tickets / 1000), tickets, failure);
+    unsigned lifetime = (unsigned)((options->tickets + 999) / 1000);
+    if (r == 0 && lifetime > 0 && *tickets == NULL)
+        r = tls_tickets_new(lifetime, tickets, failure);
+    else if (r == 0 && lifetime > 0)
+        tls_tickets_change(*tickets, lifetime);
     struct tls_options tls = {
         .certificates = parted.certificates,
         .certificate_count = options->development ? 1 : parted.count,

@@ -32,6 +32,9 @@ struct tls_tickets;
 int tls_tickets_new(unsigned lifetime, struct tls_tickets **ret_tickets, struct failure *failure);
 void tls_tickets_free(struct tls_tickets *tickets);
 
+/* For a reload, before the context is made: another lifetime, which holds for keys that there are, too. */
+void tls_tickets_change(struct tls_tickets *tickets, unsigned lifetime);
+
 /* ---- Contexts --------------------------------------------------------------------------------------------------- */
 
 /* In the order of --tls-min's choices. */

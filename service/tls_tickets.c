@@ -6,6 +6,7 @@
  */
 #include "service/tls_inside.h"
 
+#include "base/checked.h"
 #include "base/text.h"
 #include <errno.h>
 #include <openssl/core_names.h>
@@ -76,6 +77,20 @@ static void forget(struct tls_tickets *tickets, unsigned which)
     OPENSSL_cleanse(&tickets->keys[which], sizeof tickets->keys[which]);
 }
 
+static void lock(struct tls_tickets *tickets)
+{
+    if (pthread_mutex_lock(&tickets->lock) == EOWNERDEAD)
+        pthread_mutex_consistent(&tickets->lock);
+}
+
+void tls_tickets_change(struct tls_tickets *tickets, unsigned lifetime)
+{
+    lock(tickets);
+    tickets->lifetime = lifetime;
+    tickets->next = min_u64(tickets->next, now_seconds() + lifetime);
+    pthread_mutex_unlock(&tickets->lock);
+}
+
 /* Under the lock. A key is current for one lifetime, and kept for another. */
 static bool renew(struct tls_tickets *tickets)
 {
@@ -98,8 +113,7 @@ static bool renew(struct tls_tickets *tickets)
 static int take_key(struct tls_tickets *tickets, bool seal, const unsigned char *name, struct key *ret_key)
 {
     int found = 0;
-    if (pthread_mutex_lock(&tickets->lock) == EOWNERDEAD)
-        pthread_mutex_consistent(&tickets->lock);
+    lock(tickets);
     if (renew(tickets)) {
         for (unsigned i = 0; i < KEYS && found == 0; i++) {
             unsigned which = (tickets->current + i) % KEYS;

@@ -410,6 +410,24 @@ TEST("a ticket is good for one lifetime of its key and another, also in a new co
     tls_tickets_free(tickets);
 }
 
+TEST("a shorter lifetime holds for tickets that were given before it, too")
+{
+    struct tls_tickets *tickets;
+    CHECK_EQ(tls_tickets_new(100000, &tickets, NULL), 0);
+    struct tls_context *context = context_with(tickets);
+    SSL_SESSION *session = resume(context, TLS1_3_VERSION, NULL, false);
+    later += 5000;
+    tls_tickets_change(tickets, 100);
+    SSL_SESSION_free(resume(context, TLS1_3_VERSION, session, true));
+    later += 150;
+    SSL_SESSION_free(resume(context, TLS1_3_VERSION, session, true));
+    later += 150;
+    SSL_SESSION_free(resume(context, TLS1_3_VERSION, session, false));
+    SSL_SESSION_free(session);
+    tls_context_free(context);
+    tls_tickets_free(tickets);
+}
+
 static void note_line(void *context, const char *line)
 {
     snprintf(context, 1000, "%s", line);
