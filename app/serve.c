@@ -191,7 +191,7 @@ static const struct option_spec option_table[] = {
      "answer there with metrics for Prometheus (/metrics), the same and more as JSON (/status.json), and a live page "
      "(/). Default: nowhere",
      OPTION_ADDRESS, MEMBER(admin), .default_text = NULL},
-    {"admin-anywhere", 0, NULL, "let --admin be an address that is neither this host's own nor private", OPTION_FLAG,
+    {"admin-anywhere", 0, NULL, "let --admin be any address, and be asked for by any name", OPTION_FLAG,
      MEMBER(admin_anywhere), .default_text = NULL},
     {"receipts", 0, NULL,
      "print to standard error, for every connection and for all at the end, how the bytes went and which were copied",
@@ -834,6 +834,7 @@ static int start_admin(struct serving *serving)
         .listener = serving->serve->current->admin,
         .write_metrics = write_metrics,
         .write_status = write_status,
+        .any_host = serving->serve->current->config.options.admin_anywhere,
         .drained = on_admin_drained,
         .context = serving,
     };

@@ -270,6 +270,12 @@ static int set_flag(int fd, int level, int option, int value)
     return setsockopt(fd, level, option, &value, sizeof value);
 }
 
+bool address_is_loopback(const struct address *address)
+{
+    return (address->any.sa_family == AF_INET && ntohl(address->v4.sin_addr.s_addr) >> 24 == 127) ||
+           (address->any.sa_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&address->v6.sin6_addr));
+}
+
 static bool is_private_v4(uint32_t host)
 {
     static const struct {

@@ -56,6 +56,9 @@ int address_listen(const struct address *address, const struct listen_options *o
  * -ENOTSOCK: the file is no socket; or another negative errno. */
 int address_remove_stale(const struct address *address);
 
+/* 127.0.0.0/8 or ::1. */
+bool address_is_loopback(const struct address *address);
+
 /* Can only this host, or networks that the internet does not route to, reach it: loopback, private (RFC 1918, 4193),
  * link-local, shared by a carrier's clients (RFC 6598), Unix sockets? The wildcard is not. */
 bool address_is_private(const struct address *address);

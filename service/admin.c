@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 
 #define CONNECTIONS_MAX 32
@@ -39,7 +40,7 @@ struct admin {
     struct sluice_listener *listener;
     struct list connections;
     unsigned count;
-    bool paused, draining;
+    bool paused, draining, local_only;
     struct sluice_timer drain_timer;
 };
 
@@ -242,6 +243,47 @@ static const char *find_path(const char *target, size_t *ret_length)
     return target;
 }
 
+/* A browser on this host can be made to ask here by a name that belongs to somebody else and means 127.0.0.1 for the
+ * moment, and would then show that page of somebody else's what it got. Such a name is in the request's Host field;
+ * addresses and localhost belong to nobody else. */
+static bool is_foreign(const char *host, size_t length)
+{
+    static const char local[] = "localhost";
+    const char *colon = memchr(host, ':', length);
+    if (length == 0 || *host == '[')
+        return false;
+    if (colon != NULL)
+        length = (size_t)(colon - host);
+    size_t digits = 0;
+    while (digits < length && (host[digits] == '.' || (host[digits] >= '0' && host[digits] <= '9')))
+        digits++;
+    if (digits == length)
+        return false;
+    size_t tail = sizeof local - 1;
+    return length < tail || strncasecmp(host + length - tail, local, tail) != 0 ||
+           (length > tail && host[length - tail - 1] != '.');
+}
+
+/* head: whole. */
+static bool names_foreign_host(const char *head, size_t length)
+{
+    const char *end = head + length;
+    for (const char *line = head, *next; line < end; line = next) {
+        next = memchr(line, '\n', (size_t)(end - line));
+        next = next != NULL ? next + 1 : end;
+        if (next - line < 5 || strncasecmp(line, "host:", 5) != 0)
+            continue;
+        const char *host = line + 5, *host_end = next;
+        while (host < host_end && (*host == ' ' || *host == '\t'))
+            host++;
+        while (host_end > host && strchr(" \t\r\n", host_end[-1]) != NULL)
+            host_end--;
+        if (is_foreign(host, (size_t)(host_end - host)))
+            return true;
+    }
+    return false;
+}
+
 /* line: the request line, ended by a NUL. */
 static void answer(struct connection *connection, char *line)
 {
@@ -299,6 +341,12 @@ static void on_received(void *context, const char *data, ssize_t length)
     if (find_end(connection->head, connection->head_length) == 0) {
         if (taken == room)
             refuse(connection, "431 Request Header Fields Too Large", true);
+        return;
+    }
+    if (connection->admin->local_only && names_foreign_host(connection->head, connection->head_length)) {
+        respond_line(connection, "421 Misdirected Request", "",
+                     "This listener answers to addresses and to localhost; to other names only with --admin-anywhere.",
+                     true);
         return;
     }
     char *line_end = memchr(connection->head, '\n', connection->head_length);
@@ -360,6 +408,9 @@ int admin_start(const struct admin_options *options, struct admin **ret_admin)
     if (admin->options.timeout == 0)
         admin->options.timeout = TIMEOUT_MS;
     list_init(&admin->connections);
+    struct address address;
+    admin->local_only =
+        !options->any_host && address_of_socket(options->listener, &address) == 0 && address_is_loopback(&address);
     int result = sluice_loop_listen(options->loop, options->listener, on_accepted, admin, &admin->listener);
     if (result < 0) {
         free(admin);

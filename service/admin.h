@@ -30,6 +30,7 @@ struct admin_options {
     void (*write_status)(void *context, FILE *out);
     void (*drained)(void *context); /* after admin_drain: the last connection is gone; may stop it; may be NULL */
     void *context;
+    bool any_host;    /* answer to whatever name is in a request, also at a loopback address */
     unsigned timeout; /* ms; 0: 5 s */
 };
 

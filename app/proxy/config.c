@@ -158,7 +158,7 @@ static const struct option_spec option_table[] = {
     {"admin", 0, "ADDR:PORT",
      "the same, and the counters and more as JSON (/status.json), and a live page (/). Default: nowhere",
      OPTION_ADDRESS, PROCESS(admin), .default_text = NULL},
-    {"admin-anywhere", 0, NULL, "let --admin be an address that is neither this host's own nor private", OPTION_FLAG,
+    {"admin-anywhere", 0, NULL, "let --admin be any address, and be asked for by any name", OPTION_FLAG,
      PROCESS(admin_anywhere), .default_text = NULL},
     {"log", 0, "PATH", "write a line for every connection at its end; - for standard output. Default: no log",
      OPTION_TEXT, PROCESS(log), .default_text = NULL},

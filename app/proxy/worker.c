@@ -275,6 +275,7 @@ static int start_admin(struct proxy_worker *worker)
             .listener = worker->options->generation->admin[i],
             .write_metrics = write_metrics,
             .write_status = i == GENERATION_STATUS ? write_status : NULL,
+            .any_host = i == GENERATION_METRICS || worker->options->generation->config.admin_anywhere,
             .drained = on_admin_drained,
             .context = worker,
         };

@@ -12,7 +12,7 @@ from harness import PATIENCE
 def fetch(address, path="/metrics", method="GET"):
     """The head and the body."""
     with socket.create_connection(address, timeout=10 * PATIENCE) as client:
-        client.sendall(("%s %s HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % (method, path)).encode())
+        client.sendall(("%s %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % (method, path)).encode())
         answer = bytearray()
         while block := client.recv(1 << 18):
             answer += block

@@ -167,7 +167,7 @@ TEST("GET /metrics gives the page, with its length and type, and the connection 
     EACH_LOOP(kind)
     {
         start(kind, 2, 0);
-        ask("GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: text/plain\r\n\r\n");
+        ask("GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: text/plain\r\n\r\n");
         CHECK_STR(response, PAGE "Content-Length: 72\r\n" FIELDS
                                  "sluice_test_total{line=\"0000000\"} 0\nsluice_test_total{line=\"0000001\"} 1\n");
         ask("GET /metrics?x=1 HTTP/1.0\n\n");
@@ -183,7 +183,7 @@ TEST("HEAD gives the same head without the page")
     EACH_LOOP(kind)
     {
         start(kind, 2, 0);
-        ask("HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+        ask("HEAD /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
         CHECK_STR(response, PAGE "Content-Length: 72\r\n" FIELDS);
         stop();
     }
@@ -265,6 +265,34 @@ TEST("a listener that drains accepts no more, and answers who is there, but wait
     }
 }
 
+TEST("at a loopback address, a name that could be somebody else's is not answered to")
+{
+    static const struct {
+        const char *host;
+        bool answered;
+    } cases[] = {
+        {"127.0.0.1:9180", true}, {"[::1]:9180", true}, {"localhost", true},          {"LocalHost:80", true},
+        {"a.localhost:1", true},  {"", true},           {"evil.example:9180", false}, {"localhost.evil.example", false},
+        {"evillocalhost", false}, {"localhos", false},  {"127.0.0.1.evil", false},    {"a", false},
+    };
+    EACH_LOOP(kind)
+    {
+        start(kind, 2, 0);
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            char request[128];
+            snprintf(request, sizeof request, "GET /metrics HTTP/1.1\r\nA: b\r\nhOST: %s \r\nC: d\r\n\r\n",
+                     cases[i].host);
+            ask(request);
+            const char *wanted = cases[i].answered ? PAGE : "HTTP/1.1 421 Misdirected Request\r\n";
+            if (strncmp(response, wanted, strlen(wanted)) != 0)
+                CHECK_FAIL("%s was answered: %.100s", cases[i].host, response);
+        }
+        ask("GET /metrics HTTP/1.1\r\nX-Host: evil.example\r\n\r\n");
+        CHECK(strncmp(response, PAGE, strlen(PAGE)) == 0);
+        stop();
+    }
+}
+
 TEST("where others than this host and private networks could read it, nobody listens unless told to")
 {
     static const char *const private[] = {"127.0.0.1:0", "127.9.8.7:0", "[::1]:0", "localhost:0"};
@@ -285,7 +313,7 @@ TEST("where others than this host and private networks could read it, nobody lis
 
 TEST("a request may come byte by byte, and with its sender's end")
 {
-    static const char request[] = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+    static const char request[] = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
     EACH_LOOP(kind)
     {
         start(kind, 1, 0);
