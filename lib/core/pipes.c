@@ -99,7 +99,7 @@ static int make_pipe(long wanted, struct pipe *ret_pipe, uint64_t *calls)
         pipe.starved = capacity < (int)MADE_CAPACITY;
     }
     if (capacity <= 0) {
-        int error = errno;
+        int error = capacity < 0 && errno > 0 ? errno : EINVAL;
         close_pipe(&pipe);
         return -error;
     }

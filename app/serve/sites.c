@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "serve_sites.h"
+#include "serve/sites.h"
 #include "base/cleanup.h"
 #include "base/text.h"
 #include "service/memory.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "serve_tls.h"
+#include "serve/tls.h"
 #include "base/cleanup.h"
 
 #include <errno.h>

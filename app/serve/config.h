@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What sluice serve was told, by the command line and by a file, in which the same options stand.
+ */
+#ifndef SLUICE_APP_SERVE_CONFIG_H
+#define SLUICE_APP_SERVE_CONFIG_H
+
+#include "serve/sites.h"
+#include "serve/tls.h"
+#include "service/config_file.h"
+#include "service/options.h"
+#include "service/prefix.h"
+#include <sluice/sluice.h>
+
+#define SERVE_PROGRAM "sluice serve"
+
+struct serve_options {
+    const char *config, *listen, *congestion, *route, *access_log, *admin, *user, *group;
+    uint64_t workers, max_connections, connections_per_address, rate_per_address;
+    uint64_t header_timeout, idle_timeout, send_timeout, drain_timeout, retire_timeout;
+    struct option_list trust_forwarded;
+    unsigned loop, access_log_format, unknown_host;
+    bool check_config, accept_proxy, snapshot, sqpoll, receipts, confine, verbose, admin_anywhere;
+    struct serve_tls_options tls;
+    struct site_options site; /* last: an option from here on may stand in sections */
+};
+
+extern const struct option_spec serve_option_table[];
+
+struct serve_config {
+    struct serve_options options;
+    enum sluice_route route;
+    struct http_sites sites;
+    struct option_list certificates; /* of all sites; the strings are the options' */
+    struct address_prefix *trusted;  /* as many as options.trust_forwarded has */
+    struct config_storage *storage;  /* what strings of the file lie in */
+    bool says_where;                 /* listen was given */
+};
+
+/* Returns -1 and sets *ret_config, or an exit code: help, version and wrong usage have been printed. */
+int serve_config_from_arguments(int argc, char **argv, struct serve_config *ret_config);
+
+/* The same again from the same arguments, for a reload. Returns 0 or a negative errno. */
+int serve_config_again(int argc, char **argv, struct serve_config *ret_config, struct failure *failure);
+
+void serve_config_free(struct serve_config *config);
+
+#endif
