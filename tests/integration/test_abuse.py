@@ -82,6 +82,32 @@ def tease_until_gone(groups, seconds):
     return got, took
 
 
+def tease_beside(server, groups, ask):
+    """tease_until_gone, while an honest client asks again and again; afterwards no connection is left. Returns what the
+    hostile ones got."""
+    done, got = [], {}
+
+    def honest():
+        while not done:
+            started = time.monotonic()
+            ask()
+            assert time.monotonic() - started < 1 * PATIENCE
+            time.sleep(0.05)
+
+    def hostile():
+        try:
+            answers, took = tease_until_gone(groups, 12)
+        finally:
+            done.append(True)
+        got.update(answers)
+        note("closed after: " + ", ".join("%s %.1f s" % item for item in sorted(took.items())))
+    together([honest, hostile])
+    for clients, _ in groups.values():
+        close(clients)
+    until(lambda: re.search(r"\([01] open\)", totals(server)), 5, "the end of all connections")
+    return got
+
+
 def totals(server):
     before = server.errors().count("totals:")
     server.signal(signal.SIGUSR1)
@@ -106,34 +132,14 @@ def slow_in_every_phase():
             "body": (crowd(server, b"POST /file.txt HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"), b"x"),
             "idle": (crowd(server, REQUEST), b""),
         }
-        done = []
-
-        def honest():
-            while not done:
-                started = time.monotonic()
-                equal(get(server, "/file.txt").body, b"inside")
-                assert time.monotonic() - started < 1 * PATIENCE
-                time.sleep(0.05)
-
-        def hostile():
-            try:
-                got, took = tease_until_gone(groups, 12)
-            finally:
-                done.append(True)
-            note("closed after: " + ", ".join("%s %.1f s" % item for item in sorted(took.items())))
-            for answer in got["silent"].values():
-                assert answer == b"" or answer.startswith(b"HTTP/1.1 408 "), answer
-            for answer in got["head"].values():
-                assert answer == b"" or answer.startswith(b"HTTP/1.1 408 "), answer
-            assert any(got["head"].values())
-            for answer in got["body"].values():
-                assert answer == b"" or re.match(rb"HTTP/1.1 4\d\d ", answer), answer
-            for answer in got["idle"].values():
-                assert answer.endswith(b"inside"), answer
-        together([honest, hostile])
-        for clients, _ in groups.values():
-            close(clients)
-        until(lambda: re.search(r"\([01] open\)", totals(server)), 5, "the end of all connections")
+        got = tease_beside(server, groups, lambda: equal(get(server, "/file.txt").body, b"inside"))
+        for answer in list(got["silent"].values()) + list(got["head"].values()):
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 408 "), answer
+        assert any(got["head"].values())
+        for answer in got["body"].values():
+            assert answer == b"" or re.match(rb"HTTP/1.1 4\d\d ", answer), answer
+        for answer in got["idle"].values():
+            assert answer.endswith(b"inside"), answer
         timeouts = int(re.search(r"(\d+) timeouts", totals(server))[1])
         equal(timeouts, COUNT, "timeouts of %d slow heads" % COUNT)
 
@@ -179,23 +185,7 @@ def slow_handshakes():
             "drops": (crowd(server, hello[:50]), hello[50:51]),
             "half-way": (crowd(server, hello), b""),
         }
-        done = []
-
-        def honest():
-            while not done:
-                server.ask()
-                time.sleep(0.05)
-
-        def hostile():
-            try:
-                _, took = tease_until_gone(groups, 12)
-            finally:
-                done.append(True)
-            note("closed after: " + ", ".join("%s %.1f s" % item for item in sorted(took.items())))
-        together([honest, hostile])
-        for clients, _ in groups.values():
-            close(clients)
-        until(lambda: re.search(r"\([01] open\)", totals(server)), 5, "the end of all connections")
+        tease_beside(server, groups, server.ask)
         failed = int(re.search(r"TLS: \d+ handshakes, \d+ of them resumed; (\d+) failed", server.errors().rpartition(
             "totals:")[2])[1])
         assert failed >= 2 * COUNT, "%d failed handshakes of %d that had begun" % (failed, 2 * COUNT)

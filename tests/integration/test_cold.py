@@ -155,9 +155,19 @@ for policy, stays in (("drop-behind", False), ("keep", True)):
             assert resident(os.path.join(root, "hot.bin")) > 0
 
 
-@case("--cold-policy auto keeps a file that is small beside the memory")
-def auto():
+@case("a file that is small beside the memory (--cold-policy auto), or smaller than --cold-size, is kept; a larger one is not")
+def large_enough():
     path = make_cold("cold-0.bin")
+    with Server(root, "--cold-policy", "auto", "--cold-size", str(SIZE)) as server, Client(server, timeout=30) as client:
+        client.ask("/cold-0.bin")
+        check(client)
+        until(lambda: resident(path) < SIZE // 50, 40, "the end of the pages")
+    with Server(root, "--cold-policy", "drop-behind", "--cold-size", str(SIZE + 1)) as server, \
+            Client(server, timeout=30) as client:
+        client.ask("/cold-0.bin")
+        check(client)
+        assert resident(path) > SIZE * 0.98, resident(path)
+    make_cold("cold-0.bin")
     with Server(root) as server, Client(server, timeout=30) as client:
         client.ask("/cold-0.bin")
         check(client)

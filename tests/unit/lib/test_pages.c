@@ -173,23 +173,30 @@ static void end(void)
     loop = NULL;
 }
 
+/* One download of a range of the file, which is closed as soon as it is done. */
+static void download(struct download *one, int fd, uint64_t offset, uint64_t length)
+{
+    int pair[2];
+    one->closes = true;
+    tcp_pair(pair);
+    struct collector *collector = collector_start(pair[1], false);
+    one->source = dropping_end(fd);
+    start(one, one->source, pair[0], offset, length);
+    run();
+    CHECK_EQ(one->result, 0);
+    CHECK_EQ(one->receipt.bytes, length);
+    check_bytes(collector, offset, length);
+    close(pair[1]);
+}
+
 TEST("a file that was not in memory is not there after the transfer either, though its end is closed at once")
 {
     struct download one = {.closes = true};
-    int pair[2];
     COLD_FILE(fd);
     begin();
-    tcp_pair(pair);
-    struct collector *collector = collector_start(pair[1], false);
-    one.source = dropping_end(fd);
-    start(&one, one.source, pair[0], 0, SIZE);
-    run();
-    CHECK_EQ(one.result, 0);
-    CHECK_EQ(one.receipt.bytes, SIZE);
+    download(&one, fd, 0, SIZE);
     CHECK_EQ(one.receipt.dropped, SIZE);
-    check_bytes(collector, 0, SIZE);
     run_until_dropped(fd, 0);
-    close(pair[1]);
     close(fd);
     end();
 }
@@ -219,7 +226,6 @@ TEST("what was in memory before stays there, and only that")
 {
     static char bytes[3 * MIB];
     struct download one = {.closes = true};
-    int pair[2];
     COLD_FILE(fd);
     begin();
     /* Without reading ahead, beyond what is asked for. */
@@ -227,16 +233,10 @@ TEST("what was in memory before stays there, and only that")
     CHECK_EQ(pread(fd, bytes, sizeof bytes, 3 * MIB), sizeof bytes);
     size_t before = resident(fd, 0, SIZE);
     CHECK_EQ(resident(fd, 3 * MIB, 3 * MIB), before);
-    tcp_pair(pair);
-    struct collector *collector = collector_start(pair[1], false);
-    one.source = dropping_end(fd);
-    start(&one, one.source, pair[0], 0, SIZE);
-    run();
+    download(&one, fd, 0, SIZE);
     CHECK_EQ(one.receipt.dropped, SIZE - before);
-    check_bytes(collector, 0, SIZE);
     run_until_dropped(fd, before);
     CHECK_EQ(resident(fd, 3 * MIB, 3 * MIB), before);
-    close(pair[1]);
     close(fd);
     end();
 }
@@ -244,18 +244,11 @@ TEST("what was in memory before stays there, and only that")
 TEST("a range that does not begin with a page is dropped but for the pages at its ends")
 {
     struct download one = {.closes = true};
-    int pair[2];
     COLD_FILE(fd);
     begin();
-    tcp_pair(pair);
-    struct collector *collector = collector_start(pair[1], false);
-    one.source = dropping_end(fd);
-    start(&one, one.source, pair[0], MIB + 100, 5 * MIB);
-    run();
+    download(&one, fd, MIB + 100, 5 * MIB);
     CHECK_EQ(one.receipt.dropped, 5 * MIB);
-    check_bytes(collector, MIB + 100, 5 * MIB);
     run_until_dropped(fd, 0);
-    close(pair[1]);
     close(fd);
     end();
 }
@@ -370,21 +363,13 @@ TEST("without a descriptor to drop pages by, the transfer goes on and they stay"
 {
     struct download one = {.closes = true};
     struct sys before = sys;
-    int pair[2];
     COLD_FILE(fd);
     begin();
-    tcp_pair(pair);
-    struct collector *collector = collector_start(pair[1], false);
-    one.source = dropping_end(fd);
     sys.fcntl = no_more;
-    start(&one, one.source, pair[0], 0, SIZE);
-    run();
+    download(&one, fd, 0, SIZE);
     sys = before;
-    CHECK_EQ(one.result, 0);
     CHECK_EQ(one.receipt.dropped, 0);
-    check_bytes(collector, 0, SIZE);
     CHECK_EQ(resident(fd, 0, SIZE), SIZE);
-    close(pair[1]);
     close(fd);
     end();
 }
