@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * One connection: its requests one after the other, each with its response. Between server.c and connection.c only.
+ * One connection: its requests one after the other, each with its response. Between the files named here only.
  *
  *   READING     waits for a request (or, before the first one, for a PROXY header). Holds no memory but this struct,
  *               unless a part of a head has come
@@ -118,7 +118,23 @@ bool connection_is_idle(const struct connection *connection);
 /* The server drains: close if idle, else after the response. */
 void connection_drain(struct connection *connection);
 
+/* The request whose head was kept, or false. */
+bool connection_held_request(struct connection *connection, struct http_request *ret_request);
+
+/* Back to READING with what has come meanwhile. */
+void connection_go_on(struct connection *connection);
+
+/* The sending side is closed, what still comes is thrown away. */
+void connection_linger(struct connection *connection);
+
+/* From now on; what is due then depends on the state. */
+void connection_set_time(struct connection *connection, unsigned ms);
+
+/* In exchange.c. */
 void exchange_free_spare(struct http_server *server);
+
+/* In server.c: the clock, read once per turn of the loop. */
+void http_server_tick(struct http_server *server);
 
 /* In server.c: microseconds of CLOCK_MONOTONIC. */
 uint64_t http_server_now(void);

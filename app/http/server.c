@@ -19,6 +19,19 @@ uint64_t http_server_now(void)
     return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
+void http_server_tick(struct http_server *server)
+{
+    uint64_t turn = sluice_loop_turn(server->loop);
+    if (turn == server->turn)
+        return;
+    struct timespec now;
+    server->turn = turn;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    response_clock_set(&server->clock, now.tv_sec);
+    if (server->options->timed)
+        server->turn_us = http_server_now();
+}
+
 /* What was answered in the turn in which it was asked took no longer than that turn. So a response that leaves at once,
  * as nearly all small ones do, costs no look at a clock of its own: all of a turn are counted here, by what the other
  * counters say. */
