@@ -337,6 +337,14 @@ static void read_pages(void *context)
     sluice_wait_pages(&job->wait); /* an error shows when the transfer reads for itself */
 }
 
+/* A look at a page brings it into memory (core/end.c): a helper that comes later does not see that it was not there. */
+static void note_absent(struct pages_job *job)
+{
+    const struct file_facts *file = &job->wait.end->file;
+    if (file->absent_known && file->absent >= job->wait.offset && file->absent - job->wait.offset < job->wait.length)
+        job->absent |= (uint16_t)(1u << (file->absent / PIECE - job->wait.offset / PIECE));
+}
+
 static void note_brought(const struct pages_job *job)
 {
     struct behind *behind = job->behind;
@@ -353,6 +361,8 @@ static void pages_read(void *context)
 {
     struct pages_job *job = context;
     struct sluice_transfer *transfer = job->transfer;
+    if (transfer != NULL)
+        note_absent(job);
     if (job->behind != NULL)
         note_brought(job);
     if (transfer != NULL) {
@@ -366,9 +376,7 @@ static void pages_read(void *context)
     free(job);
 }
 
-/* absent: its first page is known not to be there. */
-static int begin_reading(struct sluice_loop *loop, struct sluice_transfer *transfer, const struct sluice_wait *wait,
-                         bool absent)
+static int begin_reading(struct sluice_loop *loop, struct sluice_transfer *transfer, const struct sluice_wait *wait)
 {
     struct pages_job *job = sys.allocate(1, sizeof *job);
     if (job == NULL)
@@ -388,7 +396,7 @@ static int begin_reading(struct sluice_loop *loop, struct sluice_transfer *trans
             .segment = segment,
             .length = (uint32_t)wait->length,
         };
-        job->absent = absent;
+        note_absent(job);
     }
     transfer->loop_context = job;
     transfer->ahead_to = wait->offset + wait->length;
@@ -396,19 +404,9 @@ static int begin_reading(struct sluice_loop *loop, struct sluice_transfer *trans
     return 0;
 }
 
-/* A look at a page brings it into memory (core/end.c): a helper that comes later does not see that it was not there. */
-static void note_absent(struct pages_job *job, uint64_t offset)
-{
-    if (offset >= job->wait.offset && offset - job->wait.offset < job->wait.length)
-        job->absent |= (uint16_t)(1u << (offset / PIECE - job->wait.offset / PIECE));
-}
-
 int pages_want(struct sluice_loop *loop, struct sluice_transfer *transfer, const struct sluice_wait *wait)
 {
-    if (transfer->loop_context == NULL)
-        return begin_reading(loop, transfer, wait, true);
-    note_absent(transfer->loop_context, wait->offset); /* one read at a time */
-    return 0;
+    return transfer->loop_context == NULL ? begin_reading(loop, transfer, wait) : 0; /* one read at a time */
 }
 
 /* While one window of a cold file is sent, the next one is read: else disk and network would take turns. */
@@ -432,7 +430,7 @@ void pages_read_ahead(struct sluice_loop *loop, struct sluice_transfer *transfer
                                .offset = transfer->ahead_to,
                                .length = length};
     /* Without memory for it the transfer will wait for its pages instead. */
-    begin_reading(loop, transfer, &wait, false);
+    begin_reading(loop, transfer, &wait);
 }
 
 void pages_detach(struct sluice_transfer *transfer)

