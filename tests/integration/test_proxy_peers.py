@@ -155,7 +155,7 @@ def databases():
                               line.split("\t")[1] for line in text.splitlines()).encode()).hexdigest())
                     equal(psql([*ask, "-c", "COPY (SELECT * FROM bulk ORDER BY i) TO STDOUT"]), text)
                 psql([POSTGRES / "pgbench", *by_port, "-i", "-q", "-s", "1", "postgres"])
-                out = psql([POSTGRES / "pgbench", *by_port, "-n", "-c", "8", "-j", "2", "-T", "1", "-M", "prepared",
+                out = psql([POSTGRES / "pgbench", *by_port, "-n", "-c", "8", "-j", "2", "-t", "60", "-M", "prepared",
                             "postgres"])
                 note(re.search(r"tps = .*", out)[0])
                 assert "number of failed transactions: 0 " in out, out
