@@ -99,7 +99,7 @@ static int make_pipe(long wanted, struct pipe *ret_pipe, uint64_t *calls)
         pipe.starved = capacity < (int)MADE_CAPACITY;
     }
     if (capacity <= 0) {
-        int error = capacity < 0 && errno > 0 ? errno : EINVAL;
+        int error = errno;
         close_pipe(&pipe);
         return -error;
     }
@@ -116,7 +116,7 @@ int pipe_get(struct pipe *ret_pipe, bool any, uint64_t *calls)
         return 0;
     }
     bool large = mine == NULL || mine->made < LARGE_PIPES;
-    struct pipe pipe;
+    struct pipe pipe = {.read = -1, .write = -1};
     int result = make_pipe(large ? LARGE_CAPACITY : CAPACITY, &pipe, calls);
     if (result < 0)
         return result;
