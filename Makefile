@@ -14,7 +14,7 @@ prefix  ?= $(PREFIX)
 # make fuzz: seconds for each fuzzer
 SECONDS ?= 60
 
-.PHONY: all serve check deb check-deb bench fuzz format install uninstall clean help
+.PHONY: all serve check deb bench fuzz format install uninstall clean help
 .DEFAULT_GOAL := all
 
 all: $(RELEASE)/build.ninja
@@ -41,10 +41,6 @@ check:
 deb:
 	@tools/bootstrap deb
 	@exec tools/deb
-
-check-deb:
-	@tools/bootstrap deb
-	@exec tools/test-deb
 
 bench: all
 	@ninja -C $(RELEASE) --quiet
@@ -75,7 +71,6 @@ help:
 	@echo 'make serve        install what building needs, build, serve [DIR=.] at [LISTEN=127.0.0.1:8080]'
 	@echo 'make check        install what testing needs, build, run all tests'
 	@echo 'make deb          build Debian packages into $(BUILD)/deb'
-	@echo 'make check-deb    build them twice, and install, run and purge them in a scratch root'
 	@echo 'make bench        measure against bare loops, other servers and proxies, and cp'
 	@echo 'make fuzz         run the fuzzers, [SECONDS=60] each'
 	@echo 'make format       clang-format every source file'
