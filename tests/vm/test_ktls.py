@@ -208,6 +208,7 @@ def _():
 
 
 UPDATE = """
+trap "" PIPE # of a client that has been cut off already
 mkfifo /tmp/talk
 openssl s_client -connect 127.0.0.1:8443 -tls1_3 -ciphersuites TLS_AES_128_GCM_SHA256 </tmp/talk >/tmp/heard 2>&1 &
 exec 3>/tmp/talk
