@@ -385,8 +385,10 @@ static size_t make_parts(struct connection *connection, struct exchange *exchang
     return count;
 }
 
-enum progress exchange_send_parts(struct connection *connection, struct exchange *exchange,
-                                  const struct http_request *request, const struct http_ranges *ranges)
+/* Not inlined: the segments are 10 KB, which a plain response's stack does without. */
+__attribute__((noinline)) enum progress exchange_send_parts(struct connection *connection, struct exchange *exchange,
+                                                            const struct http_request *request,
+                                                            const struct http_ranges *ranges)
 {
     struct sluice_segment segments[PARTS_SEGMENTS_MAX];
     size_t count = make_parts(connection, exchange, request, ranges, segments);

@@ -201,7 +201,7 @@ static struct command_spec command_for(const char **given)
     };
 }
 
-/* ---- What options and sections say together --------------------------------------------------------------- */
+/* ---- What options and sections say together ---------------------------------------------------------------------- */
 
 void serve_config_free(struct serve_config *config)
 {

@@ -111,8 +111,7 @@ static int fail(struct serve *serve, const char *what, int code)
     return EXIT_CODE_FAILED;
 }
 
-/* ---- What operators ask for
- * ------------------------------------------------------------------------------------------ */
+/* ---- What operators ask for -------------------------------------------------------------------------------------- */
 
 static void write_metrics(void *context, FILE *out)
 {
@@ -178,8 +177,7 @@ static int start_admin(struct serving *serving)
     return options.listener < 0 ? 0 : admin_start(&options, &serving->admin);
 }
 
-/* ---- The worker's life
- * ----------------------------------------------------------------------------------------------- */
+/* ---- The worker's life ------------------------------------------------------------------------------------------- */
 
 /* The supervisor, who looked before, may everything. */
 static bool may_enter(struct serve *serve)
