@@ -169,11 +169,6 @@ int address_parse(const char *text, struct address *ret_address, struct failure 
     return 0;
 }
 
-static unsigned port_of(const struct address *address)
-{
-    return ntohs(address->any.sa_family == AF_INET6 ? address->v6.sin6_port : address->v4.sin_port);
-}
-
 /* The contents of a small file below /proc without its newline, or "?". */
 static const char *read_setting(const char *path, char *buffer, size_t size)
 {
@@ -238,7 +233,7 @@ static int bind_failure(int code, const struct address *address, struct failure 
     address_format(&address->any, address->length, text, sizeof text);
     if (address->any.sa_family == AF_UNIX)
         return unix_bind_failure(code, text, failure);
-    unsigned port = port_of(address);
+    unsigned port = address_port(address);
     switch (code) {
     case EADDRINUSE:
         return failure_set(failure, -code,
@@ -491,7 +486,9 @@ size_t address_format(const struct sockaddr *address, socklen_t length, char *bu
 
 unsigned address_port(const struct address *address)
 {
-    return ntohs(address->any.sa_family == AF_INET6 ? address->v6.sin6_port : address->v4.sin_port);
+    return address->any.sa_family == AF_INET6  ? ntohs(address->v6.sin6_port)
+           : address->any.sa_family == AF_INET ? ntohs(address->v4.sin_port)
+                                               : 0;
 }
 
 size_t address_format_url(const char *scheme, const struct address *address, char *buffer, size_t size)

@@ -84,7 +84,7 @@ size_t address_format_host(const struct sockaddr *address, socklen_t length, cha
  * "http". */
 size_t address_format_url(const char *scheme, const struct address *address, char *buffer, size_t size);
 
-/* The port of a TCP address. */
+/* The port of a TCP address; 0 for others. */
 unsigned address_port(const struct address *address);
 
 #endif

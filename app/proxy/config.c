@@ -237,20 +237,6 @@ static bool is_any(const struct address *address)
                                                : false;
 }
 
-static bool is_loopback(const struct address *address)
-{
-    return address->any.sa_family == AF_INET6  ? IN6_IS_ADDR_LOOPBACK(&address->v6.sin6_addr)
-           : address->any.sa_family == AF_INET ? ntohl(address->v4.sin_addr.s_addr) >> 24 == IN_LOOPBACKNET
-                                               : false;
-}
-
-static unsigned port_of(const struct address *address)
-{
-    return address->any.sa_family == AF_INET6  ? ntohs(address->v6.sin6_port)
-           : address->any.sa_family == AF_INET ? ntohs(address->v4.sin_port)
-                                               : 0;
-}
-
 static bool same_address(const struct address *one, const struct address *other)
 {
     return one->length == other->length && memcmp(&one->any, &other->any, one->length) == 0;
@@ -263,7 +249,7 @@ static int parse_destination(const char *text, struct address *ret_address, stru
     int result = address_parse(text, &address, failure);
     if (result < 0)
         return result;
-    if (address.any.sa_family != AF_UNIX && (is_any(&address) || port_of(&address) == 0))
+    if (address.any.sa_family != AF_UNIX && (is_any(&address) || address_port(&address) == 0))
         return failure_set(failure, -EINVAL,
                            "\"%.100s\" is nowhere to connect to; write HOST:PORT, such as 10.0.0.1:5432", text);
     *ret_address = address;
@@ -433,7 +419,7 @@ static int check_listens(const struct proxy_config *config, const struct proxy_s
 {
     for (unsigned i = 0; i < service->listen_count; i++) {
         const struct proxy_listen *listen = &service->listens[i];
-        if (listen->address.any.sa_family != AF_UNIX && port_of(&listen->address) == 0)
+        if (listen->address.any.sa_family != AF_UNIX && address_port(&listen->address) == 0)
             continue; /* another port each time */
         for (const struct proxy_service *other = config->services; other <= service; other++)
             for (unsigned k = 0; k < (other == service ? i : other->listen_count); k++)
@@ -442,8 +428,8 @@ static int check_listens(const struct proxy_config *config, const struct proxy_s
                                         listen->text, other->name);
         for (unsigned k = 0; k < service->server_count; k++) {
             const struct address *server = &service->servers[k].address;
-            if (same_address(&listen->address, server) ||
-                (is_any(&listen->address) && is_loopback(server) && port_of(server) == port_of(&listen->address)))
+            if (same_address(&listen->address, server) || (is_any(&listen->address) && address_is_loopback(server) &&
+                                                           address_port(server) == address_port(&listen->address)))
                 return config_wrong(origin, "to", -EINVAL, failure,
                                     "%.100s is where this service listens: it would connect to "
                                     "itself",
