@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "service/prefix.h"
+#include "base/ipv6.h"
 #include "base/text.h"
 
 #include <arpa/inet.h>
@@ -7,12 +8,6 @@
 #include <string.h>
 
 #define IPV4_BEGINS 96 /* bits of ::ffff:0:0 */
-
-static void map_ipv4(const struct in_addr *address, struct in6_addr *ret_address)
-{
-    *ret_address = (struct in6_addr){.s6_addr = {[10] = 0xff, [11] = 0xff}};
-    memcpy(&ret_address->s6_addr[12], address, sizeof *address);
-}
 
 /* Without the bits behind the prefix. */
 static struct in6_addr cut(struct in6_addr address, unsigned bits)
@@ -39,7 +34,7 @@ int address_prefix_parse(const char *text, struct address_prefix *ret_prefix, st
     bool is_ipv4 = inet_pton(AF_INET, address, &ipv4) == 1;
     unsigned most = is_ipv4 ? 32 : 128;
     if (is_ipv4)
-        map_ipv4(&ipv4, &prefix.address);
+        prefix.address = ipv6_mapped(&ipv4);
     else if (inet_pton(AF_INET6, address, &prefix.address) != 1)
         return failure_set(failure, -EINVAL,
                            "\"%.100s\" is no address; write 10.0.0.0/8, 2001:db8::/32, or one address", text);
@@ -72,7 +67,7 @@ bool address_in_prefixes(const struct in6_addr *address, const struct address_pr
 bool address_as_ipv6(const struct sockaddr *address, struct in6_addr *ret_address)
 {
     if (address->sa_family == AF_INET)
-        map_ipv4(&((const struct sockaddr_in *)(const void *)address)->sin_addr, ret_address);
+        *ret_address = ipv6_mapped(&((const struct sockaddr_in *)(const void *)address)->sin_addr);
     else if (address->sa_family == AF_INET6)
         *ret_address = ((const struct sockaddr_in6 *)(const void *)address)->sin6_addr;
     else

@@ -5,6 +5,7 @@
  * is told at once. The fuzzer holds the parser to that.
  */
 #include "service/proxy_header.h"
+#include "base/ipv6.h"
 #include <arpa/inet.h>
 #include <endian.h>
 #include <errno.h>
@@ -509,8 +510,7 @@ static bool to_ipv6(const struct sockaddr *address, socklen_t length, struct in6
     if (!is_of(address, length, AF_INET, sizeof(struct sockaddr_in)))
         return false;
     const struct sockaddr_in *v4 = (const struct sockaddr_in *)(const void *)address;
-    *ret_address = (struct in6_addr){.s6_addr = {[10] = 0xff, [11] = 0xff}};
-    memcpy(&ret_address->s6_addr[12], &v4->sin_addr, 4);
+    *ret_address = ipv6_mapped(&v4->sin_addr);
     *ret_port = v4->sin_port;
     return true;
 }

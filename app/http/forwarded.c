@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "forwarded.h"
+#include "base/ipv6.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -38,8 +39,7 @@ static int parse(const char *at, const char *end, struct in6_addr *ret_address)
     memcpy(text, at, (size_t)(stop - at));
     text[stop - at] = '\0';
     if (!bracket && inet_pton(AF_INET, text, &ipv4) == 1) {
-        *ret_address = (struct in6_addr){.s6_addr = {[10] = 0xff, [11] = 0xff}};
-        memcpy(&ret_address->s6_addr[12], &ipv4, sizeof ipv4);
+        *ret_address = ipv6_mapped(&ipv4);
         return 1;
     }
     /* "::1" has a port's form behind its first colon: without brackets all of it is the address. */
