@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "service/supervisor.h"
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/text.h"
 #include "service/manager.h"
 #include "service/options.h"
@@ -67,13 +68,6 @@ struct supervisor {
     uint64_t settle_until_ms;
     char settled[200]; /* what is to be said then */
 };
-
-static uint64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 __attribute__((format(printf, 2, 3))) static void say(const struct supervisor *supervisor, const char *format, ...)
 {
@@ -254,7 +248,7 @@ static int start_worker(struct supervisor *supervisor, unsigned slot)
     place->ready = false;
     place->killed = false;
     place->replacing = 0;
-    place->started_ms = now_ms();
+    place->started_ms = clock_ms(CLOCK_MONOTONIC);
     return 0;
 }
 
@@ -312,7 +306,7 @@ static void stop(struct supervisor *supervisor)
     manager_notify("STOPPING=1\nSTATUS=finishing what is under way");
     if (supervisor->options->stopping != NULL)
         supervisor->options->stopping(supervisor->options->context);
-    uint64_t limit = supervisor->options->drain_ms != 0 ? now_ms() + supervisor->options->drain_ms : 0;
+    uint64_t limit = supervisor->options->drain_ms != 0 ? clock_ms(CLOCK_MONOTONIC) + supervisor->options->drain_ms : 0;
     for (unsigned i = 0; i < supervisor->slots; i++) {
         struct place *place = &supervisor->places[i];
         if (place->pid == 0)
@@ -339,7 +333,8 @@ static void retire(struct supervisor *supervisor, struct place *place)
         return;
     }
     place->role = RETIRED;
-    place->drain_until_ms = supervisor->options->retire_ms != 0 ? now_ms() + supervisor->options->retire_ms : 0;
+    place->drain_until_ms =
+        supervisor->options->retire_ms != 0 ? clock_ms(CLOCK_MONOTONIC) + supervisor->options->retire_ms : 0;
     if (place->ready)
         tell(place, WORKER_RETIRE, -1, 0);
     else
@@ -357,7 +352,7 @@ static void settle(struct supervisor *supervisor)
 {
     for (unsigned i = 0; i < supervisor->slots; i++)
         if (supervisor->places[i].pid != 0 && supervisor->places[i].replacing > 0 &&
-            now_ms() < supervisor->settle_until_ms)
+            clock_ms(CLOCK_MONOTONIC) < supervisor->settle_until_ms)
             return;
     supervisor->settling = false;
     tell_ready(supervisor);
@@ -378,14 +373,14 @@ static void hand_out_replacements(struct supervisor *supervisor)
             if (supervisor->places[i].pid != 0)
                 supervisor->places[i].replacing += tell(&supervisor->places[i], WORKER_REPLACE, fd, number);
     supervisor->settling = true;
-    supervisor->settle_until_ms = now_ms() + SETTLE_MS;
+    supervisor->settle_until_ms = clock_ms(CLOCK_MONOTONIC) + SETTLE_MS;
     settle(supervisor);
 }
 
 static void end_reload(struct supervisor *supervisor, bool done)
 {
     supervisor->refused = !done;
-    uint64_t now = now_ms();
+    uint64_t now = clock_ms(CLOCK_MONOTONIC);
     unsigned workers = supervisor->next_workers;
     supervisor->next_workers = 0;
     for (unsigned i = 0; i < supervisor->slots; i++) {
@@ -418,14 +413,15 @@ static void begin_reload(struct supervisor *supervisor)
     const struct supervisor_options *options = supervisor->options;
     unsigned workers = supervisor->workers;
     supervisor->reload_asked = false;
-    manager_notify("RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)now_ms() * 1000);
+    manager_notify("RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)clock_ms(CLOCK_MONOTONIC) * 1000);
     if (options->reload(options->context, &workers) < 0) {
         supervisor->refused = true;
         hand_out_replacements(supervisor);
         return;
     }
     supervisor->next_workers = workers;
-    supervisor->next_until_ms = now_ms() + (options->start_ms != 0 ? options->start_ms : START_MS_DEFAULT);
+    supervisor->next_until_ms =
+        clock_ms(CLOCK_MONOTONIC) + (options->start_ms != 0 ? options->start_ms : START_MS_DEFAULT);
     unsigned free = count_role(supervisor, FREE), old = count_role(supervisor, RETIRED);
     if (free < workers) {
         if (old > 0)
@@ -491,7 +487,7 @@ static void cannot_start(struct supervisor *supervisor, const struct place *plac
 static void plan_restart(struct supervisor *supervisor, struct place *place, pid_t pid, int status)
 {
     char how[200], pause[TEXT_SIZE_MAX];
-    uint64_t now = now_ms();
+    uint64_t now = clock_ms(CLOCK_MONOTONIC);
     describe_end(status, how, sizeof how);
     if (place->role == CURRENT && supervisor->next_workers != 0) {
         say(supervisor, "worker %u (pid %d) %s; a reload is under way", place->index, (int)pid, how);
@@ -646,7 +642,7 @@ static uint64_t end_late_workers(struct supervisor *supervisor, uint64_t now)
 /* Do what is due, and return the milliseconds until something else will be: -1 for never. */
 static int take_time(struct supervisor *supervisor)
 {
-    uint64_t now = now_ms(), next = end_late_workers(supervisor, now);
+    uint64_t now = clock_ms(CLOCK_MONOTONIC), next = end_late_workers(supervisor, now);
     if (supervisor->next_workers != 0 && !supervisor->stopping) {
         if (now >= supervisor->next_until_ms) {
             unsigned ready = count_ready(supervisor, NEXT);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "service/tally.h"
+#include "base/clock.h"
 #include <errno.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -23,13 +24,6 @@ struct gone {
     _Alignas(64) char counters[];
 };
 
-static uint64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
 unsigned tally_slots(const struct tally *tally)
 {
     return tally->shared.count - 1;
@@ -42,7 +36,7 @@ static struct gone *gone_of(const struct tally *tally)
 
 int tally_create(struct tally *ret_tally, unsigned slots, size_t size, void (*add)(void *sum, const void *part))
 {
-    struct tally tally = {.size = size, .add = add, .began_ms = now_ms(), .began = time(NULL)};
+    struct tally tally = {.size = size, .add = add, .began_ms = clock_ms(CLOCK_MONOTONIC), .began = time(NULL)};
     size_t head = sizeof(struct slot) > sizeof(struct gone) ? sizeof(struct slot) : sizeof(struct gone);
     int r = slots == 0 ? -EINVAL : shared_create(slots + 1, head + size, &tally.shared);
     if (r == 0)
@@ -66,7 +60,7 @@ void *tally_begin(struct tally *tally, const struct worker *worker)
     struct slot *slot = shared_slot(&tally->shared, worker->slot);
     slot->index = worker->index;
     slot->reloads = worker->reloads;
-    slot->began_ms = now_ms() - tally->began_ms;
+    slot->began_ms = clock_ms(CLOCK_MONOTONIC) - tally->began_ms;
     atomic_store(&slot->pid, getpid());
     return slot->counters;
 }
@@ -94,11 +88,8 @@ void tally_end(struct tally *tally, unsigned number, bool crashed)
 /* By the process's clock, which others may read: /proc is out of reach of a confined worker. */
 static uint64_t cpu_of(int pid)
 {
-    struct timespec time;
     clockid_t clock;
-    if (clock_getcpuclockid(pid, &clock) != 0 || clock_gettime(clock, &time) < 0)
-        return 0;
-    return (uint64_t)time.tv_sec * 1000000 + (uint64_t)time.tv_nsec / 1000;
+    return clock_getcpuclockid(pid, &clock) == 0 ? clock_us(clock) : 0;
 }
 
 bool tally_worker(const struct tally *tally, unsigned number, struct tally_worker *ret_worker, void *ret_counters)
@@ -150,7 +141,7 @@ void tally_sum(const struct tally *tally, void *ret_sum, struct tally_state *ret
     while (told < state.cpu_us && !atomic_compare_exchange_weak(&gone->cpu_told, &told, state.cpu_us))
         ;
     state.cpu_us = told > state.cpu_us ? told : state.cpu_us;
-    state.up_ms = now_ms() - tally->began_ms;
+    state.up_ms = clock_ms(CLOCK_MONOTONIC) - tally->began_ms;
     state.began = tally->began;
     *ret_state = state;
 }

@@ -17,6 +17,7 @@
 #include "service/tls_inside.h"
 
 #include "base/checked.h"
+#include "base/clock.h"
 #include <errno.h>
 #include <openssl/err.h>
 #include <stdlib.h>
@@ -357,13 +358,6 @@ bool tls_session_must_send(const struct tls_session *session)
 
 /* ---- Sending ---------------------------------------------------------------------------------------------------- */
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 static size_t room(const struct tls_session *session)
 {
     return session->output_room - session->output_made;
@@ -496,7 +490,7 @@ static int apply(void *context, const void *input, size_t input_size, size_t *re
                  size_t output_size, size_t *ret_made, bool last)
 {
     struct tls_session *session = context;
-    uint64_t now = now_ns();
+    uint64_t now = clock_ns(CLOCK_MONOTONIC_COARSE);
     size_t left = input_size;
     if (now - session->sent_at_ns > SMALL_AGAIN_NS)
         session->small_left = SMALL_UNTIL;

@@ -4,6 +4,7 @@
  */
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/text.h"
 #include "commands.h"
 #include "progress.h"
@@ -127,9 +128,7 @@ static void watch_signals(void)
 
 static double clock_seconds(clockid_t clock)
 {
-    struct timespec now;
-    clock_gettime(clock, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+    return (double)clock_ns(clock) / 1e9;
 }
 
 static void keep_busy(struct pace *pace, struct tree *tree)

@@ -2,6 +2,7 @@
 #include "progress.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/text.h"
 #include <dirent.h>
 #include <errno.h>
@@ -39,13 +40,6 @@ struct progress {
     atomic_bool end_counting, counted;
     _Atomic uint64_t total_bytes, total_files;
 };
-
-static uint64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 /* ---- Counting --------------------------------------------------------------------------------------------------- */
 
@@ -213,7 +207,8 @@ static unsigned terminal_width(void)
 void progress_draw(struct progress *progress)
 {
     const struct tally *tally = &progress->report->tally;
-    struct sample now = {.at = now_ms(), .bytes = tally_get(&tally->bytes), .files = files_done(tally)};
+    struct sample now = {
+        .at = clock_ms(CLOCK_MONOTONIC), .bytes = tally_get(&tally->bytes), .files = files_done(tally)};
     uint64_t elapsed = now.at - progress->began;
     if (elapsed >= COUNT_AFTER_MS && !progress->counting)
         progress->counting = pthread_create(&progress->counter, NULL, counter_main, progress) == 0;
@@ -239,7 +234,7 @@ int progress_new(struct report *report, char *const *sources, unsigned count, st
     progress->report = report;
     progress->sources = sources;
     progress->source_count = count;
-    progress->began = now_ms();
+    progress->began = clock_ms(CLOCK_MONOTONIC);
     *ret_progress = progress;
     return 0;
 }

@@ -136,9 +136,6 @@ void exchange_free_spare(struct http_server *server);
 /* In server.c: the clock, read once per turn of the loop. */
 void http_server_tick(struct http_server *server);
 
-/* In server.c: microseconds of CLOCK_MONOTONIC. */
-uint64_t http_server_now(void);
-
 /* In server.c: a connection is gone. */
 void http_server_lost(struct http_server *server);
 

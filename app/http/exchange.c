@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "exchange.h"
+#include "base/clock.h"
 #include "forwarded.h"
 #include "multipart.h"
 #include "service/address.h"
@@ -157,7 +158,7 @@ static void count_response(struct connection *connection, const struct exchange 
     if (receipt->fallback_count > 0)
         fallbacks_enter(&totals->fallbacks, receipt);
     if (exchange->began != 0) { /* else http_server_turn counts it */
-        durations_enter(&totals->durations, http_server_now() - exchange->began, 1);
+        durations_enter(&totals->durations, clock_us(CLOCK_MONOTONIC) - exchange->began, 1);
         connection->server->responses_timed++;
     }
     if (connection->receipt != NULL)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "server.h"
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "connection.h"
 #include "service/log.h"
 
@@ -12,13 +13,6 @@
 #define SHED_LOOK_AT 512 /* connections to look at for that */
 #define DRAIN_CHECK 125  /* ms between looks whether helpers are done */
 
-uint64_t http_server_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
-
 void http_server_tick(struct http_server *server)
 {
     uint64_t turn = sluice_loop_turn(server->loop);
@@ -29,7 +23,7 @@ void http_server_tick(struct http_server *server)
     clock_gettime(CLOCK_REALTIME_COARSE, &now);
     response_clock_set(&server->clock, now.tv_sec);
     if (server->options->timed)
-        server->turn_us = http_server_now();
+        server->turn_us = clock_us(CLOCK_MONOTONIC);
 }
 
 /* What was answered in the turn in which it was asked took no longer than that turn. So a response that leaves at once,
@@ -44,7 +38,7 @@ void http_server_turn(struct http_server *server)
         responses += server->totals->responses[i];
     uint64_t at_once = responses - server->responses_timed;
     if (at_once > 0)
-        durations_enter(&server->totals->durations, http_server_now() - server->turn_us, at_once);
+        durations_enter(&server->totals->durations, clock_us(CLOCK_MONOTONIC) - server->turn_us, at_once);
     server->responses_timed = responses;
 }
 

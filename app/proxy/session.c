@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "proxy/session.h"
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "proxy/client_hello.h"
 #include "proxy/mirror.h"
 #include "proxy/sockets.h"
@@ -245,13 +246,6 @@ static void begin_relaying(struct session *session)
 
 /* ---- Connecting ------------------------------------------------------------------------------------------------ */
 
-static uint64_t microseconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
-
 static void connect_failed(struct session *session)
 {
     struct approach *approach = session->approach;
@@ -273,7 +267,7 @@ static void connected(struct session *session)
 {
     struct approach *approach = session->approach;
     struct server_state *server = &session->service->shared->servers[session->server_index];
-    durations_enter(&session->service->totals->connecting, microseconds() - approach->connect_began_us, 1);
+    durations_enter(&session->service->totals->connecting, clock_us(CLOCK_MONOTONIC) - approach->connect_began_us, 1);
     if (sluice_end_open(approach->fd, SLUICE_END_OWN_FD, &session->server) < 0) {
         session_close(session, PROXY_END_ERROR, true);
         return;
@@ -305,7 +299,7 @@ static void connect_to(struct session *session, unsigned index)
         session_close(session, PROXY_END_ERROR, true);
         return;
     }
-    approach->connect_began_us = microseconds();
+    approach->connect_began_us = clock_us(CLOCK_MONOTONIC);
     int result = sluice_loop_connect(loop_of(session), approach->fd, &address->any, address->length, on_connected,
                                      session, &approach->connect);
     if (result == 0)

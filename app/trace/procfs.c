@@ -2,6 +2,7 @@
 #include "procfs.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/text.h"
 #include "mounts.h"
 #include <arpa/inet.h>
@@ -494,12 +495,6 @@ struct procfs {
 
 #define UNKNOWN_END 1 /* tier (c) has no other */
 
-static uint64_t clock_ns(clockid_t clock)
-{
-    struct timespec now;
-    return clock_gettime(clock, &now) == 0 ? (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec : 0;
-}
-
 int procfs_new(struct procfs **ret_procfs)
 {
     struct procfs *procfs = calloc(1, sizeof *procfs);
@@ -573,11 +568,10 @@ static void remove_seen(struct procfs *procfs, struct seen *seen)
 static bool cpu_time(uint32_t pid, uint64_t *ret_ns)
 {
     clockid_t clock;
-    struct timespec time;
-    if (clock_getcpuclockid((pid_t)pid, &clock) != 0 || clock_gettime(clock, &time) != 0)
-        return false;
-    *ret_ns = (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
-    return true;
+    uint64_t now = clock_getcpuclockid((pid_t)pid, &clock) == 0 ? clock_ns(clock) : 0;
+    if (now > 0)
+        *ret_ns = now;
+    return now > 0;
 }
 
 static int enter_cpu(struct procfs *procfs, struct account *account, uint32_t pid)

@@ -4,6 +4,7 @@
  */
 #include "account.h"
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/text.h"
 #include "check.h"
 #include "collect.h"
@@ -146,13 +147,6 @@ struct session {
     char notice[1536];
     struct procfs_machine machine; /* at the start */
 };
-
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 __attribute__((format(printf, 2, 3))) static void add_notice(struct session *session, const char *format, ...)
 {
@@ -370,7 +364,7 @@ static void open_samples(struct session *session)
 static void drain(struct session *session)
 {
     struct account *account = session->account;
-    uint64_t now = now_ns();
+    uint64_t now = clock_ns(CLOCK_MONOTONIC);
     uint64_t counted_ns =
         session->counted_ns + (session->counting_since_ns != 0 ? now - session->counting_since_ns : 0);
     account_enter_time(account, now - session->start_ns, session->collect != NULL ? counted_ns : 0);
@@ -546,7 +540,7 @@ static int run(struct session *session, int signals)
     uint64_t end = options->duration != 0 ? session->start_ns + options->duration * 1000000 : UINT64_MAX;
     bool watch_pids = options->pids != NULL;
     for (;;) {
-        uint64_t now = now_ns();
+        uint64_t now = clock_ns(CLOCK_MONOTONIC);
         uint64_t next_drain = now + DRAIN_MS * 1000000u;
         if (session->collect != NULL)
             next_drain = least(next_drain, turn_window(session, now));
@@ -564,7 +558,7 @@ static int run(struct session *session, int signals)
             over = on_signal(session, signals);
         if (wait[2].revents != 0 && screen_key(session->screen))
             over = true;
-        now = now_ns();
+        now = clock_ns(CLOCK_MONOTONIC);
         over = over || now >= end || (watch_pids && !alive(session));
         drain(session);
         if (over)
@@ -726,7 +720,7 @@ int trace_main(int argc, char **argv)
     if (live)
         screen_open(STDOUT_FILENO, &session.screen);   /* without it: plain lines */
     procfs_enter_cpu(session.procfs, session.account); /* from here on */
-    session.start_ns = session.counting_since_ns = now_ns();
+    session.start_ns = session.counting_since_ns = clock_ns(CLOCK_MONOTONIC);
     session.machine = procfs_machine();
     if (go >= 0 && eventfd_write(go, 1) != 0)
         goto done;

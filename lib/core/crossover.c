@@ -83,13 +83,6 @@ static void answers_change(void)
     atomic_fetch_add_explicit(&the_table()->epoch, 1, memory_order_relaxed);
 }
 
-static uint64_t thread_cpu_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
 /* ---- Classes ------------------------------------------------------------------------------------------------ */
 
 #define CLASS_BITS 10 /* class 1 begins at 2 KiB */
@@ -434,19 +427,19 @@ bool crossover_weigh(const struct route *route, const struct pair *pair, bool *c
         .key = key,
         .usual = usual,
         .length = pair->length,
-        .since = thread_cpu_ns(),
+        .since = clock_ns(CLOCK_THREAD_CPUTIME_ID),
     };
     return true;
 }
 
 void crossover_resume(struct crossover_sample *sample)
 {
-    sample->since = thread_cpu_ns();
+    sample->since = clock_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
 void crossover_pause(struct crossover_sample *sample)
 {
-    sample->spent += thread_cpu_ns() - sample->since;
+    sample->spent += clock_ns(CLOCK_THREAD_CPUTIME_ID) - sample->since;
 }
 
 void crossover_finish(struct crossover_sample *sample)
