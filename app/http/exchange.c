@@ -94,6 +94,16 @@ enum progress exchange_await(struct connection *connection, struct exchange *exc
     return PENDING;
 }
 
+struct connection *exchange_resume(struct exchange *exchange, struct http_request *ret_request)
+{
+    struct connection *connection = exchange->connection;
+    connection->exchange = NULL;
+    connection->state = READING;
+    http_server_tick(connection->server);
+    (void)connection_held_request(connection, ret_request); /* it was parsed before */
+    return connection;
+}
+
 /* ---- After a response -------------------------------------------------------------------------------------------- */
 
 /* The request line as it came. Without a request, what could be read of it is all there is. */

@@ -52,6 +52,9 @@ void exchange_note_begin(struct exchange *exchange);
 /* Wait for what a helper finds. */
 enum progress exchange_await(struct connection *connection, struct exchange *exchange);
 
+/* It has: go on with the request, which the connection held meanwhile. Returns the connection. */
+struct connection *exchange_resume(struct exchange *exchange, struct http_request *ret_request);
+
 /* response->connection and head_only are set here. */
 enum progress exchange_send_text(struct connection *connection, struct exchange *exchange,
                                  const struct http_request *request, const struct response_text *response);

@@ -69,15 +69,11 @@ static enum progress send_accepted(struct connection *connection, struct exchang
 static void on_coded_found(void *context, int result, struct file *coded)
 {
     struct exchange *exchange = context;
-    struct connection *connection = exchange->connection;
-    struct file *file = exchange->file;
     struct http_request request;
+    struct connection *connection = exchange_resume(exchange, &request);
+    struct file *file = exchange->file;
     exchange->lookup = NULL;
     exchange->file = NULL;
-    connection->exchange = NULL;
-    connection->state = READING;
-    http_server_tick(connection->server);
-    (void)connection_held_request(connection, &request); /* it was parsed before */
     if (result == 1) {
         files_release(connection->server->files, file);
         file = coded; /* which is not negotiable */
@@ -174,13 +170,9 @@ static void on_listed(void *context)
     struct exchange *exchange = job->exchange;
     job->server->listings--;
     if (exchange != NULL) {
-        struct connection *connection = exchange->connection;
         struct http_request request;
+        struct connection *connection = exchange_resume(exchange, &request);
         exchange->listing = NULL;
-        connection->exchange = NULL;
-        connection->state = READING;
-        http_server_tick(job->server);
-        (void)connection_held_request(connection, &request); /* it was parsed before */
         if (job->result == 0 && job->server->text_bytes + job->length > TEXT_BYTES_MAX)
             job->result = -ENOMEM;
         enum progress progress = job->result < 0 ? answer_error(connection, exchange, &request, job->result)
@@ -319,16 +311,11 @@ static enum progress answer_found(struct connection *connection, struct exchange
 static void on_found(void *context, int result, struct file *file)
 {
     struct exchange *exchange = context;
-    struct connection *connection = exchange->connection;
-    struct http_server *server = connection->server;
     struct http_request request;
+    struct connection *connection = exchange_resume(exchange, &request);
     int given = 0;
     exchange->lookup = NULL;
-    connection->exchange = NULL;
-    connection->state = READING;
-    http_server_tick(server);
-    (void)connection_held_request(connection, &request); /* both went well before */
-    int length = resolve(server, exchange->site, &request, &given);
+    int length = resolve(connection->server, exchange->site, &request, &given); /* it went well before */
     if (answer_found(connection, exchange, &request, given, length, result, file) == ANSWERED)
         connection_go_on(connection);
 }
