@@ -49,9 +49,15 @@ static int check_pacing(const struct serve_generation *generation, struct failur
                : 0;
 }
 
+static int address_of(struct serve_listener *listener, struct failure *failure)
+{
+    int r = address_of_socket(listener->fd, &listener->address);
+    return r < 0 ? failure_set(failure, r, "getsockname: %s", text_errno_meaning(r)) : 0;
+}
+
 /* said: somebody did say where. If not, whoever passed a socket has. */
-static int listen_anew(const char *where, bool said, const char *congestion, int *ret_listener,
-                       struct address *ret_address, struct failure *failure)
+static int listen_anew(const char *where, bool said, const char *congestion, struct serve_listener *listener,
+                       struct failure *failure)
 {
     const struct listen_options options = {.congestion = congestion};
     struct address address;
@@ -61,15 +67,14 @@ static int listen_anew(const char *where, bool said, const char *congestion, int
         r = manager_listen(&address, &options, &fd, failure);
     else if (congestion != NULL && r == 0)
         r = address_set_congestion(fd, congestion, failure);
-    *ret_listener = fd;
+    listener->fd = fd;
     if (r < 0)
         return r;
     /* Accepted sockets inherit it. The library says itself where more follows. */
     int on = 1;
-    if (setsockopt(*ret_listener, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0)
+    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0)
         return failure_set(failure, -errno, "TCP_NODELAY: %s", text_errno_meaning(errno));
-    r = address_of_socket(*ret_listener, ret_address);
-    return r < 0 ? failure_set(failure, r, "getsockname: %s", text_errno_meaning(r)) : 0;
+    return address_of(listener, failure);
 }
 
 static bool same_text(const char *one, const char *other)
@@ -86,30 +91,36 @@ static int share_socket(int fd, int *ret_fd, struct failure *failure)
                                       text_errno_meaning(errno));
 }
 
-static int start_listening(struct serve_generation *generation, const struct serve_generation *previous,
-                           struct failure *failure)
+/* NULL: nowhere. */
+static const char *listener_place(const struct serve_options *options, enum serve_listener_kind kind)
 {
-    const struct serve_options *options = &generation->config.options;
-    if (previous == NULL || !same_text(previous->config.options.listen, options->listen))
-        return listen_anew(options->listen, generation->config.says_where, options->congestion, &generation->listener,
-                           &generation->address, failure);
-    generation->has_previous_listener = true;
-    generation->address = previous->address;
-    return share_socket(previous->listener, &generation->listener, failure);
+    const char *const places[SERVE_LISTENERS] = {
+        [SERVE_LISTENER_MAIN] = options->listen,
+        [SERVE_LISTENER_TLS] = options->tls.listen,
+        [SERVE_LISTENER_ADMIN] = options->admin,
+    };
+    return places[kind];
 }
 
-static int start_tls_listener(struct serve_generation *generation, const struct serve_generation *previous,
-                              struct failure *failure)
+static int start_listener(struct serve_generation *generation, const struct serve_generation *previous,
+                          enum serve_listener_kind kind, struct failure *failure)
 {
     const struct serve_options *options = &generation->config.options;
-    if (options->tls.listen == NULL)
+    struct serve_listener *listener = &generation->listeners[kind];
+    const char *place = listener_place(options, kind);
+    if (place == NULL)
         return 0;
-    if (previous == NULL || !same_text(previous->config.options.tls.listen, options->tls.listen))
-        return listen_anew(options->tls.listen, true, options->congestion, &generation->tls_listener,
-                           &generation->tls_address, failure);
-    generation->has_previous_tls_listener = true;
-    generation->tls_address = previous->tls_address;
-    return share_socket(previous->tls_listener, &generation->tls_listener, failure);
+    if (previous != NULL && same_text(listener_place(&previous->config.options, kind), place)) {
+        listener->taken_over = true;
+        listener->address = previous->listeners[kind].address;
+        return share_socket(previous->listeners[kind].fd, &listener->fd, failure);
+    }
+    if (kind == SERVE_LISTENER_ADMIN) {
+        int r = admin_listen("admin", place, options->admin_anywhere, &listener->fd, failure);
+        return r == 0 ? address_of(listener, failure) : r;
+    }
+    return listen_anew(place, kind == SERVE_LISTENER_TLS || generation->config.says_where, options->congestion,
+                       listener, failure);
 }
 
 static void say_of_tls(void *context, const char *line)
@@ -118,28 +129,15 @@ static void say_of_tls(void *context, const char *line)
     fprintf(stderr, SERVE_PROGRAM ": %s\n", line);
 }
 
-static int start_admin_listener(struct serve_generation *generation, const struct serve_generation *previous,
-                                struct failure *failure)
-{
-    const struct serve_options *options = &generation->config.options;
-    if (options->admin == NULL)
-        return 0;
-    if (previous == NULL || !same_text(previous->config.options.admin, options->admin))
-        return admin_listen("admin", options->admin, options->admin_anywhere, &generation->admin, failure);
-    generation->has_previous_admin = true;
-    return share_socket(previous->admin, &generation->admin, failure);
-}
-
 void serve_generation_free(struct serve_generation *generation)
 {
     if (generation == NULL)
         return;
     rotated_log_close(&generation->access_log);
     identity_free(&generation->identity);
-    close_fd(generation->listener);
-    close_fd(generation->tls_listener);
+    for (unsigned kind = 0; kind < SERVE_LISTENERS; kind++)
+        close_fd(generation->listeners[kind].fd);
     tls_context_free(generation->tls);
-    close_fd(generation->admin);
     serve_config_free(&generation->config);
     free(generation);
 }
@@ -153,7 +151,7 @@ int serve_generation_prepare(struct serve_config *config, const struct serve_gen
         serve_config_free(config);
         return failure_set(failure, -ENOMEM, "out of memory");
     }
-    *generation = (struct serve_generation){.config = *config, .listener = -1, .tls_listener = -1, .admin = -1};
+    *generation = (struct serve_generation){.config = *config, .listeners = {{-1}, {-1}, {-1}}};
     const struct serve_options *options = &generation->config.options;
     int r = 0;
     if (previous != NULL && options->loop == previous->config.options.loop &&
@@ -184,14 +182,13 @@ int serve_generation_open(struct serve_generation *generation, const struct serv
                           struct failure *failure)
 {
     const struct serve_options *options = &generation->config.options;
-    /* A socket that was passed for TLS is known by its address; the other one takes the first that is left. */
-    int r = start_tls_listener(generation, previous, failure);
-    if (r == 0)
-        r = start_listening(generation, previous, failure);
-    if (r == 0)
-        r = start_admin_listener(generation, previous, failure);
-    if (r < 0)
-        return r;
+    /* A socket that was passed for TLS is known by its address; the main one takes the first that is left. */
+    static const enum serve_listener_kind order[] = {SERVE_LISTENER_TLS, SERVE_LISTENER_MAIN, SERVE_LISTENER_ADMIN};
+    for (size_t i = 0; i < SERVE_LISTENERS; i++) {
+        int r = start_listener(generation, previous, order[i], failure);
+        if (r < 0)
+            return r;
+    }
     return rotated_log_open(options->access_log, (enum log_format)options->access_log_format,
                             previous != NULL ? &previous->access_log : NULL, &generation->access_log, failure);
 }
@@ -207,10 +204,12 @@ void serve_generation_describe(const struct serve_generation *generation, char *
     char urls[2 * ADDRESS_TEXT_MAX + 40], tls_url[ADDRESS_TEXT_MAX + 16];
     const struct http_sites *sites = &generation->config.sites;
     bool replaced = serve_tls_replaces_http(&generation->config.options.tls);
-    address_format_url(replaced ? "https" : "http", &generation->address, urls, sizeof urls);
-    if (generation->tls_listener >= 0) {
+    const struct serve_listener *tls = &generation->listeners[SERVE_LISTENER_TLS];
+    address_format_url(replaced ? "https" : "http", &generation->listeners[SERVE_LISTENER_MAIN].address, urls,
+                       sizeof urls);
+    if (tls->fd >= 0) {
         size_t length = strlen(urls);
-        address_format_url("https", &generation->tls_address, tls_url, sizeof tls_url);
+        address_format_url("https", &tls->address, tls_url, sizeof tls_url);
         snprintf(urls + length, sizeof urls - length, " and %s", tls_url);
     }
     if (sites->count == 1)
@@ -219,12 +218,21 @@ void serve_generation_describe(const struct serve_generation *generation, char *
         snprintf(buffer, size, "%u sites at %s", sites->count, urls);
 }
 
+static void shut_down(const struct serve_listener *listener)
+{
+    if (listener->fd >= 0)
+        manager_shut_down(listener->fd);
+}
+
 void serve_generation_end_listening(const struct serve_generation *generation, const struct serve_generation *later)
 {
-    if (!later->has_previous_listener)
-        manager_shut_down(generation->listener);
-    if (generation->tls_listener >= 0 && !later->has_previous_tls_listener)
-        manager_shut_down(generation->tls_listener);
-    if (generation->admin >= 0 && !later->has_previous_admin)
-        manager_shut_down(generation->admin);
+    for (unsigned kind = 0; kind < SERVE_LISTENERS; kind++)
+        if (!later->listeners[kind].taken_over)
+            shut_down(&generation->listeners[kind]);
+}
+
+void serve_generation_stop_serving(const struct serve_generation *generation)
+{
+    shut_down(&generation->listeners[SERVE_LISTENER_MAIN]);
+    shut_down(&generation->listeners[SERVE_LISTENER_TLS]);
 }

@@ -11,13 +11,23 @@
 #include "service/identity.h"
 #include "service/rotated_log.h"
 
+enum serve_listener_kind {
+    SERVE_LISTENER_MAIN, /* HTTP, or instead of it HTTPS */
+    SERVE_LISTENER_TLS,
+    SERVE_LISTENER_ADMIN,
+    SERVE_LISTENERS
+};
+
+struct serve_listener {
+    int fd; /* -1: none */
+    struct address address;
+    bool taken_over; /* another descriptor of the previous generation's socket */
+};
+
 struct serve_generation {
     struct serve_config config;
     struct sluice_loop_options loop;
-    int listener, tls_listener, admin; /* the last two: -1: none */
-    struct address address, tls_address;
-    /* They are other descriptors of the same sockets. */
-    bool has_previous_listener, has_previous_tls_listener, has_previous_admin;
+    struct serve_listener listeners[SERVE_LISTENERS];
     struct tls_context *tls; /* NULL: none */
     struct rotated_log access_log;
     struct identity identity; /* of the workers */
@@ -41,6 +51,10 @@ void serve_generation_free(struct serve_generation *generation);
 /* Of the sockets that the other generation does not use; workers that drain, or were forked for nothing, have them
  * open, too. Of two generations the later one knows what it took over. */
 void serve_generation_end_listening(const struct serve_generation *generation, const struct serve_generation *later);
+
+/* Nobody is served anew: as long as a socket listens, the kernel takes connections that nobody accepts. Operators may
+ * still look at what drains. */
+void serve_generation_stop_serving(const struct serve_generation *generation);
 
 /* Is there a limit for all connections of a client's address together? */
 bool serve_generation_counts_addresses(const struct serve_generation *generation);

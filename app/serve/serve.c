@@ -32,11 +32,11 @@ static void on_ready(void *context)
     const struct serve *serve = context;
     const struct serve_generation *generation = serve->current;
     char about[PATH_MAX + 2 * ADDRESS_TEXT_MAX + 64], url[ADDRESS_TEXT_MAX + 16];
-    struct address admin;
+    const struct serve_listener *admin = &generation->listeners[SERVE_LISTENER_ADMIN];
     serve_generation_describe(generation, about, sizeof about);
     printf("sluice: serving %s (%u worker%s)\n", about, generation->workers, generation->workers == 1 ? "" : "s");
-    if (generation->admin >= 0 && address_of_socket(generation->admin, &admin) == 0) {
-        address_format_url("http", &admin, url, sizeof url);
+    if (admin->fd >= 0) {
+        address_format_url("http", &admin->address, url, sizeof url);
         printf("sluice: live page, status and metrics at %s\n", url);
     }
     fflush(stdout);
@@ -109,13 +109,9 @@ static int on_replacement(void *context, unsigned which, unsigned *ret_number)
 static void on_stopping(void *context)
 {
     const struct serve *serve = context;
-    const struct serve_generation *generations[] = {serve->current, serve->fallback};
-    /* As long as it listens, the kernel would take connections that nobody accepts. */
-    for (size_t i = 0; i < 2 && generations[i] != NULL; i++) {
-        manager_shut_down(generations[i]->listener);
-        if (generations[i]->tls_listener >= 0)
-            manager_shut_down(generations[i]->tls_listener);
-    }
+    serve_generation_stop_serving(serve->current);
+    if (serve->fallback != NULL)
+        serve_generation_stop_serving(serve->fallback);
 }
 
 static void on_worker_ended(void *context, unsigned slot, bool crashed)

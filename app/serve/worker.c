@@ -167,7 +167,7 @@ static int start_admin(struct serving *serving)
 {
     const struct admin_options options = {
         .loop = serving->loop,
-        .listener = serving->serve->current->admin,
+        .listener = serving->serve->current->listeners[SERVE_LISTENER_ADMIN].fd,
         .write_metrics = write_metrics,
         .write_status = write_status,
         .any_host = serving->serve->current->config.options.admin_anywhere,
@@ -199,6 +199,7 @@ int serve_worker_main(void *context, struct worker *worker)
     struct serve *serve = context;
     const struct serve_generation *generation = serve->current;
     const struct serve_options *given = &generation->config.options;
+    const struct serve_listener *listeners = generation->listeners;
     struct serving serving = {.serve = serve, .worker = worker};
     struct sluice_watch *watch = NULL;
 
@@ -230,12 +231,12 @@ int serve_worker_main(void *context, struct worker *worker)
         .send_timeout = (unsigned)given->send_timeout,
         .max_connections = generation->connections_each,
         .open_files = generation->open_files_each,
-        .https_port = given->tls.redirect ? address_port(&generation->tls_address) : 0,
+        .https_port = given->tls.redirect ? address_port(&listeners[SERVE_LISTENER_TLS].address) : 0,
         .access_log = generation->access_log.log,
         .receipt_log = given->receipts ? serve->error_log : NULL,
         .error_log = serve->error_log,
         .totals = tally_begin(&serve->tally, worker),
-        .timed = generation->admin >= 0,
+        .timed = listeners[SERVE_LISTENER_ADMIN].fd >= 0,
         .drained = on_drained,
         .context = &serving,
     };
@@ -243,10 +244,10 @@ int serve_worker_main(void *context, struct worker *worker)
     if (r == 0)
         r = sluice_loop_watch(serving.loop, worker->control_fd, on_control, &serving, &watch);
     if (r == 0)
-        r = http_server_listen(serving.server, generation->listener,
+        r = http_server_listen(serving.server, listeners[SERVE_LISTENER_MAIN].fd,
                                serve_tls_replaces_http(&given->tls) ? generation->tls : NULL);
-    if (r == 0 && generation->tls_listener >= 0)
-        r = http_server_listen(serving.server, generation->tls_listener, generation->tls);
+    if (r == 0 && listeners[SERVE_LISTENER_TLS].fd >= 0)
+        r = http_server_listen(serving.server, listeners[SERVE_LISTENER_TLS].fd, generation->tls);
     if (r == 0)
         r = start_admin(&serving);
     if (r == 0) {
