@@ -265,6 +265,23 @@ static int set_flag(int fd, int level, int option, int value)
     return setsockopt(fd, level, option, &value, sizeof value);
 }
 
+bool address_is_any(const struct address *address)
+{
+    return address->any.sa_family == AF_INET6  ? IN6_IS_ADDR_UNSPECIFIED(&address->v6.sin6_addr)
+           : address->any.sa_family == AF_INET ? address->v4.sin_addr.s_addr == htonl(INADDR_ANY)
+                                               : false;
+}
+
+/* An IPv6 socket that is bound to every address takes IPv4, too. */
+bool address_clashes(const struct address *one, const struct address *other)
+{
+    bool same = one->length == other->length && memcmp(&one->any, &other->any, one->length) == 0;
+    if (one->any.sa_family == AF_UNIX || other->any.sa_family == AF_UNIX)
+        return same;
+    return address_port(one) != 0 && address_port(one) == address_port(other) &&
+           (same || address_is_any(one) || address_is_any(other));
+}
+
 bool address_is_loopback(const struct address *address)
 {
     return (address->any.sa_family == AF_INET && ntohl(address->v4.sin_addr.s_addr) >> 24 == 127) ||
@@ -314,6 +331,15 @@ int address_set_congestion(int fd, const char *name, struct failure *failure)
     if (setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, (socklen_t)strlen(name)) < 0)
         return congestion_failure(errno, name, failure);
     return 0;
+}
+
+const char *address_host_congestion(char buffer[static ADDRESS_CONGESTION_MAX])
+{
+    CLEANUP_FD int fd = open("/proc/sys/net/ipv4/tcp_congestion_control", O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? 0 : read(fd, buffer, ADDRESS_CONGESTION_MAX - 1);
+    buffer[length > 0 ? length : 0] = '\0';
+    buffer[strcspn(buffer, "\n")] = '\0';
+    return buffer;
 }
 
 int address_congestion_check(const char *name, struct failure *failure)

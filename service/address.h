@@ -36,6 +36,8 @@ int address_check(const char *text, struct failure *failure);
  * 0, -EINVAL, or -EADDRNOTAVAIL (no such name). */
 int address_parse(const char *text, struct address *ret_address, struct failure *failure);
 
+#define ADDRESS_CONGESTION_MAX 32 /* a name's, with its NUL */
+
 struct listen_options {
     int backlog;            /* 0: as many as the host allows (net.core.somaxconn) */
     const char *congestion; /* TCP congestion control of accepted connections, which inherit it; NULL: the host's */
@@ -56,6 +58,12 @@ int address_listen(const struct address *address, const struct listen_options *o
  * -ENOTSOCK: the file is no socket; or another negative errno. */
 int address_remove_stale(const struct address *address);
 
+/* Every address of the host: 0.0.0.0 or ::. */
+bool address_is_any(const struct address *address);
+
+/* Would listening at the one keep others from listening at the other? Not at port 0, which is another one each time. */
+bool address_clashes(const struct address *one, const struct address *other);
+
 /* 127.0.0.0/8 or ::1. */
 bool address_is_loopback(const struct address *address);
 
@@ -68,6 +76,9 @@ int address_congestion_check(const char *name, struct failure *failure);
 
 /* Connections of this socket get that congestion control, those that it accepts, too. Returns 0 or a negative errno. */
 int address_set_congestion(int fd, const char *name, struct failure *failure);
+
+/* The host's congestion control, which sockets have that were given none; "" if it cannot be read. */
+const char *address_host_congestion(char buffer[static ADDRESS_CONGESTION_MAX]);
 
 /* The address that a socket is bound to: with the port that the kernel chose. Returns 0 or a negative errno. */
 int address_of_socket(int fd, struct address *ret_address);

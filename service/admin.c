@@ -381,21 +381,26 @@ static void on_accepted(void *context, int fd, const struct sockaddr *address, u
     }
 }
 
-int admin_listen(const char *option, const char *where, bool anywhere, int *ret_fd, struct failure *failure)
+int admin_check(const struct address *address, struct failure *failure)
+{
+    char text[ADDRESS_TEXT_MAX];
+    if (address_is_private(address))
+        return 0;
+    address_format(&address->any, address->length, text, sizeof text);
+    return failure_set(failure, -EPERM,
+                       "not listening at %s, as whoever reaches that address could read what is done here. Give a "
+                       "loopback or private address, such as 127.0.0.1:9180, or add admin-anywhere",
+                       text);
+}
+
+int admin_listen(const char *where, bool anywhere, int *ret_fd, struct failure *failure)
 {
     struct address address;
     int r = address_parse(where, &address, failure);
+    if (r == 0 && !anywhere)
+        r = admin_check(&address, failure);
     if (r < 0)
         return r;
-    if (!anywhere && !address_is_private(&address)) {
-        char text[ADDRESS_TEXT_MAX];
-        address_format(&address.any, address.length, text, sizeof text);
-        return failure_set(
-            failure, -EPERM,
-            "--%s %s: not listening there, as whoever reaches that address could read what is done here. "
-            "Give a loopback or private address, such as 127.0.0.1:9180, or add --admin-anywhere",
-            option, text);
-    }
     return address_listen(&address, NULL, ret_fd, failure);
 }
 

@@ -15,6 +15,7 @@
 #define SLUICE_SERVICE_ADMIN_H
 
 #include "base/failure.h"
+#include "service/address.h"
 #include <sluice/sluice.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -34,9 +35,12 @@ struct admin_options {
     unsigned timeout; /* ms; 0: 5 s */
 };
 
-/* A socket that listens at ADDR:PORT, for the option called so. Refused (-EPERM) where others than this host and
- * private networks could reach it, unless anywhere is set. Returns 0 or a negative errno with failure->text. */
-int admin_listen(const char *option, const char *where, bool anywhere, int *ret_fd, struct failure *failure);
+/* Returns 0, or -EPERM where others than this host and private networks could reach it. */
+int admin_check(const struct address *address, struct failure *failure);
+
+/* A socket that listens at ADDR:PORT; checked so unless anywhere is set. Returns 0 or a negative errno with
+ * failure->text. */
+int admin_listen(const char *where, bool anywhere, int *ret_fd, struct failure *failure);
 
 /* Copies the options. Returns 0 or a negative errno. */
 int admin_start(const struct admin_options *options, struct admin **ret_admin);

@@ -19,19 +19,33 @@
 
 struct config_storage {
     struct config_storage *next;
+    unsigned line; /* of the file that it stands in; 0: none */
     char text[];
 };
 
-char *config_keep(struct config_storage **storage, const char *text, size_t length)
+static char *keep(struct config_storage **storage, const char *text, size_t length, unsigned line)
 {
     struct config_storage *kept = malloc(sizeof *kept + length + 1);
     if (kept == NULL)
         return NULL;
     kept->next = *storage;
+    kept->line = line;
     *storage = kept;
     memcpy(kept->text, text, length);
     kept->text[length] = '\0';
     return kept->text;
+}
+
+char *config_keep(struct config_storage **storage, const char *text, size_t length)
+{
+    return keep(storage, text, length, 0);
+}
+
+static unsigned line_of_text(const struct config_storage *storage, const char *text)
+{
+    while (storage != NULL && storage->text != text)
+        storage = storage->next;
+    return storage != NULL ? storage->line : 0;
 }
 
 void config_forget(struct config_storage **storage)
@@ -54,28 +68,53 @@ static size_t option_index(const struct command_spec *command, const char *name)
     return i; /* of OPTION_END when there is none */
 }
 
+/* What stood on the command line counts more than what is in the file before the first section. */
+static bool is_of_command_line(const struct config_origin *origin, size_t option)
+{
+    return origin->path == NULL ||
+           (origin->line == 0 && origin->command->given != NULL && origin->command->given[option] != NULL);
+}
+
 bool config_has(const struct config_origin *origin, const char *key)
 {
     size_t i = option_index(origin->command, key);
-    return origin->path != NULL ? origin->lines[i] != 0 : origin->command->given[i] != NULL;
+    return is_of_command_line(origin, i) ? origin->command->given[i] != NULL : origin->lines[i] != 0;
+}
+
+__attribute__((format(printf, 6, 0))) static int wrong(const struct config_origin *origin, const char *key,
+                                                       unsigned line, int code, struct failure *failure,
+                                                       const char *format, va_list arguments)
+{
+    char text[sizeof failure->text - 64];
+    size_t i = option_index(origin->command, key);
+    vsnprintf(text, sizeof text, format, arguments);
+    if (line == 0 && is_of_command_line(origin, i))
+        return failure_set(failure, code, "%s: --%s: %s", origin->command->program, key, text);
+    if (line == 0)
+        line = origin->lines[i] != 0 ? origin->lines[i] : origin->line;
+    if (line == 0)
+        return failure_set(failure, code, "%s: %s: %s", origin->path, key, text);
+    return failure_set(failure, code, "%s:%u: %s: %s", origin->path, line, key, text);
 }
 
 int config_wrong(const struct config_origin *origin, const char *key, int code, struct failure *failure,
                  const char *format, ...)
 {
-    char text[sizeof failure->text - 64];
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
+    wrong(origin, key, 0, code, failure, format, arguments);
     va_end(arguments);
-    if (origin->path == NULL)
-        return failure_set(failure, code, "%s: --%s: %s", origin->command->program, key, text);
-    unsigned line = origin->lines[option_index(origin->command, key)];
-    if (line == 0)
-        line = origin->line;
-    if (line == 0)
-        return failure_set(failure, code, "%s: %s: %s", origin->path, key, text);
-    return failure_set(failure, code, "%s:%u: %s: %s", origin->path, line, key, text);
+    return code;
+}
+
+int config_wrong_value(const struct config_origin *origin, const char *key, const char *value, int code,
+                       struct failure *failure, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    wrong(origin, key, line_of_text(origin->storage, value), code, failure, format, arguments);
+    va_end(arguments);
+    return code;
 }
 
 /* ---- Reading --------------------------------------------------------------------------------------------------- */
@@ -174,6 +213,7 @@ static int finish_section(struct reading *reading)
     if (!reading->has_keys && reader->section_needs != NULL)
         return fail(reading, reading->origin.line, -EINVAL, "this section is empty; it needs %s",
                     reader->section_needs);
+    reading->origin.storage = *reader->storage;
     int result = reader->finish(reader->context, reading->section, &reading->origin, reading->failure);
     free_section(reading);
     if (result < 0)
@@ -213,17 +253,34 @@ static int begin_section(struct reading *reading, const char *name)
     return result < 0 ? fail(reading, reading->number, result, "%.600s", why.text) : 0;
 }
 
+/* Where a comment begins that stands behind a section's name, or the line's end. */
+static const char *find_comment(const char *line)
+{
+    const char *at = line + strcspn(line, ";#");
+    while (*at != '\0' && (at == line || (at[-1] != ' ' && at[-1] != '\t')))
+        at += 1 + strcspn(at + 1, ";#");
+    return at;
+}
+
 /* The name if this line begins a section, else NULL. Behind a key, an indented line goes on with its value: "[" begins
  * an IPv6 address there. */
-static char *section_name(const struct reading *reading, const char *line)
+static char *section_name(struct reading *reading, const char *line)
 {
     const char *start = line;
     if (reading->number == 1 && strncmp(start, "\xef\xbb\xbf", 3) == 0)
         start += 3;
     const char *name = start + strspn(start, " \t");
-    const char *end = strchr(start, ']');
-    if (*name != '[' || end == NULL || (name > start && reading->has_keys))
+    if (*name != '[' || (name > start && reading->has_keys))
         return NULL;
+    /* An IPv6 address may stand in brackets of its own. */
+    const char *comment = find_comment(name), *end = memrchr(name, ']', (size_t)(comment - name));
+    if (end == NULL)
+        return NULL;
+    if (end + 1 + strspn(end + 1, " \t\r\n") < comment) {
+        fail(reading, reading->number, -EINVAL, "behind [%.*s] only a comment may stand, which begins with # or ;",
+             (int)(end - name - 1), name + 1);
+        return NULL;
+    }
     return strndup(name + 1, (size_t)(end - name - 1));
 }
 
@@ -248,6 +305,8 @@ static char *next_line(char *buffer, int size, void *context)
         return NULL;
     }
     CLEANUP_FREE char *name = section_name(reading, reading->line);
+    if (reading->result < 0)
+        return NULL;
     if (name != NULL) {
         /* What inih makes of it is not asked: it would cut a long name. */
         memcpy(buffer, "[]\n", 4);
@@ -293,7 +352,7 @@ static int take_key(struct reading *reading, const char *key, const char *value)
     if (result > 0)
         return 0;
 
-    const char *kept = config_keep(reader->storage, value, strlen(value));
+    const char *kept = keep(reader->storage, value, strlen(value), reading->number);
     if (kept == NULL)
         return out_of_memory(reading);
     snprintf(where, sizeof where, "%s:%u", reader->path, reading->number);
@@ -362,6 +421,7 @@ int config_file_read(const struct config_reader *reader, void *options, unsigned
     free(reading.line);
     fclose(reading.stream);
     if (result == 0 && ret_origin != NULL)
-        *ret_origin = (struct config_origin){.command = command, .path = reader->path, .lines = lines};
+        *ret_origin = (struct config_origin){
+            .command = command, .path = reader->path, .lines = lines, .storage = *reader->storage};
     return result;
 }

@@ -21,10 +21,12 @@ void config_forget(struct config_storage **storage);
 
 /* Where options were read, for messages about what they say together. */
 struct config_origin {
-    const struct command_spec *command; /* its given is asked when they came from the command line */
-    const char *path;                   /* of the file; NULL: the command line */
-    unsigned line;                      /* of the section; 0: the file before the first one */
-    const unsigned *lines;              /* of each option of the table; 0: it does not stand there */
+    const struct command_spec *command;   /* its given tells what stood on the command line, which counts more than the
+                                             file's keys before the first section */
+    const char *path;                     /* of the file; NULL: the command line */
+    unsigned line;                        /* of the section; 0: the file before the first one */
+    const unsigned *lines;                /* of each option of the table; 0: it does not stand there */
+    const struct config_storage *storage; /* of the file's values, for config_wrong_value; or NULL */
 };
 
 /* Was this option given there? */
@@ -33,6 +35,12 @@ bool config_has(const struct config_origin *origin, const char *key);
 /* failure_set with the place before it: "proxy.conf:12: check-path: ..." or "sluice proxy: --check-path: ...". */
 __attribute__((format(printf, 5, 6))) int config_wrong(const struct config_origin *origin, const char *key, int code,
                                                        struct failure *failure, const char *format, ...);
+
+/* The same with the line of one of the option's values, of which there may be several: value is the string that the
+ * file gave, not a copy. */
+__attribute__((format(printf, 6, 7))) int config_wrong_value(const struct config_origin *origin, const char *key,
+                                                             const char *value, int code, struct failure *failure,
+                                                             const char *format, ...);
 
 /* How a file is read. Messages of begin and take need not say where: that is put before them. */
 struct config_reader {

@@ -48,7 +48,8 @@ static int find_groups(const char *name, struct identity *identity, struct failu
     }
 }
 
-static int find(const char *user, const char *group, char *record, struct identity *identity, struct failure *failure)
+static int find(const char *user, const char *group, char *record, struct identity *identity, const char **ret_option,
+                struct failure *failure)
 {
     struct passwd space, *found = NULL;
     struct group group_space, *found_group = NULL;
@@ -69,23 +70,30 @@ static int find(const char *user, const char *group, char *record, struct identi
         identity->group = number;
     } else if (group != NULL) {
         code = getgrnam_r(group, &group_space, record, RECORD_MAX, &found_group);
+        *ret_option = "group";
         if (found_group == NULL)
             return no_such("group", group, code, failure);
         identity->group = found_group->gr_gid;
+        *ret_option = "user";
     }
     return name != NULL ? find_groups(name, identity, failure) : 0;
 }
 
-int identity_find(const char *user, const char *group, struct identity *ret_identity, struct failure *failure)
+int identity_find(const char *user, const char *group, struct identity *ret_identity, const char **ret_option,
+                  struct failure *failure)
 {
     struct identity identity = {.given = user != NULL};
+    const char *option;
+    if (ret_option == NULL)
+        ret_option = &option;
+    *ret_option = user != NULL ? "user" : "group";
     if (user == NULL) {
         *ret_identity = identity;
         return group == NULL ? 0 : failure_set(failure, -EINVAL, "a group needs a user, too");
     }
     CLEANUP_FREE char *record = malloc(RECORD_MAX);
-    int result =
-        record != NULL ? find(user, group, record, &identity, failure) : failure_set(failure, -ENOMEM, "out of memory");
+    int result = record != NULL ? find(user, group, record, &identity, ret_option, failure)
+                                : failure_set(failure, -ENOMEM, "out of memory");
     if (result == 0 && geteuid() != 0) {
         if (identity.user != geteuid() || identity.group != getegid())
             result = failure_set(failure, -EPERM,

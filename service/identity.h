@@ -20,8 +20,9 @@ struct identity {
 
 /* user and group: names or numbers. user NULL: nobody was named. group NULL: the user's own; the supplementary ones are
  * the user's, as at a login. Returns 0; -ENOENT: there is no such; -EPERM: only root may become somebody else; or
- * another negative errno. */
-int identity_find(const char *user, const char *group, struct identity *ret_identity, struct failure *failure);
+ * another negative errno. ret_option (or NULL): which was wrong, "user" or "group". */
+int identity_find(const char *user, const char *group, struct identity *ret_identity, const char **ret_option,
+                  struct failure *failure);
 
 /* For a process with one thread: become that user for good. Returns 0, or a negative errno: the process may be partly
  * that user then, end it. The process can no longer be traced by others of that user, and leaves no core. */

@@ -101,6 +101,40 @@ static int open_standard_output(void)
     return fd < 0 ? -errno : fd;
 }
 
+static int refuse_to_log(const char *where, int result, struct failure *failure)
+{
+    const char *remedy = "";
+    if (result == -ENXIO)
+        remedy = "; nobody reads from this FIFO: start its reader first";
+    else if (result == -ENOENT)
+        remedy = "; its directory does not exist";
+    else if (result == -EISDIR)
+        remedy = "; give the name of a file in it";
+    return failure_set(failure, result, "cannot log to %s: %s (%s)%s",
+                       strcmp(where, "-") == 0 ? "standard output" : where, text_errno_meaning(result),
+                       text_errno_name(result), remedy);
+}
+
+int log_check(const char *where, struct failure *failure)
+{
+    struct stat status;
+    const char *slash = strrchr(where, '/');
+    int result = 0;
+    if (strcmp(where, "-") == 0)
+        return 0;
+    if (stat(where, &status) == 0) {
+        result = S_ISDIR(status.st_mode) ? -EISDIR : faccessat(AT_FDCWD, where, W_OK, AT_EACCESS) < 0 ? -errno : 0;
+    } else if (errno != ENOENT || *where == '\0' || (slash != NULL && slash[1] == '\0')) {
+        result = -errno;
+    } else {
+        CLEANUP_FREE char *directory = slash == NULL    ? strdup(".")
+                                       : slash == where ? strdup("/")
+                                                        : strndup(where, (size_t)(slash - where));
+        result = directory == NULL ? -ENOMEM : faccessat(AT_FDCWD, directory, W_OK | X_OK, AT_EACCESS) < 0 ? -errno : 0;
+    }
+    return result < 0 ? refuse_to_log(where, result, failure) : 0;
+}
+
 int log_open(const char *where, size_t buffer_size, struct log **ret_log, struct failure *failure)
 {
     bool standard_output = strcmp(where, "-") == 0;
@@ -120,15 +154,7 @@ int log_open(const char *where, size_t buffer_size, struct log **ret_log, struct
         TAKE_FD(fd);
         return 0;
     }
-    const char *remedy = "";
-    if (result == -ENXIO)
-        remedy = "; nobody reads from this FIFO: start its reader first";
-    else if (result == -ENOENT)
-        remedy = "; its directory does not exist";
-    else if (result == -EISDIR)
-        remedy = "; give the name of a file in it";
-    return failure_set(failure, result, "cannot log to %s: %s (%s)%s", standard_output ? "standard output" : where,
-                       text_errno_meaning(result), text_errno_name(result), remedy);
+    return refuse_to_log(where, result, failure);
 }
 
 static uint64_t count_lines(const char *text, size_t length)

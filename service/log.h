@@ -22,6 +22,9 @@ struct log;
  * mode 0640 if it is missing. Returns 0 or a negative errno. */
 int log_open(const char *where, size_t buffer_size, struct log **ret_log, struct failure *failure);
 
+/* Could it be opened now? Nothing is made or opened. Returns 0 or a negative errno, with the same words. */
+int log_check(const char *where, struct failure *failure);
+
 /* The same for an open descriptor, which stays the caller's. Its O_NONBLOCK flag is not changed: others may share it.
  */
 int log_open_fd(int fd, size_t buffer_size, struct log **ret_log, struct failure *failure);

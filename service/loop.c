@@ -16,7 +16,7 @@ int loop_choose(enum sluice_loop_kind kind, bool sqpoll, struct sluice_loop_opti
     if (result == 0)
         return 0;
     sluice_error_format(&error, text, sizeof text);
-    return failure_set(failure, result, "--loop io_uring: %s. %s", text, error.remedy != NULL ? error.remedy : "");
+    return failure_set(failure, result, "io_uring: %s. %s", text, error.remedy != NULL ? error.remedy : "");
 }
 
 void loop_say(const char *program, const struct sluice_loop_options *options)

@@ -60,11 +60,18 @@ extern const char *const tls_default_ciphers, *const tls_default_groups;
 
 struct tls_context;
 
+/* What tls_context_new did not take. */
+struct tls_refusal {
+    enum { TLS_REFUSED_CERTIFICATE, TLS_REFUSED_CIPHERS, TLS_REFUSED_GROUPS } what;
+    size_t certificate; /* which of them */
+};
+
 /* Reads the files. A certificate is found by the names in it, "*.example.org" included; of several with one name each
  * kind of key is used, as the client can. Returns 0, or a negative errno and in failure what is wrong, where, and what
  * to do: -ENOENT, -EACCES, ... a file cannot be read; -EINVAL it holds no certificate or key, the key is another's, is
- * encrypted, or is too small; no such suite or group; -ENOMEM. */
-int tls_context_new(const struct tls_options *options, struct tls_context **ret_context, struct failure *failure);
+ * encrypted, or is too small; no such suite or group; -ENOMEM. ret_refusal (or NULL): what of the options was wrong. */
+int tls_context_new(const struct tls_options *options, struct tls_context **ret_context,
+                    struct tls_refusal *ret_refusal, struct failure *failure);
 
 /* Its sessions must have been freed. */
 void tls_context_free(struct tls_context *context);

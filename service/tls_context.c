@@ -137,7 +137,8 @@ static int read_key(struct tls_loaded *loaded, const char *path, struct failure 
     }
     if (loaded->key == NULL)
         return failure_set(failure, -EINVAL,
-                           "%s holds no private key: %s. It has to be a PEM file, with -----BEGIN PRIVATE KEY-----",
+                           "%s holds no private key: %s. It has to be a PEM file, with -----BEGIN PRIVATE KEY-----; a "
+                           "key in a file of its own is named behind a comma: CERTIFICATE,KEYFILE",
                            path, tls_reason());
     for (size_t i = 0; i < KEY_KINDS; i++) {
         if (EVP_PKEY_get_base_id(loaded->key) == key_kinds[i].id) {
@@ -376,11 +377,14 @@ static int set_policy(SSL_CTX *ssl, struct tls_context *context, const struct tl
     if (SSL_CTX_set_min_proto_version(ssl, options->min == TLS_1_3 ? TLS1_3_VERSION : TLS1_2_VERSION) != 1)
         return no_memory(failure);
     int result = set_ciphers(ssl, options->ciphers != NULL ? options->ciphers : tls_default_ciphers, failure);
-    if (result < 0)
+    if (result < 0) {
+        context->refusal.what = TLS_REFUSED_CIPHERS;
         return result;
+    }
     const char *groups = options->groups != NULL ? options->groups : tls_default_groups;
     if (SSL_CTX_set1_groups_list(ssl, groups) != 1) {
         ERR_clear_error();
+        context->refusal.what = TLS_REFUSED_GROUPS;
         return failure_set(failure, -EINVAL,
                            "in the groups \"%.300s\" is one that OpenSSL does not know, or twice the same; such as "
                            "X25519:P-256",
@@ -423,9 +427,12 @@ static int show_together(struct tls_context *context, const struct tls_options *
         return no_memory(failure);
     memcpy(shown->certificates, certificates, KEY_KINDS * sizeof *certificates);
     int result = set_policy(shown->ssl, context, options, failure);
-    for (size_t i = 0; i < KEY_KINDS && result == 0; i++)
-        if (certificates[i] >= 0)
-            result = use_certificate(shown->ssl, &context->certificates[certificates[i]], failure);
+    for (size_t i = 0; i < KEY_KINDS && result == 0; i++) {
+        if (certificates[i] < 0)
+            continue;
+        context->refusal.certificate = (size_t)certificates[i];
+        result = use_certificate(shown->ssl, &context->certificates[certificates[i]], failure);
+    }
     *ret_ssl = shown->ssl;
     return result;
 }
@@ -492,7 +499,8 @@ static int choose_fallback(struct tls_context *context, const struct tls_options
     return show_together(context, options, certificates, &context->fallback, failure);
 }
 
-int tls_context_new(const struct tls_options *options, struct tls_context **ret_context, struct failure *failure)
+int tls_context_new(const struct tls_options *options, struct tls_context **ret_context,
+                    struct tls_refusal *ret_refusal, struct failure *failure)
 {
     if (options->certificate_count == 0)
         return failure_set(failure, -EINVAL, "TLS needs a certificate");
@@ -507,6 +515,7 @@ int tls_context_new(const struct tls_options *options, struct tls_context **ret_
     int result = context->certificates != NULL ? 0 : no_memory(failure);
     for (size_t i = 0; i < options->certificate_count && result == 0; i++) {
         context->certificate_count = i + 1;
+        context->refusal.certificate = i;
         result = load(&context->certificates[i], &options->certificates[i], failure);
     }
     if (result == 0)
@@ -517,6 +526,8 @@ int tls_context_new(const struct tls_options *options, struct tls_context **ret_
         result = no_memory(failure);
     ERR_clear_error();
     if (result < 0) {
+        if (ret_refusal != NULL)
+            *ret_refusal = context->refusal;
         tls_context_free(context);
         return result;
     }

@@ -33,9 +33,10 @@ struct tls_context {
     SSL_CTX *fallback; /* for clients that name no host; sessions begin with it */
     struct tls_tickets *tickets;
     bool kernel;
-    BIO_METHOD *method; /* sessions' */
-    char *plain;        /* TLS_PLAIN_MAX; from the first session on, like the next */
-    char *record;       /* in which what shares a record comes together */
+    struct tls_refusal refusal; /* while it is made */
+    BIO_METHOD *method;         /* sessions' */
+    char *plain;                /* TLS_PLAIN_MAX; from the first session on, like the next */
+    char *record;               /* in which what shares a record comes together */
 };
 
 /* "certificate verify failed": what OpenSSL said last, which is forgotten. */

@@ -11,6 +11,7 @@
 #include "service/json.h"
 #include "service/loop.h"
 #include "service/options.h"
+#include "service/preflight.h"
 #include "service/supervisor.h"
 
 #include <arpa/inet.h>
@@ -230,13 +231,6 @@ void proxy_config_free(struct proxy_config *config)
 
 /* ---- Addresses and servers ------------------------------------------------------------------------------------- */
 
-static bool is_any(const struct address *address)
-{
-    return address->any.sa_family == AF_INET6  ? IN6_IS_ADDR_UNSPECIFIED(&address->v6.sin6_addr)
-           : address->any.sa_family == AF_INET ? address->v4.sin_addr.s_addr == htonl(INADDR_ANY)
-                                               : false;
-}
-
 static bool same_address(const struct address *one, const struct address *other)
 {
     return one->length == other->length && memcmp(&one->any, &other->any, one->length) == 0;
@@ -249,7 +243,7 @@ static int parse_destination(const char *text, struct address *ret_address, stru
     int result = address_parse(text, &address, failure);
     if (result < 0)
         return result;
-    if (address.any.sa_family != AF_UNIX && (is_any(&address) || address_port(&address) == 0))
+    if (address.any.sa_family != AF_UNIX && (address_is_any(&address) || address_port(&address) == 0))
         return failure_set(failure, -EINVAL,
                            "\"%.100s\" is nowhere to connect to; write HOST:PORT, such as 10.0.0.1:5432", text);
     *ret_address = address;
@@ -419,17 +413,16 @@ static int check_listens(const struct proxy_config *config, const struct proxy_s
 {
     for (unsigned i = 0; i < service->listen_count; i++) {
         const struct proxy_listen *listen = &service->listens[i];
-        if (listen->address.any.sa_family != AF_UNIX && address_port(&listen->address) == 0)
-            continue; /* another port each time */
         for (const struct proxy_service *other = config->services; other <= service; other++)
             for (unsigned k = 0; k < (other == service ? i : other->listen_count); k++)
-                if (same_address(&listen->address, &other->listens[k].address))
+                if (address_clashes(&listen->address, &other->listens[k].address))
                     return config_wrong(origin, "listen", -EINVAL, failure, "%.100s is taken by service %s already",
                                         listen->text, other->name);
         for (unsigned k = 0; k < service->server_count; k++) {
             const struct address *server = &service->servers[k].address;
-            if (same_address(&listen->address, server) || (is_any(&listen->address) && address_is_loopback(server) &&
-                                                           address_port(server) == address_port(&listen->address)))
+            if (same_address(&listen->address, server) ||
+                (address_is_any(&listen->address) && address_is_loopback(server) &&
+                 address_port(server) == address_port(&listen->address)))
                 return config_wrong(origin, "to", -EINVAL, failure,
                                     "%.100s is where this service listens: it would connect to "
                                     "itself",
@@ -549,22 +542,37 @@ static int begin_service(struct proxy_config *config, const char *name, struct f
 
 /* ---- The command line ------------------------------------------------------------------------------------------ */
 
+static int check_process(const struct proxy_options *options, const struct config_origin *origin,
+                         struct failure *failure)
+{
+    const struct preflight named = {.admin = options->admin,
+                                    .admin_anywhere = options->admin_anywhere,
+                                    .user = options->user,
+                                    .group = options->group,
+                                    .log_option = "log",
+                                    .log = options->log};
+    return preflight(&named, origin, failure);
+}
+
 /* The command line's one service. */
-static int take_service(struct proxy_config *config, const struct service_options *options, const char **given,
+static int take_service(struct proxy_config *config, const struct proxy_options *options, const char **given,
                         struct failure *failure)
 {
     const struct command_spec command = command_spec(given);
     const struct config_origin origin = {.command = &command};
     struct failure why;
-    int result = begin_service(config, "proxy", failure);
+    int result = check_process(options, &origin, failure);
+    if (result == 0)
+        result = begin_service(config, "proxy", failure);
     struct proxy_service *service = config->services;
-    for (unsigned i = 0; result == 0 && i < options->listen.count; i++)
-        if ((result = add_listen(config, service, options->listen.items[i], &why)) < 0)
+    const struct option_list *listen = &options->service.listen, *to = &options->service.to;
+    for (unsigned i = 0; result == 0 && i < listen->count; i++)
+        if ((result = add_listen(config, service, listen->items[i], &why)) < 0)
             config_wrong(&origin, "listen", result, failure, "%.500s", why.text);
-    for (unsigned i = 0; result == 0 && i < options->to.count; i++)
-        if ((result = add_server(config, service, options->to.items[i], &why)) < 0)
+    for (unsigned i = 0; result == 0 && i < to->count; i++)
+        if ((result = add_server(config, service, to->items[i], &why)) < 0)
             config_wrong(&origin, "to", result, failure, "%.500s", why.text);
-    return result < 0 ? result : finish_service(config, options, &origin, failure);
+    return result < 0 ? result : finish_service(config, &options->service, &origin, failure);
 }
 
 /* ---- The file -------------------------------------------------------------------------------------------------- */
@@ -634,7 +642,10 @@ static int take_file(struct proxy_config *config, struct proxy_options *options,
                                PROGRAM ": --%s is a service's, and with --config services are in the file: write "
                                        "%s there, or leave --config out",
                                option_table[i].name, option_table[i].name);
-    int result = config_file_read(&reader, options, lines, NULL, failure);
+    struct config_origin origin;
+    int result = config_file_read(&reader, options, lines, &origin, failure);
+    if (result == 0)
+        result = check_process(options, &origin, failure);
     if (result == 0 && config->service_count == 0)
         result = failure_set(
             failure, -EINVAL,
@@ -648,7 +659,7 @@ static int make_config(struct proxy_options *options, const char **given, struct
 {
     struct proxy_config config = {.path = options->config};
     int result = options->config != NULL ? take_file(&config, options, given, failure)
-                                         : take_service(&config, &options->service, given, failure);
+                                         : take_service(&config, options, given, failure);
     if (result == 0 && options->sqpoll && options->loop != SLUICE_LOOP_IO_URING)
         result = failure_set(failure, -EINVAL, PROGRAM ": --sqpoll needs --loop io_uring");
     if (result < 0) {

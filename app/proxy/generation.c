@@ -140,22 +140,12 @@ static int find_listener(const struct generation *previous, const struct proxy_l
     return -1;
 }
 
-/* The host's congestion control, or "": as it is. */
-static const char *host_congestion(char buffer[32])
-{
-    CLEANUP_FD int fd = open("/proc/sys/net/ipv4/tcp_congestion_control", O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd < 0 ? 0 : read(fd, buffer, 31);
-    buffer[length > 0 ? length : 0] = '\0';
-    buffer[strcspn(buffer, "\n")] = '\0';
-    return buffer;
-}
-
 /* What accepted sockets inherit. After a reload it may be something else, on the same socket: to bind another one is
  * not possible while this one listens. */
 static void set_up_listener(const struct proxy_service *service, const struct proxy_listen *listen, int fd)
 {
-    char host[32];
-    const char *congestion = service->congestion != NULL ? service->congestion : host_congestion(host);
+    char host[ADDRESS_CONGESTION_MAX];
+    const char *congestion = service->congestion != NULL ? service->congestion : address_host_congestion(host);
     socket_set_up(service, listen->address.any.sa_family, congestion, fd);
 }
 
@@ -190,9 +180,8 @@ static int listen_for_admin(struct generation *generation, const struct generati
         if (wanted != NULL && before != NULL && strcmp(before, wanted) == 0)
             generation->admin[i] = previous->admin[i];
         else if (wanted != NULL)
-            r = i == GENERATION_METRICS
-                    ? admin_listen("metrics", wanted, true, &generation->admin[i], failure)
-                    : admin_listen("admin", wanted, generation->config.admin_anywhere, &generation->admin[i], failure);
+            r = admin_listen(wanted, i == GENERATION_METRICS || generation->config.admin_anywhere,
+                             &generation->admin[i], failure);
     }
     return r;
 }
@@ -234,7 +223,7 @@ int generation_new(struct proxy_config *config, const struct generation *previou
     for (unsigned i = 0; r == 0 && i < generation->listener_count; i++)
         generation->listeners[i] = -1;
     if (r == 0)
-        r = identity_find(generation->config.user, generation->config.group, &generation->identity, failure);
+        r = identity_find(generation->config.user, generation->config.group, &generation->identity, NULL, failure);
     if (r == 0)
         r = share_memory(generation, failure);
     if (r == 0)

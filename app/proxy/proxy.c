@@ -396,7 +396,7 @@ int proxy_main(int argc, char **argv)
     if (code >= 0)
         return code;
     if (loop_choose(config.loop, config.sqpoll, &proxy.loop, &failure) < 0) {
-        fprintf(stderr, "sluice proxy: %s\n", failure.text);
+        fprintf(stderr, "sluice proxy: --loop: %s\n", failure.text);
         proxy_config_free(&config);
         return EXIT_CODE_FAILED;
     }

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "serve/config.h"
 #include "base/cleanup.h"
+#include "service/address.h"
 #include "service/log.h"
 #include "service/loop.h"
+#include "service/preflight.h"
 #include "service/routes.h"
 
 #include <errno.h>
@@ -203,15 +205,40 @@ static struct command_spec command_for(const char **given)
 
 /* ---- What options and sections say together ---------------------------------------------------------------------- */
 
+static int begin_config(struct serve_config *config, struct failure *failure)
+{
+    *config = (struct serve_config){.given = calloc(OPTION_COUNT, sizeof *config->given),
+                                    .lines = calloc(OPTION_COUNT, sizeof *config->lines)};
+    config->command = command_for(config->given);
+    return config->given != NULL && config->lines != NULL
+               ? 0
+               : failure_set(failure, -ENOMEM, SERVE_PROGRAM ": out of memory");
+}
+
 void serve_config_free(struct serve_config *config)
 {
-    const struct command_spec command = command_for(NULL);
     http_sites_free(&config->sites);
     free(config->trusted);
     option_list_free(&config->certificates);
-    options_free_lists(&command, &config->options);
+    options_free_lists(&config->command, &config->options);
     config_forget(&config->storage);
+    free(config->given);
+    free(config->lines);
     *config = (struct serve_config){0};
+}
+
+/* Of what stands before the first section. */
+static struct config_origin origin_of(const struct serve_config *config)
+{
+    return (struct config_origin){
+        .command = &config->command, .path = config->path, .lines = config->lines, .storage = config->storage};
+}
+
+int serve_config_wrong(const struct serve_config *config, const char *key, const char *value, int code,
+                       const struct failure *why, struct failure *failure)
+{
+    const struct config_origin origin = origin_of(config);
+    return config_wrong_value(&origin, key, value, code, failure, "%.600s", why->text);
 }
 
 static int read_trusted(struct serve_config *config, const struct config_origin *origin, struct failure *failure)
@@ -225,7 +252,7 @@ static int read_trusted(struct serve_config *config, const struct config_origin 
         return failure_set(failure, -ENOMEM, SERVE_PROGRAM ": out of memory");
     for (unsigned i = 0; i < list->count; i++)
         if (address_prefix_parse(list->items[i], &config->trusted[i], &why) < 0)
-            return config_wrong(origin, "trust-forwarded", -EINVAL, failure, "%.600s", why.text);
+            return config_wrong_value(origin, "trust-forwarded", list->items[i], -EINVAL, failure, "%.600s", why.text);
     return 0;
 }
 
@@ -287,6 +314,50 @@ static int add_site_for_all(struct serve_config *config, const struct config_ori
     return serve_sites_add(sites, &options->site, &options->site, origin, failure);
 }
 
+/* Where to listen: names are looked up, and no socket may keep another one from its address. */
+static int check_places(const struct serve_config *config, const struct config_origin *origin, struct failure *failure)
+{
+    const struct {
+        const char *option, *where;
+        bool said; /* else it may be a socket that is passed */
+    } places[] = {{"listen", config->options.listen, config->says_where},
+                  {"listen-tls", config->options.tls.listen, true},
+                  {"admin", config->options.admin, true}};
+    enum { PLACES = sizeof places / sizeof places[0] };
+    struct address addresses[PLACES];
+    struct failure why;
+    for (size_t i = 0; i < PLACES; i++) {
+        if (places[i].where == NULL)
+            continue;
+        int result = address_parse(places[i].where, &addresses[i], &why);
+        if (result < 0)
+            return config_wrong(origin, places[i].option, result, failure, "%.600s", why.text);
+        for (size_t j = 0; j < i; j++)
+            if (places[j].where != NULL && places[j].said && address_clashes(&addresses[i], &addresses[j]))
+                return config_wrong(origin, places[i].option, -EINVAL, failure, "%.200s is taken by %s %.200s",
+                                    places[i].where, places[j].option, places[j].where);
+    }
+    return 0;
+}
+
+/* What the process's options name: is it there? */
+static int check_process(const struct serve_config *config, const struct config_origin *origin, struct failure *failure)
+{
+    const struct serve_options *options = &config->options;
+    const struct preflight named = {.admin = options->admin,
+                                    .admin_anywhere = options->admin_anywhere,
+                                    .user = options->user,
+                                    .group = options->group,
+                                    .log_option = "access-log",
+                                    .log = options->access_log};
+    struct failure why;
+    int result = check_places(config, origin, failure);
+    if (result == 0 && options->congestion != NULL &&
+        (result = address_congestion_check(options->congestion, &why)) < 0)
+        config_wrong(origin, "congestion", result, failure, "%.600s", why.text);
+    return result == 0 ? preflight(&named, origin, failure) : result;
+}
+
 /* What options say together. */
 static int check_config(struct serve_config *config, const struct config_origin *origin, struct failure *failure)
 {
@@ -308,27 +379,27 @@ static int check_config(struct serve_config *config, const struct config_origin 
     if (serve_tls_check(&options->tls, &config->certificates, &wrong, &why) < 0)
         return config_wrong(origin, wrong, -EINVAL, failure, "%.600s", why.text);
     result = read_trusted(config, origin, failure);
-    return result < 0 ? result : add_site_for_all(config, origin, failure);
+    if (result == 0)
+        result = add_site_for_all(config, origin, failure);
+    return result < 0 ? result : check_process(config, origin, failure);
 }
 
 /* options: as they were parsed, given and positionals, too. */
-static int finish_config(struct serve_config *config, const struct command_spec *command,
-                         const struct positionals *positionals, struct failure *failure)
+static int finish_config(struct serve_config *config, const struct positionals *positionals, struct failure *failure)
 {
     struct serve_options *options = &config->options;
-    struct config_origin origin = {.command = command};
-    unsigned lines[OPTION_COUNT];
     if (positionals->count > 0) {
         if (options->site.root != NULL)
             return failure_set(failure, -EINVAL, SERVE_PROGRAM ": two directories, %.200s and --root %.200s: give one",
                                positionals->items[0], options->site.root);
         options->site.root = positionals->items[0];
     }
-    if (options->config != NULL) {
+    config->path = options->config; /* options become what is in the file, before it has been read */
+    if (config->path != NULL) {
         const char *root = options->site.root;
         const struct config_reader reader = {
-            .path = options->config,
-            .command = command,
+            .path = config->path,
+            .command = &config->command,
             .size = sizeof *options,
             .section_offset = offsetof(struct serve_options, site),
             .storage = &config->storage,
@@ -338,7 +409,7 @@ static int finish_config(struct serve_config *config, const struct command_spec 
             .begin = begin_site,
             .finish = finish_site,
         };
-        int result = config_file_read(&reader, options, lines, &origin, failure);
+        int result = config_file_read(&reader, options, config->lines, NULL, failure);
         if (result < 0)
             return result;
         if (root != NULL)
@@ -346,6 +417,7 @@ static int finish_config(struct serve_config *config, const struct command_spec 
     } else if (options->site.root == NULL) {
         options->site.root = ".";
     }
+    const struct config_origin origin = origin_of(config);
     return check_config(config, &origin, failure);
 }
 
@@ -362,27 +434,26 @@ static char **copy_arguments(int argc, char **argv, struct failure *failure)
 
 int serve_config_from_arguments(int argc, char **argv, struct serve_config *ret_config)
 {
-    const char *given[OPTION_COUNT];
-    const struct command_spec command = command_for(given);
-    struct serve_config config = {0};
+    struct serve_config config;
     struct positionals positionals;
     struct failure failure;
     CLEANUP_FREE char **copy = copy_arguments(argc, argv, &failure);
-    if (copy == NULL) {
+    if (copy == NULL || begin_config(&config, &failure) < 0) {
         fprintf(stderr, "%s\n", failure.text);
+        if (copy != NULL)
+            serve_config_free(&config);
         return EXIT_CODE_FAILED;
     }
-    int code = options_parse_or_exit_code(&command, argc, copy, &config.options, &positionals);
+    int code = options_parse_or_exit_code(&config.command, argc, copy, &config.options, &positionals);
     if (code >= 0) {
         serve_config_free(&config);
         return code;
     }
-    const char *path = config.options.config;
-    int result = finish_config(&config, &command, &positionals, &failure);
+    int result = finish_config(&config, &positionals, &failure);
     if (result < 0) {
         fprintf(stderr, "%s\n", failure.text);
-        if (path == NULL)
-            options_print_hint(&command, stderr);
+        if (config.path == NULL)
+            options_print_hint(&config.command, stderr);
         serve_config_free(&config);
         return result == -EINVAL ? EXIT_CODE_USAGE : EXIT_CODE_FAILED;
     }
@@ -392,16 +463,16 @@ int serve_config_from_arguments(int argc, char **argv, struct serve_config *ret_
 
 int serve_config_again(int argc, char **argv, struct serve_config *ret_config, struct failure *failure)
 {
-    const char *given[OPTION_COUNT];
-    const struct command_spec command = command_for(given);
-    struct serve_config config = {0};
+    struct serve_config config;
     struct positionals positionals;
     CLEANUP_FREE char **copy = copy_arguments(argc, argv, failure);
     if (copy == NULL)
         return -ENOMEM;
-    int result = options_parse(&command, argc, copy, &config.options, &positionals, failure);
+    int result = begin_config(&config, failure);
     if (result == 0)
-        result = finish_config(&config, &command, &positionals, failure);
+        result = options_parse(&config.command, argc, copy, &config.options, &positionals, failure);
+    if (result == 0)
+        result = finish_config(&config, &positionals, failure);
     if (result < 0)
         serve_config_free(&config);
     else

@@ -35,6 +35,12 @@ struct serve_config {
     struct address_prefix *trusted;  /* as many as options.trust_forwarded has */
     struct config_storage *storage;  /* what strings of the file lie in */
     bool says_where;                 /* listen was given */
+
+    /* Where all of it stood. */
+    const char *path; /* of the file; NULL: none */
+    struct command_spec command;
+    const char **given;
+    unsigned *lines;
 };
 
 /* Returns -1 and sets *ret_config, or an exit code: help, version and wrong usage have been printed. */
@@ -42,6 +48,11 @@ int serve_config_from_arguments(int argc, char **argv, struct serve_config *ret_
 
 /* The same again from the same arguments, for a reload. Returns 0 or a negative errno. */
 int serve_config_again(int argc, char **argv, struct serve_config *ret_config, struct failure *failure);
+
+/* Says where an option stands that turned out to be wrong, as config_wrong does. value: which of several, or NULL; why:
+ * in words. Returns code. */
+int serve_config_wrong(const struct serve_config *config, const char *key, const char *value, int code,
+                       const struct failure *why, struct failure *failure);
 
 void serve_config_free(struct serve_config *config);
 

@@ -41,12 +41,13 @@ static int check_pacing(const struct serve_generation *generation, struct failur
     for (unsigned i = 0; i < sites->count; i++)
         wanted |= sites->items[i].rate > 0;
     int r = wanted ? allowance_probe() : 0;
-    return r < 0
-               ? failure_set(failure, r,
-                             "rate, rate-per-address: this kernel does not pace sockets (SO_MAX_PACING_RATE: %s, %s); "
-                             "leave them out, or use one that does",
-                             text_errno_meaning(r), text_errno_name(r))
-               : 0;
+    return r < 0 ? failure_set(
+                       failure, r,
+                       SERVE_PROGRAM
+                       ": rate, rate-per-address: this kernel does not pace sockets (SO_MAX_PACING_RATE: %s, %s); "
+                       "leave them out, or use one that does",
+                       text_errno_meaning(r), text_errno_name(r))
+                 : 0;
 }
 
 static int address_of(struct serve_listener *listener, struct failure *failure)
@@ -116,7 +117,7 @@ static int start_listener(struct serve_generation *generation, const struct serv
         return share_socket(previous->listeners[kind].fd, &listener->fd, failure);
     }
     if (kind == SERVE_LISTENER_ADMIN) {
-        int r = admin_listen("admin", place, options->admin_anywhere, &listener->fd, failure);
+        int r = admin_listen(place, options->admin_anywhere, &listener->fd, failure);
         return r == 0 ? address_of(listener, failure) : r;
     }
     return listen_anew(place, kind == SERVE_LISTENER_TLS || generation->config.says_where, options->congestion,
@@ -127,6 +128,16 @@ static void say_of_tls(void *context, const char *line)
 {
     (void)context;
     fprintf(stderr, SERVE_PROGRAM ": %s\n", line);
+}
+
+static int load_tls(struct serve_generation *generation, struct tls_tickets **tickets, struct failure *failure)
+{
+    const struct serve_config *config = &generation->config;
+    const char *option, *value;
+    struct failure why;
+    int r = serve_tls_load(&config->options.tls, &config->certificates, tickets, config->options.verbose, say_of_tls,
+                           NULL, &generation->tls, &option, &value, &why);
+    return r < 0 ? serve_config_wrong(config, option, value, r, &why, failure) : 0;
 }
 
 void serve_generation_free(struct serve_generation *generation)
@@ -149,25 +160,23 @@ int serve_generation_prepare(struct serve_config *config, const struct serve_gen
     struct serve_generation *generation = calloc(1, sizeof *generation);
     if (generation == NULL) {
         serve_config_free(config);
-        return failure_set(failure, -ENOMEM, "out of memory");
+        return failure_set(failure, -ENOMEM, SERVE_PROGRAM ": out of memory");
     }
     *generation = (struct serve_generation){.config = *config, .listeners = {{-1}, {-1}, {-1}}};
     const struct serve_options *options = &generation->config.options;
+    struct failure why;
     int r = 0;
     if (previous != NULL && options->loop == previous->config.options.loop &&
         options->sqpoll == previous->config.options.sqpoll)
         generation->loop = previous->loop;
-    else
-        r = loop_choose(options->loop, options->sqpoll, &generation->loop, failure);
-    if (r == 0 && options->congestion != NULL)
-        r = address_congestion_check(options->congestion, failure);
+    else if ((r = loop_choose(options->loop, options->sqpoll, &generation->loop, &why)) < 0)
+        serve_config_wrong(&generation->config, "loop", NULL, r, &why, failure);
     if (r == 0)
         r = check_pacing(generation, failure);
-    if (r == 0)
-        r = identity_find(options->user, options->group, &generation->identity, failure);
+    if (r == 0 && (r = identity_find(options->user, options->group, &generation->identity, NULL, &why)) < 0)
+        serve_config_wrong(&generation->config, "user", NULL, r, &why, failure);
     if (r == 0 && serve_tls_is_wanted(&options->tls))
-        r = serve_tls_load(&options->tls, &generation->config.certificates, tickets, options->verbose, say_of_tls, NULL,
-                           &generation->tls, failure);
+        r = load_tls(generation, tickets, failure);
     if (r < 0) {
         serve_generation_free(generation);
         return r;
@@ -216,6 +225,19 @@ void serve_generation_describe(const struct serve_generation *generation, char *
         snprintf(buffer, size, "%s at %s", sites->items[0].directory, urls);
     else
         snprintf(buffer, size, "%u sites at %s", sites->count, urls);
+}
+
+void serve_generation_take_over(const struct serve_generation *generation, const struct serve_generation *previous)
+{
+    const char *congestion = generation->config.options.congestion;
+    char host[ADDRESS_CONGESTION_MAX];
+    if (same_text(congestion, previous->config.options.congestion))
+        return;
+    if (congestion == NULL)
+        congestion = address_host_congestion(host);
+    for (unsigned kind = 0; kind < SERVE_LISTENERS; kind++)
+        if (kind != SERVE_LISTENER_ADMIN && generation->listeners[kind].taken_over)
+            (void)address_set_congestion(generation->listeners[kind].fd, congestion, NULL); /* which was checked */
 }
 
 static void shut_down(const struct serve_listener *listener)

@@ -48,6 +48,9 @@ int serve_generation_open(struct serve_generation *generation, const struct serv
  * closes them. */
 void serve_generation_free(struct serve_generation *generation);
 
+/* It has come into force: what accepted sockets inherit changes on those that it took over, too. */
+void serve_generation_take_over(const struct serve_generation *generation, const struct serve_generation *previous);
+
 /* Of the sockets that the other generation does not use; workers that drain, or were forked for nothing, have them
  * open, too. Of two generations the later one knows what it took over. */
 void serve_generation_end_listening(const struct serve_generation *generation, const struct serve_generation *later);

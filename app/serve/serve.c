@@ -93,6 +93,8 @@ static void on_reloaded(void *context, bool done)
         serve->current = before;
         tell_supervisor(serve);
         reopen_log(serve);
+    } else {
+        serve_generation_take_over(next, before);
     }
     serve_generation_end_listening(done ? before : next, next);
     serve_generation_free(done ? before : next);
@@ -225,10 +227,10 @@ static int generation_from_arguments(int argc, char **argv, struct tls_tickets *
     int code = serve_config_from_arguments(argc, argv, &config);
     if (code >= 0)
         return code;
-    const char *path = config.options.config;
+    const char *path = config.path;
     bool only_checked = config.options.check_config;
     if (serve_generation_prepare(&config, NULL, tickets, ret_generation, &failure) < 0) {
-        fprintf(stderr, SERVE_PROGRAM ": %s\n", failure.text);
+        fprintf(stderr, "%s\n", failure.text);
         return EXIT_CODE_FAILED;
     }
     if (!only_checked)

@@ -149,7 +149,7 @@ int serve_sites_add(struct http_sites *sites, const struct site_options *options
     }
     if (r < 0) {
         http_site_clear(&site);
-        return r == -EINVAL ? config_wrong(origin, key, r, failure, "\"%.200s\": %s", item, why)
+        return r == -EINVAL ? config_wrong_value(origin, key, item, r, failure, "\"%.200s\": %s", item, why)
                             : failure_set(failure, r, "out of memory");
     }
     r = http_sites_add(sites, &site);

@@ -78,21 +78,24 @@ static void parted_free(struct parted *parted)
     free(parted->certificates);
 }
 
-/* "CERT,KEY" */
-static int part(const struct option_list *list, struct parted *parted)
+/* "CERT,KEY". *ret_value: the one that is none. */
+static int part(const struct option_list *list, struct parted *parted, const char **ret_value, struct failure *failure)
 {
     parted->certificates = calloc(list->count + 1, sizeof *parted->certificates);
     parted->texts = calloc(list->count + 1, sizeof *parted->texts);
     if (parted->certificates == NULL || parted->texts == NULL)
-        return -ENOMEM;
+        return failure_set(failure, -ENOMEM, "out of memory");
     for (unsigned i = 0; i < list->count; i++) {
         char *text = strdup(list->items[i]);
         if (text == NULL)
-            return -ENOMEM;
+            return failure_set(failure, -ENOMEM, "out of memory");
         parted->texts[parted->count] = text;
         char *comma = strchr(text, ',');
+        *ret_value = list->items[i];
         if (comma != NULL)
             *comma = '\0';
+        if (text[0] == '\0' || (comma != NULL && comma[1] == '\0'))
+            return failure_set(failure, -EINVAL, "\"%.200s\": write FILE, or FILE,KEYFILE", list->items[i]);
         parted->certificates[parted->count++] =
             (struct tls_certificate){.certificate = text, .key = comma != NULL ? comma + 1 : NULL};
     }
@@ -114,13 +117,18 @@ static bool kernel_can(bool wanted, bool verbose, void (*say)(void *context, con
 
 int serve_tls_load(const struct serve_tls_options *options, const struct option_list *certificates,
                    struct tls_tickets **tickets, bool verbose, void (*say)(void *context, const char *line),
-                   void *say_context, struct tls_context **ret_context, struct failure *failure)
+                   void *say_context, struct tls_context **ret_context, const char **ret_option, const char **ret_value,
+                   struct failure *failure)
 {
     struct tls_development development = {.made = false};
     struct parted parted = {.count = 0};
-    int r = part(certificates, &parted);
-    if (r < 0)
-        failure_set(failure, r, "out of memory");
+    struct tls_refusal refusal = {.what = TLS_REFUSED_CERTIFICATE};
+    static const char *const refused[] = {[TLS_REFUSED_CERTIFICATE] = "certificate",
+                                          [TLS_REFUSED_CIPHERS] = "tls-ciphers",
+                                          [TLS_REFUSED_GROUPS] = "tls-groups"};
+    *ret_option = options->development ? "tls-dev" : "certificate";
+    *ret_value = NULL;
+    int r = part(certificates, &parted, ret_value, failure);
     if (r == 0 && options->development) {
         r = tls_development_prepare(&development, failure);
         parted.certificates[0] =
@@ -140,8 +148,13 @@ int serve_tls_load(const struct serve_tls_options *options, const struct option_
         .tickets = options->tickets > 0 ? *tickets : NULL,
         .kernel = kernel_can(options->kernel, verbose, say, say_context),
     };
-    if (r == 0)
-        r = tls_context_new(&tls, ret_context, failure);
+    if (r == 0) {
+        r = tls_context_new(&tls, ret_context, &refusal, failure);
+        bool is_certificate = refusal.what == TLS_REFUSED_CERTIFICATE;
+        if (!is_certificate)
+            *ret_option = refused[refusal.what];
+        *ret_value = is_certificate && certificates->count > 0 ? certificates->items[refusal.certificate] : NULL;
+    }
     parted_free(&parted);
     if (r < 0)
         return r;

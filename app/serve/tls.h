@@ -32,9 +32,11 @@ int serve_tls_check(const struct serve_tls_options *options, const struct option
 
 /* Reads certificates and keys. tickets: made if it is NULL and wanted, and kept from reload to reload. say is called
  * with what the operator has to know: certificates that expire, how to trust the one that --tls-dev made; and, if
- * verbose, all certificates, and whether the kernel can encrypt. Returns 0 or a negative errno. */
+ * verbose, all certificates, and whether the kernel can encrypt. Returns 0 or a negative errno, and then in *ret_option
+ * which is wrong, and in *ret_value which of its values, or NULL. */
 int serve_tls_load(const struct serve_tls_options *options, const struct option_list *certificates,
                    struct tls_tickets **tickets, bool verbose, void (*say)(void *context, const char *line),
-                   void *say_context, struct tls_context **ret_context, struct failure *failure);
+                   void *say_context, struct tls_context **ret_context, const char **ret_option, const char **ret_value,
+                   struct failure *failure);
 
 #endif

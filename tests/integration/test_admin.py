@@ -217,7 +217,7 @@ def documented():
 def public():
     for address in (":0", "0.0.0.0:0", "[::]:0", "192.0.2.1:0", "8.8.8.8:9180"):
         said = refused("--admin", address)
-        assert "--admin " in said and "--admin-anywhere" in said and "127.0.0.1:9180" in said, said
+        assert "--admin: " in said and "admin-anywhere" in said and "127.0.0.1:9180" in said, said
     with Server(root, "--admin", "0.0.0.0:0", "--admin-anywhere") as server:
         port = int(re.search(r"metrics at http://\S+:(\d+)/", server.output())[1])
         assert parse_metrics(fetch((LOCAL, port))[1])

@@ -40,7 +40,11 @@ def check_config():
             (good + "connect-timeout = soon\n", 7, "connect-timeout"),
             (good.replace("weight=2", "weigth=2"), 6, "weight"),
             (good.replace("to = ", "# to = "), None, "to"),
-            (good + "mirror-direction = both\n", 7, "mirror")):
+            (good + "mirror-direction = both\n", 7, "mirror"),
+            (good.replace("workers = 1", "user = nosuchuser"), 2, "there is no user \"nosuchuser\" here"),
+            (good.replace("workers = 1", "log = /nowhere/log"), 2, "its directory does not exist"),
+            (good.replace("workers = 1", "admin = 0.0.0.0:9180"), 2, "or add admin-anywhere"),
+            (good + "[other]\nlisten = :8080\nto = 127.0.0.1:1\n", 8, "is taken by service web already")):
         code, said, path = check(wrong)
         assert code != 0, wrong
         assert words in said and path + ":" + (str(line) if line else "") in said, said
@@ -576,7 +580,7 @@ def admin():
         done = subprocess.run([SLUICE, "proxy", "--listen", LOCAL + ":0", "--to", "%s:%d" % refusing.address, "--admin",
                                ":0"], capture_output=True, text=True, timeout=20 * PATIENCE)
         equal(done.returncode, 1)
-        assert "--admin-anywhere" in done.stderr, done.stderr
+        assert "admin-anywhere" in done.stderr, done.stderr
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 
-from harness import (LOCAL, PATIENCE, SLUICE, Client, Program, Server, case, content, equal, main, new_root,
+from harness import (LOCAL, PATIENCE, SLUICE, Client, Program, Server, Skip, case, content, equal, main, new_root,
                      note, same_bytes, until, write)
 
 SMALL = content(900)
@@ -23,7 +23,7 @@ def check(text, *arguments):
     """What --check-config says of a file: exit code, what it printed, the file's name."""
     path = write(new_root(), "serve.conf", data=text.encode())
     done = subprocess.run([SLUICE, "serve", "--config", path, "--check-config", *arguments], capture_output=True,
-                          text=True, timeout=10 * PATIENCE)
+                          text=True, timeout=10 * PATIENCE, env={**os.environ, "XDG_CONFIG_HOME": os.path.dirname(path)})
     return done.returncode, done.stdout + done.stderr, path
 
 
@@ -92,16 +92,40 @@ def check_config():
             (good + "route = sendfil\n", 2, "%s:6: route: sendfil: there is no such route; did you mean sendfile?\n"),
             (good + "sqpoll = yes\nloop = epoll\n", 2, "%s:6: sqpoll: this needs loop io_uring, not epoll\n"),
             (good + "check-config = yes\n", 2, "%s:6: check-config is for the command line\n"),
+            (good + "user = nosuchuser\n", 1, "%s:6: user: there is no user \"nosuchuser\" here\n"),
+            (good + "user = nobody\ngroup = nosuchgroup\n", 1, "%s:7: group: there is no group \"nosuchgroup\" here\n"),
+            (good + "congestion = warp\n", 1, "%s:6: congestion: this kernel has no congestion control \"warp\"; it has"),
+            (good.replace("127.0.0.1", "nosuchhost.invalid"), 1,
+             "%s:2: listen: the name \"nosuchhost.invalid\" cannot be resolved: "),
+            (good + "access-log = /nowhere/log\n", 1, "%s:6: access-log: cannot log to /nowhere/log: No such file or "
+                                                      "directory (ENOENT); its directory does not exist\n"),
+            (good + "access-log = /tmp\n", 1, "%s:6: access-log: cannot log to /tmp: Is a directory (EISDIR)"),
+            (good + "admin = 0.0.0.0:9180\n", 1, "%s:6: admin: not listening at 0.0.0.0:9180, as whoever reaches"),
+            (good + "admin = 127.0.0.1:8080\n", 2, "%s:6: admin: 127.0.0.1:8080 is taken by listen 127.0.0.1:8080\n"),
+            (good + "listen-tls = :8080\ntls-dev = yes\n", 2, "%s:6: listen-tls: :8080 is taken by listen 127.0.0.1:8080\n"),
+            (good + "tls = yes\ncertificate = /nowhere.pem\n  /nowhere/else.pem\n", 1,
+             "%s:7: certificate: cannot read the certificate /nowhere.pem: No such file or directory (ENOENT)\n"),
+            (good + "tls = yes\ncertificate = ,key.pem\n", 1,
+             "%s:7: certificate: \",key.pem\": write FILE, or FILE,KEYFILE\n"),
+            (good + "tls-dev = yes\n\ntls-ciphers = NONE\n", 1, "%s:8: tls-ciphers: of the suites \"NONE\" OpenSSL knows none"),
+            (good + "tls-dev = yes\ntls-groups = NONE\n", 1, "%s:7: tls-groups: in the groups \"NONE\" is one"),
+            (good + "header = X: y\n  Z\n  A: b\n", 2, "%s:7: header: \"Z\": it is Name: value"),
+            (good + "[host a] b\n", 2, "%s:6: behind [host a] only a comment may stand"),
             (good.replace("root = .\n", ""), 2, "%s: root: "),
             (good.replace("root = .", "root = /nowhere"), 1,
              "%s:3: root: cannot serve /nowhere: No such file or directory (ENOENT)\n"),
             (good + "what\n", 2, "%s:6: this is not understood; write KEY = VALUE")):
         code, said, path = check(text)
         equal(code, status, said)
+        said = "\n".join(line for line in said.split("\n") if not line.startswith("sluice serve: "))  # of --tls-dev
         words = words % path if "%" in words else words
         assert said.startswith(words), (said, words)
     code, said, _ = check("")
     equal(code, 2, said)
+    code, said, path = check(good, "--user", "nosuchuser")
+    equal((code, said), (1, "sluice serve: --user: there is no user \"nosuchuser\" here\n"))
+    code, said, path = check("[host [::1] localhost]\nroot = .\n")
+    equal((code, said), (0, "configuration %s is fine: 1 site\n" % path))
 
 
 @case("what is given on the command line counts more than the file, and the file more than the defaults")
@@ -281,6 +305,39 @@ def follows():
             return False
         until(refused, 5, "the end of the old address")
         until(lambda: len(server.worker_pids()) == 2, 5, "two workers")
+
+
+@case("a reload changes the congestion control of a socket that is kept, back to the host's, too")
+def congestion():
+    with open("/proc/sys/net/ipv4/tcp_congestion_control", encoding="ascii") as setting:
+        host = setting.read().strip()
+    with open("/proc/sys/net/ipv4/tcp_allowed_congestion_control", encoding="ascii") as setting:
+        others = [name for name in setting.read().split() if name != host]
+    if not others:
+        raise Skip("this kernel permits no congestion control but %s: modprobe tcp_bbr" % host)
+
+    def listener():
+        """The name that ss shows for the listening socket."""
+        shown = subprocess.run(["ss", "-Hltni", "sport = :%d" % server.port], capture_output=True, text=True, check=True)
+        return [name for name in (host, *others) if re.search(r"\b%s\b" % name, shown.stdout.split("\n\t")[-1])]
+    with Configured(workers=1) as server:
+        equal(listener(), [host])
+        server.write("congestion = %s\n" % others[0])
+        server.reload()
+        equal(listener(), [others[0]])
+        server.write()
+        server.reload()
+        equal(listener(), [host])
+
+
+@case("a reload without admin-anywhere is refused while the admin listener is where everybody could reach it")
+def admin_anywhere():
+    with Configured(workers=1, admin="0.0.0.0:0", admin_anywhere="yes") as server:
+        del server.keys["admin_anywhere"]
+        server.write()
+        server.signal(signal.SIGHUP)
+        until(lambda: "not reloaded, all goes on as before" in server.errors(), 5, "a word")
+        assert "admin: not listening at 0.0.0.0:0, as whoever reaches that address" in server.errors(), server.errors()
 
 
 # ---- The log in JSON ----

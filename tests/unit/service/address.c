@@ -185,6 +185,32 @@ TEST("whether there is a congestion control can be asked before listening")
     CHECK(strstr(failure.text, "no congestion control \"warp\"; it has: ") != NULL);
 }
 
+TEST("two addresses clash where one would keep the other from its port")
+{
+    static const struct {
+        const char *one, *other;
+        bool clash;
+    } cases[] = {{"127.0.0.1:80", "127.0.0.1:80", true},
+                 {"127.0.0.1:80", "127.0.0.1:81", false},
+                 {"127.0.0.1:80", "127.0.0.2:80", false},
+                 {"0.0.0.0:80", "127.0.0.1:80", true},
+                 {"127.0.0.1:80", ":80", true},
+                 {"[::]:80", "[::1]:80", true},
+                 {"127.0.0.1:80", "[::1]:80", false},
+                 {"127.0.0.1:0", "127.0.0.1:0", false},
+                 {":0", ":0", false},
+                 {"unix:/a", "unix:/a", true},
+                 {"unix:/a", "unix:/b", false},
+                 {"unix:/a", ":80", false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct address one, other;
+        CHECK_EQ(address_parse(cases[i].one, &one, &failure), 0);
+        CHECK_EQ(address_parse(cases[i].other, &other, &failure), 0);
+        CHECK_EQ(address_clashes(&one, &other), cases[i].clash);
+        CHECK_EQ(address_clashes(&other, &one), cases[i].clash);
+    }
+}
+
 static const char *formatted(const void *address, size_t length, bool host_only)
 {
     static char text[ADDRESS_TEXT_MAX];

@@ -64,6 +64,8 @@ static int finish(void *context, void *options, const struct config_origin *from
     size_t at = strlen(sections);
     if (section->size == 13)
         return config_wrong(from, "size", -EINVAL, into, "unlucky");
+    if (section->size == 15)
+        return config_wrong_value(from, "tag", section->tags.items[1], -EINVAL, into, "unlucky tag");
     if (section->size == 14)
         return config_wrong(from, "flag", -EINVAL, into, "unlucky, too");
     at += (size_t)snprintf(sections + at, sizeof sections - at, "%s/%u/", current, (unsigned)section->size);
@@ -129,7 +131,7 @@ TEST("keys before the first section are the defaults of all, and the command lin
     CHECK_EQ(settings.tags.count, 2);
     CHECK(!settings.flag);
     CHECK_STR(sections, "one/5/x,tag two/0 6;two  names here/6/x,tag two,y/0 7;three/5/x,tag two/1! 10;");
-    CHECK(config_has(&origin, "size") && !config_has(&origin, "count"));
+    CHECK(config_has(&origin, "size") && config_has(&origin, "count") && !config_has(&origin, "all"));
     CHECK_EQ(read_file("name = a\ncount = 2\nsize = 5\ntag = x\nall = 1\n[one]\nsize = 6\n[two]\n",
                        "-n 3 --size 7 --tag z --no-flag --all 2 --all 3", "part"),
              0);
@@ -154,6 +156,33 @@ TEST("names of sections may be long, and a bracket behind a key goes on with its
     CHECK_STR(sections, "a/4096/x,[::1]:80,[b]/1 1;c/4096//1 5;d/4096//1 6;");
     CHECK_EQ(read_file("\xef\xbb\xbf[a]\r\nsize = 2\r\n", "", "part"), 0);
     CHECK_STR(sections, "a/2//1 1;");
+}
+
+TEST("an IPv6 address may be a section's name, and behind a name stands nothing but a comment")
+{
+    CHECK_EQ(read_file("[::1] # one\n[[::1] [::2]] ; see [3]\nsize = 1\n[#a;b]\n", "", "part"), 0);
+    CHECK_STR(sections, "::1/4096//1 1;[::1] [::2]/1//1 2;#a;b/4096//1 4;");
+    CHECK_WRONG("[a] b\n", ":1: behind [a] only a comment may stand, which begins with # or ;");
+    CHECK_WRONG("[a]\n[b]]] c\n", ":2: behind [b]]] only a comment may stand, which begins with # or ;");
+}
+
+TEST("of several values the line is told that the wrong one stands in")
+{
+    CHECK_EQ(read_file("tag = x\n  y\n  z\n[a]\n", "", "part"), 0);
+    CHECK_EQ(config_wrong_value(&origin, "tag", settings.tags.items[1], -EINVAL, &failure, "wrong"), -EINVAL);
+    CHECK(strstr(failure.text, ":2: tag: wrong") != NULL);
+    CHECK_EQ(config_wrong_value(&origin, "tag", NULL, -EINVAL, &failure, "wrong"), -EINVAL);
+    CHECK(strstr(failure.text, ":3: tag: wrong") != NULL);
+    CHECK_WRONG("[a]\nsize = 15\ntag = x\n  y\n  z\n", ":4: tag: unlucky tag");
+    CHECK_WRONG("tag = x\n  y\n[a]\nsize = 15\n", ":2: tag: unlucky tag"); /* one for all sections */
+}
+
+TEST("what stands on the command line is not looked for in the file")
+{
+    CHECK_EQ(read_file("count = 2\n", "-n 3 --flag", "part"), 0);
+    CHECK(config_has(&origin, "count") && config_has(&origin, "flag") && !config_has(&origin, "size"));
+    CHECK_EQ(config_wrong(&origin, "count", -EINVAL, &failure, "wrong"), -EINVAL);
+    CHECK_STR(failure.text, "test: --count: wrong");
 }
 
 TEST("a mistake is told with its line")

@@ -360,6 +360,24 @@ TEST("a log that cannot be opened says why")
     log_close(log);
 }
 
+TEST("whether a log can be opened is asked without making it")
+{
+    char path[64], inside[80];
+    snprintf(path, sizeof path, "/tmp/log-check-%d", (int)getpid());
+    snprintf(inside, sizeof inside, "%s/log", path);
+    CHECK_EQ(log_check("-", &failure), 0);
+    CHECK_EQ(log_check(inside, &failure), -ENOENT);
+    CHECK(strstr(failure.text, "its directory does not exist") != NULL);
+    CHECK_EQ(log_check(path, &failure), 0);
+    CHECK_EQ(access(path, F_OK), -1);
+    CHECK_EQ(mkdir(path, 0700), 0);
+    CHECK_EQ(log_check(inside, &failure), 0);
+    CHECK_EQ(access(inside, F_OK), -1);
+    CHECK_EQ(log_check(path, &failure), -EISDIR);
+    CHECK_EQ(log_check("", &failure), -ENOENT);
+    CHECK_EQ(rmdir(path), 0);
+}
+
 TEST("standard output is not made non-blocking for those who share it")
 {
     CLEANUP_FD int saved = dup(STDOUT_FILENO);

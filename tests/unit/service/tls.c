@@ -66,7 +66,7 @@ static struct tls_context *context_with(struct tls_tickets *tickets)
     make_certificate();
     const struct tls_certificate certificate = {.certificate = certificate_path};
     const struct tls_options options = {.certificates = &certificate, .certificate_count = 1, .tickets = tickets};
-    int result = tls_context_new(&options, &context, &failure);
+    int result = tls_context_new(&options, &context, NULL, &failure);
     unlink(certificate_path);
     CHECK_EQ(result, 0);
     return context;
