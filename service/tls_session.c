@@ -12,7 +12,9 @@
  * Invariants
  *   1. What is given to tls_session_receive is used up when it returns: nobody else has a copy.
  *   2. Bytes in `waiting` are older than whatever the transform makes next.
- *   3. The transform's output has room for what it asks OpenSSL to write: SSL_write never writes half.
+ *   3. SSL_write never writes half: the transform's output has room for what it asks OpenSSL to write, and where the
+ *      client wants records of 512 or 1024 bytes (max_fragment_length, RFC 6066), which add more, the rest is
+ * `waiting`.
  */
 #include "service/tls_inside.h"
 
@@ -476,7 +478,7 @@ static int apply_all(struct tls_session *session, const char *data, size_t *left
     if (session->state == TLS_HANDSHAKE) /* nothing but its messages may be sent */
         return *left == 0 ? last : -EPROTO;
     int result = make_records(session, data, left, last);
-    if (result < 0 || !last || *left > 0 || session->held_length > 0)
+    if (result < 0 || !last || *left > 0 || session->held_length > 0 || session->waiting_length > 0)
         return result;
     if (!session->ends_with_next)
         return 1;

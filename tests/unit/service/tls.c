@@ -275,6 +275,30 @@ TEST("a head and a short body share a record; a long body begins in the head's")
     tls_context_free(context);
 }
 
+TEST("a client that wants records of 512 bytes gets all of what is sent, where they do not fit into the output as well")
+{
+    struct pair pair;
+    struct tls_context *context = context_with(NULL);
+    fill_body();
+    for (int version = TLS1_2_VERSION; version <= TLS1_3_VERSION; version++) {
+        begin(&pair, context, version, NULL);
+        CHECK_EQ(SSL_set_tlsext_max_fragment_length(pair.client, TLSEXT_max_fragment_length_512), 1);
+        shake_hands(&pair, 16384);
+        for (size_t size = 16000; size < 17000; size += 50) {
+            apply(&pair, body, size, 16384, true, output);
+            read_back(&pair, body, size);
+            CHECK(!tls_session_must_send(pair.session));
+        }
+        tls_session_end_with_next(pair.session);
+        apply(&pair, body, 16384, 16384, true, output);
+        read_back(&pair, body, 16384);
+        CHECK_EQ(SSL_read(pair.client, got, 1), 0);
+        CHECK_EQ(SSL_get_error(pair.client, 0), SSL_ERROR_ZERO_RETURN);
+        end(&pair);
+    }
+    tls_context_free(context);
+}
+
 TEST("an answer that the socket does not take leaves by the transform, before anything else")
 {
     struct pair pair;
