@@ -136,6 +136,13 @@ static void abort_connection(struct connection *connection)
     connection_close(connection);
 }
 
+void connection_close_idle(struct connection *connection)
+{
+    if (connection->secure != NULL)
+        secure_end(connection);
+    connection_close(connection);
+}
+
 void connection_linger(struct connection *connection)
 {
     stash_drop(connection);
@@ -310,8 +317,7 @@ static void await(struct connection *connection)
 {
     struct http_server *server = connection->server;
     if (has_ended(connection)) {
-        secure_end(connection);
-        connection_close(connection);
+        connection_close_idle(connection);
     } else if (connection->stash_length == 0) {
         connection->heading = false;
         sluice_timer_start(server->loop, &connection->timer, server->options->idle_timeout, on_timeout, connection);
@@ -500,7 +506,10 @@ static void on_received(void *context, const char *data, ssize_t length)
         /* Also when the client closes in the middle of a head: nobody is left to be told. */
         if (connection->secure != NULL)
             secure_gave_up(connection, "the client closed in the middle of the handshake");
-        connection_close(connection);
+        if (length == 0 && connection_is_idle(connection)) /* it may still read */
+            connection_close_idle(connection);
+        else
+            connection_close(connection);
         return;
     }
     if (connection->state != READING && connection->state != SKIPPING)
@@ -538,11 +547,9 @@ static void on_timeout(void *context)
             http_server_tick(server);
             refuse(connection, 408, NULL);
         } else {
-            if (connection->secure != NULL) {
+            if (connection->secure != NULL)
                 secure_gave_up(connection, "the handshake took longer than --header-timeout");
-                secure_end(connection);
-            }
-            connection_close(connection);
+            connection_close_idle(connection);
         }
         break;
     case SKIPPING:
@@ -578,7 +585,8 @@ void connection_set_time(struct connection *connection, unsigned ms)
 void connection_opened(struct connection *connection)
 {
     struct http_server *server = connection->server;
-    sluice_timer_start(server->loop, &connection->timer, server->options->header_timeout, on_timeout, connection);
+    unsigned ms = server->draining ? DRAIN_GRACE : server->options->header_timeout;
+    sluice_timer_start(server->loop, &connection->timer, ms, on_timeout, connection);
 }
 
 void connection_open(struct http_server *server, int fd, const struct sockaddr *address, unsigned address_length,
@@ -588,12 +596,14 @@ void connection_open(struct http_server *server, int fd, const struct sockaddr *
     if (connection == NULL || sluice_end_open(fd, SLUICE_END_OWN_FD, &connection->end) < 0) {
         free(connection);
         close_fd(fd);
+        server->totals->accept_failures++;
         return;
     }
     connection->server = server;
     if (tls != NULL && secure_open(connection, tls) < 0) {
         sluice_end_close(connection->end);
         free(connection);
+        server->totals->accept_failures++;
         return;
     }
     connection->state = READING;
@@ -626,11 +636,8 @@ void connection_drain(struct connection *connection)
     if (!connection_is_idle(connection))
         return;
     /* Its first request is probably on its way. */
-    if (connection->requests == 0) {
+    if (connection->requests == 0)
         sluice_timer_start(server->loop, &connection->timer, DRAIN_GRACE, on_timeout, connection);
-    } else {
-        if (connection->secure != NULL)
-            secure_end(connection);
-        connection_close(connection);
-    }
+    else
+        connection_close_idle(connection);
 }

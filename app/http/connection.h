@@ -112,6 +112,10 @@ void connection_opened(struct connection *connection);
 /* Close at once, whatever it is doing, and free it. */
 void connection_close(struct connection *connection);
 
+/* The same where nothing is left to be answered, which TLS says, too: without its word (close_notify) the end would be
+ * taken for a cut. */
+void connection_close_idle(struct connection *connection);
+
 /* Nothing asked and nothing under way. */
 bool connection_is_idle(const struct connection *connection);
 

@@ -178,5 +178,6 @@ const char *secure_version(const struct connection *connection)
 
 void secure_end(struct connection *connection)
 {
-    tls_session_end(connection->secure->session);
+    if (connection->secure->flush == NULL) /* else half a record may have left, which nothing can stand behind */
+        tls_session_end(connection->secure->session);
 }

@@ -136,7 +136,7 @@ static void shed(struct http_server *server)
         list_remove(link);
         list_add_last(&server->connections, link); /* the next look begins with others */
         if (connection_is_idle(connection) && connection->requests > 0) {
-            connection_close(connection);
+            connection_close_idle(connection);
             closed++;
         }
     }
