@@ -4,10 +4,11 @@
 answer may be an error, or broken off; what is complete is right."""
 
 import os
+import ssl
 import time
 
-from harness import (SANITIZED, Broken, Client, Server, case, content, equal, get, main, new_root, note, same_bytes,
-                     strace, write)
+from harness import (RESET, SANITIZED, TLS, Broken, Client, Server, case, content, equal, get, main, new_root, note,
+                     same_bytes, strace, write)
 
 root = new_root()
 FILES = {"/empty": b"", "/small": b"inside", "/middle": content(40_000), "/large": content(3_000_000)}
@@ -44,10 +45,13 @@ def ask_all(server, rounds, outcomes):
                     if response.complete and response["Connection"] != "close":
                         again = client.get("/small")
                         judged(again, FILES["/small"])
-            except (Broken, BrokenPipeError, ConnectionResetError):
+            except (Broken, BrokenPipeError, *RESET):
                 outcome = "no answer"
             except TimeoutError:
                 outcome = "hang"
+            except ssl.SSLError as error:
+                assert "ALERT" in error.reason, error
+                outcome = "alert"
             outcomes[outcome] = outcomes.get(outcome, 0) + 1
         os.unlink(os.path.join(root, name[1:]))
 
@@ -84,6 +88,18 @@ ROUTES = [
     (["--route", "mmap"], "mmap", ("ENOMEM", "ENODEV", "EACCES"), 1),
     (["--snapshot"], "pread64,preadv,preadv2,read", ("EIO", "EINTR"), 2),
 ]
+if TLS:  # a file goes no other way then, and what is not about the connection is the same without it
+    FAULTS = [
+        ("accept4", ("EMFILE", "EINTR"), 3),
+        ("sendto,sendmsg", ("ENOBUFS", "ENOMEM", "EPIPE", "ECONNRESET", "EINTR"), 3),
+        ("recvfrom,recvmsg", ("ECONNRESET", "EINTR", "ENOMEM"), 3),
+        ("preadv2", ("EOPNOTSUPP", "EIO", "EAGAIN"), 1),
+        ("pread64,preadv,read", ("EIO", "EINTR"), 2),
+        ("mmap", ("ENOMEM",), 2),
+        ("getrandom", ("EINTR", "ENOSYS"), 2),
+        ("epoll_ctl", ("ENOMEM",), 3),
+    ]
+    ROUTES = []
 number = 0
 
 

@@ -13,8 +13,8 @@ import subprocess
 import tempfile
 import time
 
-from harness import (Client, Server, Skip, case, content, digest, equal, get, main, mounted, new_root, same_bytes,
-                     shared_server, write)
+from harness import (RESET, TLS, Client, Server, Skip, case, content, digest, equal, get, main, mounted, new_root,
+                     same_bytes, shared_server, write)
 
 MIB = 1 << 20
 PLACES = {}  # name: directory
@@ -312,11 +312,13 @@ def read(path):
 
 
 def receive(client, count):
-    """At most count bytes; fewer if the connection ends or is reset."""
+    """At most count bytes; fewer if the connection ends or is reset. With TLS, an end that is said to be one would be a
+    lie: it would make a whole body of what came."""
     data = bytearray()
-    with contextlib.suppress(ConnectionResetError):
+    with contextlib.suppress(*RESET):
         while len(data) < count:
             block = client.socket.recv(min(1 << 20, count - len(data)))
+            assert block or not TLS, "a close_notify behind %d bytes of %d" % (len(data), count)
             if not block:
                 break
             data += block
@@ -336,7 +338,8 @@ def cut_short(server, path, target, size, kept, zeros_allowed):
         body = bytes(client.buffer) + receive(client, size - len(client.buffer))
         assert len(body) < size, "%d bytes of a file of %d, with the connection in order" % (len(body), kept)
         same_but_for_zeros(body, data, kept if zeros_allowed else size)
-        equal(receive(client, 1), b"", "bytes behind the end")
+        if not TLS:  # a second look tells nothing
+            equal(receive(client, 1), b"", "bytes behind the end")
 
 
 def same_but_for_zeros(body, data, kept):
@@ -352,7 +355,7 @@ def same_but_for_zeros(body, data, kept):
 for where in PLACES:
     for route in ("auto", "copy", "mmap", "sendfile", "splice"):
         @case("%s, by --route %s, a file truncated while it is sent ends the connection short with no wrong byte",
-              where, route)
+              where, route, tls=route == "auto")
         def short(where, route):
             here = new_root(PLACES[where])
             write(here, "other", data=b"fine")

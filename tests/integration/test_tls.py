@@ -14,6 +14,7 @@ import ssl
 import stat
 import subprocess
 import time
+import warnings
 
 from harness import (LOCAL, PATIENCE, SLUICE, Client, Program, Server, case, content, equal, main, new_root, note,
                      same_bytes, strace, until, write)
@@ -162,14 +163,18 @@ def bodies():
 class Chunks:
     """TLS whose bytes are sent in pieces of our choice."""
 
-    def __init__(self, server, draw, version=None, introduction=b""):
+    def __init__(self, server, draw, version=None, introduction=b"", shake=True):
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = trusting(version).wrap_bio(self.incoming, self.outgoing, server_hostname="first.test")
         self.socket = socket.create_connection(server.address, 10 * PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.draw = draw
         self.before = introduction
-        self.until_done(self.tls.do_handshake)
+        if shake:
+            self.until_done(self.tls.do_handshake)
+        else:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self.tls.do_handshake()
 
     def flush(self):
         data = self.before + self.outgoing.read()
@@ -443,17 +448,19 @@ def renewed():
             shutil.copy(source, target)
     install(first)
     with Secure(root, certificates=(live,), workers=2) as server:
-        context = trusting(V12)
-        with Browser(server, context) as old:
+        context, newer = trusting(V12), trusting(V13)
+        with Browser(server, context) as old, Browser(server, newer) as other:
             equal(old.get("/small").status, 200)
-            session = old.socket.session
+            equal(other.get("/small").status, 200)
+            sessions = (context, old.socket.session), (newer, other.socket.session)
             install(exact)
             server.signal(signal.SIGHUP)
             # An old worker may take a connection more before it is told.
             until(lambda: shown(server) == der(exact), 10, "the new certificate")
-            with Browser(server, context, session=session) as client:
-                assert client.socket.session_reused
-                equal(client.get("/small").status, 200)
+            for again, session in sessions:
+                with Browser(server, again, session=session) as client:
+                    assert client.socket.session_reused
+                    equal(client.get("/small").status, 200)
             equal(old.get("/small")["Connection"], "close")  # its worker has been replaced
             old.ended()
         shutil.copy(wild[1], live[1])
@@ -484,24 +491,42 @@ def half_closed():
         client.socket.close()
 
 
-@case("clients that vanish in the middle of the handshake, of a record or of a body do no harm")
+@case("clients that vanish, by an end or by a reset, in any phase of the handshake, in the middle of a record or of a body "
+      "do no harm and leave nothing")
 def vanishing():
+    def leave(one, by_reset):
+        if by_reset:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        one.close()
+
+    def descriptors():
+        return len(os.listdir("/proc/%d/fd" % server.worker_pids()[0]))
     with Secure(root) as server:
-        hello = client_hello()
-        for size in (1, 5, 100, len(hello)):
-            with socket.create_connection(server.address) as plain:
-                plain.sendall(hello[:size])
-        client = Chunks(server, lambda most: most)
-        client.tls.write(ASK)
-        record = client.outgoing.read()
-        client.socket.sendall(record[:-3])
-        client.socket.close()
         with Browser(server) as other:
+            equal(other.get("/ten", method="HEAD").status, 200)
+            before = descriptors() - 1
+        hello = client_hello()
+        for by_reset in (False, True):
+            for size in (1, 5, 100, len(hello)):
+                plain = socket.create_connection(server.address)
+                plain.sendall(hello[:size])
+                leave(plain, by_reset)
+            for version in (V12, V13):
+                client = Chunks(server, lambda most: most, version, shake=False)
+                client.flush()
+                client.socket.recv(10)  # of what answers the ClientHello
+                leave(client.socket, by_reset)
+            client = Chunks(server, lambda most: most)
+            client.tls.write(ASK)
+            client.socket.sendall(client.outgoing.read()[:-3])
+            leave(client.socket, by_reset)
+            other = Browser(server)
             other.ask("/ten")
             other.socket.recv(100)
-        with socket.create_connection(server.address):
-            pass  # who says nothing at all is no failure
-        until(lambda: server.totals()[2] == 4, 5, "failures counted")
+            leave(other.socket, by_reset)
+            leave(socket.create_connection(server.address), by_reset)  # who says nothing at all is no failure
+        until(lambda: server.totals()[2] == 12, 5, "failures counted")
+        until(lambda: descriptors() <= before, 5, "their descriptors' end")
         with Browser(server) as other:
             equal(other.get("/small").status, 200)
 
@@ -566,6 +591,28 @@ def drained():
             slow.ended()
         equal(server.wait(), 0)
         server.check_end()
+
+
+@case("while it drains, a handshake under way is completed and what is asked then is answered; who says nothing then does "
+      "not keep the server")
+def drained_in_handshake():
+    with Secure(root) as server:
+        asking, silent = (Chunks(server, lambda most: most, shake=False) for _ in range(2))
+        for client in (asking, silent):
+            client.flush()
+            client.incoming.write(client.socket.recv(1 << 16))  # so that it is known to be accepted
+        server.signal(signal.SIGTERM)
+        started = time.monotonic()
+        for client in (asking, silent):
+            client.until_done(client.tls.do_handshake)
+        asking.tls.write(ASK)
+        asking.flush()
+        assert asking.read(100).startswith(b"HTTP/1.1 200 OK")
+        equal(server.wait(), 0)
+        assert time.monotonic() - started < 5 * PATIENCE  # --header-timeout is 10 s
+        server.check_end()
+        for client in (asking, silent):
+            client.socket.close()
 
 
 @case("a PROXY header stands before the handshake, and the log has the address that it tells")
@@ -635,6 +682,81 @@ def damaged():
     client.socket.sendall(record)
     assert "bad record mac" in refused(lambda: client.read(100)).lower()
     client.socket.close()
+
+
+def record(kind, length, data=b"", version=3):
+    return bytes((kind, 3, version)) + length.to_bytes(2, "big") + data
+
+
+def rest(plain):
+    data = b""
+    while block := plain.recv(1 << 16):
+        data += block
+    return data
+
+
+@case("records that are too long, empty, of no known kind, or out of turn are answered by the alert for it, and an end in "
+      "order; they are counted")
+def invalid():
+    hello = client_hello()
+    changed = hello[:5] + b"\2" + hello[6:]  # a ServerHello
+    with Secure(root) as server:
+        wrong = ((record(22, 0x4801), 22), (record(23, 5, b"hello"), 10), (record(22, 0) * 40, 10), (record(99, 4, b"1234"), 10),
+                 (record(22, 4, b"\1\3\0\0"), 47), (changed, 10), (record(20, 1, b"\1") * 2, 10),
+                 (record(21, 2, b"\1\x5a") * 7, 10))
+        for data, alert in wrong:
+            with socket.create_connection(server.address, 10 * PATIENCE) as plain:
+                plain.sendall(data)
+                equal(rest(plain)[-7:], record(21, 2, bytes((2, alert))), "the answer to %r" % data[:20])
+        equal(server.totals(), (0, 0, len(wrong)))
+        for version in (V12, V13):
+            for data, word in ((record(23, 0x4801), "overflow"), (record(23, 30, b"x" * 30), "mac"),
+                               (record(22, 16, b"x" * 16), ""), (record(23, 0), "")):
+                client = Chunks(server, lambda most: most, version)
+                client.socket.sendall(data)
+                assert word in refused(lambda client=client: client.read(100)).lower(), (version, data, word)
+                client.socket.close()
+        equal(server.totals()[2], len(wrong) + 8)
+
+
+@case("TLS at an address without it gets a 400 at once")
+def tls_without_tls():
+    with Server(root) as server:
+        for data in (client_hello(), client_hello()[:6]):
+            with socket.create_connection(server.address, 5 * PATIENCE) as plain:
+                plain.sendall(data)
+                assert rest(plain).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+
+
+@case("versions before 1.2, and suites without forward secrecy or authenticated encryption, are refused by an alert that "
+      "says so; nothing is compressed")
+def old():
+    ancient = trusting(ciphers="ALL:@SECLEVEL=0")
+    for version in ("1", "1_1"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            ancient.minimum_version = ssl.TLSVersion.TLSv1
+            ancient.maximum_version = getattr(ssl.TLSVersion, "TLSv" + version)
+        assert "protocol version" in refused(lambda: Browser(secure(), ancient)).lower()
+    for cipher in ("AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-SHA", "ECDHE-ECDSA-AES128-SHA256", "DHE-RSA-AES128-GCM-SHA256"):
+        assert "handshake failure" in refused(lambda cipher=cipher: Browser(secure(), trusting(V12, ciphers=cipher))).lower()
+    with Browser(secure(), trusting(V12)) as client:
+        equal(client.socket.compression(), None)
+
+
+@case("a client that wants records of 512 bytes (max_fragment_length) gets a file, and several ranges of it, whole")
+def short_records():
+    ranges = ",".join("%d-%d" % (at, at + 30_000) for at in range(0, FILES["large"] - 30_000, 60_000))
+    for version in ("-tls1_2", "-tls1_3"):
+        for field, status in (("", b"200"), ("Range: bytes=" + ranges + "\r\n", b"206")):
+            head = "GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%s\r\n" % field
+            done = subprocess.run(["openssl", "s_client", "-quiet", version, "-maxfraglen", "512", "-connect",
+                                   "%s:%d" % secure().address], input=head.encode(), stdout=subprocess.PIPE,
+                                  stderr=subprocess.DEVNULL, timeout=20 * PATIENCE, check=False)
+            head, _, body = done.stdout.partition(b"\r\n\r\n")
+            equal((head.split()[1], len(body)), (status, int(re.search(rb"Content-Length: (\d+)", head)[1])))
+            if status == b"200":
+                same_bytes(body, content(FILES["large"]))
 
 
 @case("a client that does not speak HTTP/1.1 is told so by ALPN; one that names nothing is served")
