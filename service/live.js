@@ -236,9 +236,9 @@
     if (text === configured) return; // it can be read, and marked, in peace
     configured = text;
     const plain = value => value === null ? '\u2013' : value === true ? 'yes' : value === false ? 'no' :
-      Array.isArray(value) ? value.join(', ') : typeof value !== 'object' ? String(value) :
+      Array.isArray(value) ? value.join(', ') || '\u2013' : typeof value !== 'object' ? String(value) :
       Object.entries(value).map(([name, one]) => name + ' ' + plain(one)).join(', ');
-    fill('configuration', [['Option', true], ['Value', true]],
+    fill('configuration', [['Option', true], ['Value (times in seconds, sizes in bytes)', true]],
       Object.entries(configuration).map(([name, value]) => [name, plain(value)]));
   };
 

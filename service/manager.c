@@ -53,9 +53,11 @@ static int look_at(int fd, struct failure *failure)
 
 int manager_take_sockets(struct failure *failure)
 {
-    uint64_t count = number_in("LISTEN_FDS");
-    if (number_in("LISTEN_PID") != (uint64_t)getpid())
-        count = 0; /* it is for a process that started us, or for nobody */
+    const char *text = getenv("LISTEN_FDS");
+    uint64_t count = 0;
+    /* Else it is for a process that started us, or for nobody. */
+    if (text != NULL && number_in("LISTEN_PID") == (uint64_t)getpid() && text_parse_unsigned(text, &count) < 0)
+        return failure_set(failure, -EINVAL, "LISTEN_FDS is \"%.100s\", which is no number of passed sockets", text);
     if (count > PASSED_MAX)
         return failure_set(failure, -E2BIG, "the service manager passed %llu sockets; %u at most are taken",
                            (unsigned long long)count, PASSED_MAX);

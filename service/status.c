@@ -76,9 +76,14 @@ static void write_option(FILE *out, const struct option_spec *option, const void
         json_write_string(out, *(const char *const *)member);
         break;
     case OPTION_UNSIGNED:
-    case OPTION_SIZE:
-        fprintf(out, "%" PRIu64, *(const uint64_t *)member);
+    case OPTION_SIZE: {
+        uint64_t number = *(const uint64_t *)member;
+        if (number < option->min)
+            fputs("null", out); /* was left out, and nobody could have said it */
+        else
+            fprintf(out, "%" PRIu64, number);
         break;
+    }
     case OPTION_DURATION: {
         uint64_t milliseconds = *(const uint64_t *)member;
         fprintf(out, "%" PRIu64 ".%03" PRIu64, milliseconds / 1000, milliseconds % 1000);

@@ -76,6 +76,10 @@ int tls_context_new(const struct tls_options *options, struct tls_context **ret_
 /* Its sessions must have been freed. */
 void tls_context_free(struct tls_context *context);
 
+/* Has one of the certificates this name of a host, or a wildcard for it? Lower case; "*.example.org" as such. Who asks
+ * for any other is shown the first. */
+bool tls_context_covers(const struct tls_context *context, const char *name);
+
 /* Call say with a line for every certificate: names, key, until when. warnings: only for those that have expired, are
  * not valid yet, or expire within a week; and what is wrong. */
 void tls_context_describe(const struct tls_context *context, bool warnings,

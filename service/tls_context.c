@@ -601,6 +601,14 @@ static const char *what_is_wrong(const struct tls_loaded *loaded, char *text, si
     return text;
 }
 
+bool tls_context_covers(const struct tls_context *context, const char *name)
+{
+    for (size_t i = 0; i < context->certificate_count; i++)
+        if (covers(&context->certificates[i], name, false) || covers(&context->certificates[i], name, true))
+            return true;
+    return false;
+}
+
 void tls_context_describe(const struct tls_context *context, bool warnings,
                           void (*say)(void *context, const char *line), void *say_context)
 {

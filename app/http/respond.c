@@ -260,11 +260,13 @@ static enum progress redirect_to_https(struct connection *connection, struct exc
     return progress;
 }
 
-/* Whoever issues certificates looks here, without TLS (RFC 8555, 8.3). */
-static bool is_for_acme(struct slice path)
+/* Whoever issues certificates looks here, without TLS (RFC 8555, 8.3). What the path leads to counts, not how it
+ * begins. */
+static bool is_for_acme(struct http_server *server, struct slice path)
 {
-    static const char place[] = "/.well-known/acme-challenge/";
-    return path.length > sizeof place - 1 && memcmp(path.data, place, sizeof place - 1) == 0;
+    static const char place[] = ".well-known/acme-challenge/";
+    int length = path.data != NULL ? http_path_decode(path, server->path, sizeof server->path) : -400;
+    return length >= (int)sizeof place && memcmp(server->path, place, sizeof place - 1) == 0;
 }
 
 /* ---- Requests ---------------------------------------------------------------------------------------------------- */
@@ -350,7 +352,8 @@ enum progress respond_other(struct connection *connection, struct exchange *exch
 enum progress respond(struct connection *connection, struct exchange *exchange, const struct http_request *request)
 {
     struct http_server *server = connection->server;
-    if (server->options->https_port != 0 && connection->secure == NULL && !is_for_acme(request->path))
+    if (server->options->https_port != 0 && connection->secure == NULL &&
+        !is_for_acme(connection->server, request->path))
         return redirect_to_https(connection, exchange, request);
     if (request->method >= HTTP_OPTIONS)
         return respond_other(connection, exchange, request);

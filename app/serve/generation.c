@@ -63,7 +63,11 @@ static int listen_anew(const char *where, bool said, const char *congestion, str
     const struct listen_options options = {.congestion = congestion};
     struct address address;
     int fd = said ? -1 : manager_socket(NULL);
-    int r = fd < 0 ? address_parse(where, &address, failure) : 0;
+    int r = fd < 0 ? address_parse(where, &address, failure) : address_of_socket(fd, &address);
+    if (fd >= 0 && r == 0 && address.any.sa_family == AF_UNIX)
+        r = failure_set(failure, -EAFNOSUPPORT,
+                        "the service manager passed a Unix socket; write ListenStream=PORT or ADDR:PORT in its .socket "
+                        "unit");
     if (fd < 0 && r == 0)
         r = manager_listen(&address, &options, &fd, failure);
     else if (congestion != NULL && r == 0)
@@ -130,6 +134,21 @@ static void say_of_tls(void *context, const char *line)
     fprintf(stderr, SERVE_PROGRAM ": %s\n", line);
 }
 
+/* A certificate names addresses in another way; --tls-dev's is for this host whatever its sites are called. */
+static void warn_of_names(const struct serve_generation *generation)
+{
+    const struct host_names *names = &generation->config.sites.names;
+    for (unsigned i = 0; i < names->count && !generation->config.options.tls.development; i++) {
+        const char *name = names->items[i].text;
+        bool is_address = name[0] == '[' || name[strspn(name, "0123456789.")] == '\0';
+        if (!is_address && !tls_context_covers(generation->tls, name))
+            fprintf(stderr,
+                    SERVE_PROGRAM ": no certificate is for %s: who asks for it by HTTPS is shown the first, and will "
+                                  "refuse it\n",
+                    name);
+    }
+}
+
 static int load_tls(struct serve_generation *generation, struct tls_tickets **tickets, struct failure *failure)
 {
     const struct serve_config *config = &generation->config;
@@ -137,7 +156,10 @@ static int load_tls(struct serve_generation *generation, struct tls_tickets **ti
     struct failure why;
     int r = serve_tls_load(&config->options.tls, &config->certificates, tickets, config->options.verbose, say_of_tls,
                            NULL, &generation->tls, &option, &value, &why);
-    return r < 0 ? serve_config_wrong(config, option, value, r, &why, failure) : 0;
+    if (r < 0)
+        return serve_config_wrong(config, option, value, r, &why, failure);
+    warn_of_names(generation);
+    return 0;
 }
 
 void serve_generation_free(struct serve_generation *generation)
@@ -162,7 +184,7 @@ int serve_generation_prepare(struct serve_config *config, const struct serve_gen
         serve_config_free(config);
         return failure_set(failure, -ENOMEM, SERVE_PROGRAM ": out of memory");
     }
-    *generation = (struct serve_generation){.config = *config, .listeners = {{-1}, {-1}, {-1}}};
+    *generation = (struct serve_generation){.config = *config, .listeners = {{.fd = -1}, {.fd = -1}, {.fd = -1}}};
     const struct serve_options *options = &generation->config.options;
     struct failure why;
     int r = 0;

@@ -133,6 +133,8 @@ int serve_sites_add(struct http_sites *sites, const struct site_options *options
                             site.index);
     if (options->root == NULL)
         return config_wrong(origin, "root", -EINVAL, failure, "which directory to serve is not said; write root = DIR");
+    if (options->root[0] == '\0')
+        return config_wrong(origin, "root", -EINVAL, failure, "the directory's name is empty; . is the current one");
     int r = open_root(options->root, &site.root, &site.directory);
     if (r < 0 && origin->path == NULL)
         return failure_set(failure, r, "%s: cannot serve %.300s: %s (%s)", origin->command->program, options->root,

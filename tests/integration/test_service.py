@@ -91,6 +91,16 @@ def several_passed():
         done = subprocess.run([*wrap, SLUICE, "serve", root], capture_output=True, text=True, timeout=10 * PATIENCE, **more)
         equal(done.returncode, 1)
         assert "is no listening stream socket" in done.stderr, done.stderr
+    with socket.socket(socket.AF_UNIX) as local:
+        local.bind(root + "/socket")
+        local.listen()
+        wrap, more = passing(local)
+        done = subprocess.run([*wrap, SLUICE, "serve", root], capture_output=True, text=True, timeout=10 * PATIENCE, **more)
+        equal(done.returncode, 1)
+        assert "passed a Unix socket; write ListenStream=PORT" in done.stderr, done.stderr
+    done = subprocess.run(["sh", "-c", "LISTEN_FDS=some LISTEN_PID=$$ exec \"$@\"", "sh", SLUICE, "serve", root],
+                          capture_output=True, text=True, timeout=10 * PATIENCE)
+    assert "LISTEN_FDS is \"some\", which is no number" in done.stderr, done.stderr
     # Meant for another process.
     done = subprocess.run([SLUICE, "serve", "/nowhere"], capture_output=True, text=True, timeout=10 * PATIENCE,
                           env=dict(os.environ, LISTEN_FDS="1", LISTEN_PID="1"))

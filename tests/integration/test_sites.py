@@ -351,8 +351,13 @@ def connections_per_address():
             fourth.ended()
         with Paced(server, "127.0.0.2") as other:
             equal(served(other), 200)
-        more = [Client(server) for _ in range(12)]
-        answers = [served(client) for client in more]
+        more, cut = [], 0
+        for _ in range(12):
+            try:
+                more.append(Client(server))
+            except ConnectionResetError:  # the reset came before connect(2) had returned
+                cut += 1
+        answers = [served(client) for client in more] + [None] * cut
         assert set(answers) <= {None, 429} and answers.count(None) >= 5, answers
         for client in more:
             client.close()

@@ -367,7 +367,7 @@ def sites():
         workers = 1
         access-log = %s
         access-log-format = json
-        [host first.test]
+        [host first.test other.first.test 127.0.0.1 [::1]]
         root = %s/one
         certificate = %s
         [host both.test]
@@ -383,6 +383,7 @@ def sites():
         with Browser(server, trusting(V12), name=None) as client:
             equal(client.socket.getpeercert(True), der(first))
             equal(client.get("/", host="first.test").status, 200)
+        equal(re.findall(r"no certificate is for (\S+):", server.errors()), ["other.first.test"])
     with open(log, encoding="ascii") as file:
         equal([json.loads(line)["tls"] for line in file], ["TLSv1.3", "TLSv1.3", "TLSv1.2"])
 
@@ -904,6 +905,8 @@ def redirected():
             equal(plain.get("/", host="[::1]")["Location"], "https://[::1]:%d/" % server.port)
             equal(plain.get("/.well-known/acme-challenge/token").body, b"proof")
             equal(plain.get("/small", method="POST").status, 308)
+            for path in ("/.well-known/acme-challenge/../../small", "/.well-known/acme-challenge/%2e%2e/x"):
+                equal(plain.get(path).status, 308, path)
         with Browser(server) as client:
             equal(client.get("/small").status, 200)
 

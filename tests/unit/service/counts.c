@@ -115,6 +115,7 @@ struct values {
     struct option_list list;
     unsigned choice;
     bool on;
+    uint64_t limit;
 };
 
 static void write_nothing(void *context, FILE *out, const struct tally_worker *worker)
@@ -137,13 +138,14 @@ TEST("a status shows the configuration in force, option by option, and each work
         {"count", 0, "N", "", OPTION_UNSIGNED, offsetof(struct values, count), .default_text = NULL},
         {"time", 0, "N", "", OPTION_DURATION, offsetof(struct values, time), .default_text = NULL},
         {"size", 0, "N", "", OPTION_SIZE, offsetof(struct values, size), .default_text = NULL},
+        {"limit", 0, "N", "", OPTION_UNSIGNED, offsetof(struct values, limit), .min = 1},
         {"list", 0, "N", "", OPTION_LIST, offsetof(struct values, list), .default_text = NULL},
         {"choice", 0, "N", "", OPTION_CHOICE, offsetof(struct values, choice), .choices = choices},
         {"on", 0, NULL, "", OPTION_FLAG, offsetof(struct values, on), .default_text = NULL},
         {.type = OPTION_END},
     };
     const char *items[] = {"x", "\"y\""};
-    struct values values = {"n", 3, 1500, 4096, {items, 2}, 1, true};
+    struct values values = {"n", 3, 1500, 4096, {items, 2}, 1, true, 0};
     struct tally tally;
     CHECK_EQ(tally_create(&tally, 2, 8, add_nothing), 0);
     tally_begin(&tally, &(struct worker){.slot = 1, .index = 4, .reloads = 2});
@@ -160,9 +162,12 @@ TEST("a status shows the configuration in force, option by option, and each work
     fclose(out);
     CHECK(strstr(text, "{\"program\": \"a program\", \"version\": \"") == text);
     CHECK(strstr(text, "\"about\": null, \"now\": ") != NULL);
-    CHECK(strstr(text, "\"crashes\": 0, \"reloads\": 2,\n\"configuration\": {\"name\": \"n\", \"count\": 3, "
-                       "\"time\": 1.500, \"size\": 4096, \"list\": [\"x\", \"\\\"y\\\"\"], \"choice\": \"high\", "
-                       "\"on\": true},\n\"totals\": {},\n\"workers\": [\n{\"index\": 4, \"pid\": ") != NULL);
+    CHECK(
+        strstr(
+            text,
+            "\"crashes\": 0, \"reloads\": 2,\n\"configuration\": {\"name\": \"n\", \"count\": 3, "
+            "\"time\": 1.500, \"size\": 4096, \"limit\": null, \"list\": [\"x\", \"\\\"y\\\"\"], \"choice\": \"high\", "
+            "\"on\": true},\n\"totals\": {},\n\"workers\": [\n{\"index\": 4, \"pid\": ") != NULL);
     CHECK(strstr(text, "\"reloads\": 2, \"up_seconds\": 0.") != NULL);
     CHECK(strstr(text, "\"totals\": {\"of\": 1}}]}\n") != NULL);
     tally_destroy(&tally);
