@@ -80,8 +80,9 @@ struct http_server {
     struct secure_log secure_log;
     struct list connections; /* in no particular order */
     unsigned count;
-    unsigned listings; /* helpers reading directories */
-    bool paused, route_refused;
+    unsigned listings;  /* helpers reading directories */
+    bool paused, ahead; /* of accepting: it has been paused; connections may be accepted ahead */
+    bool route_refused;
     bool closing;           /* every response says that it is its connection's last */
     bool draining;          /* and connections that were not told so are closed, too */
     bool drained;           /* options->drained was called, or must not be */

@@ -12,6 +12,9 @@
 #define SHED 16          /* files and idle connections to close when descriptors run out */
 #define SHED_LOOK_AT 512 /* connections to look at for that */
 #define DRAIN_CHECK 125  /* ms between looks whether helpers are done */
+/* With so many places, connections may be accepted ahead while half of them are free: not those who would then wait
+ * for a place here, though another worker has one. */
+#define AHEAD_FROM 1024
 
 void http_server_tick(struct http_server *server)
 {
@@ -142,6 +145,13 @@ static void shed(struct http_server *server)
     }
 }
 
+static void accept_ahead(struct http_server *server, bool allow)
+{
+    server->ahead = allow;
+    for (unsigned i = 0; i < server->listening_count; i++)
+        sluice_listener_ahead(server->listening[i].listener, allow);
+}
+
 static void on_accepted(void *context, int fd, const struct sockaddr *address, unsigned address_length)
 {
     const struct http_listening *listening = context;
@@ -155,6 +165,8 @@ static void on_accepted(void *context, int fd, const struct sockaddr *address, u
         return;
     }
     connection_open(server, fd, address, address_length, listening->tls);
+    if (server->ahead && server->count >= server->options->max_connections / 2)
+        accept_ahead(server, false);
     if (server->count >= server->options->max_connections && !server->paused && !server->closing) {
         server->paused = true;
         for (unsigned i = 0; i < server->listening_count; i++)
@@ -169,8 +181,11 @@ int http_server_listen(struct http_server *server, int fd, struct tls_context *t
     struct http_listening *listening = &server->listening[server->listening_count];
     *listening = (struct http_listening){.server = server, .tls = tls};
     int r = sluice_loop_listen(server->loop, fd, on_accepted, listening, &listening->listener);
-    server->listening_count += r == 0;
-    return r;
+    if (r < 0)
+        return r;
+    server->listening_count++;
+    accept_ahead(server, server->options->max_connections >= AHEAD_FROM);
+    return 0;
 }
 
 static void check_drained(void *context)
@@ -195,6 +210,9 @@ void http_server_lost(struct http_server *server)
         for (unsigned i = 0; i < server->listening_count; i++)
             sluice_listener_resume(server->listening[i].listener);
     }
+    if (!server->ahead && server->options->max_connections >= AHEAD_FROM &&
+        server->count < server->options->max_connections / 4 && !server->closing)
+        accept_ahead(server, true);
     check_drained(server);
 }
 

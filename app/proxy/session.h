@@ -53,7 +53,8 @@ struct proxy_worker {
     struct list sessions; /* in no particular order */
     struct list mirrors;  /* of connections, and those that outlive theirs */
     unsigned count;
-    bool paused, listening, draining, drained;
+    bool paused, ahead; /* of accepting: it has been paused; connections may be accepted ahead */
+    bool listening, draining, drained;
     struct sluice_timer held_timer;
     struct admin *admin[GENERATION_ADMIN]; /* or NULL */
     unsigned admin_open;                   /* of these, not drained */

@@ -13,6 +13,17 @@
 
 /* How often those who wait for a place of the service look whether another worker's clients have left. */
 #define HELD_LOOK_MS 125
+/* With so many places, connections may be accepted ahead while half of them are free: not those who would then wait
+ * for a place here, though another worker has one. */
+#define AHEAD_FROM 1024
+
+static void accept_ahead(struct proxy_worker *worker, bool allow)
+{
+    worker->ahead = allow;
+    for (unsigned i = 0; i < worker->listener_count; i++)
+        if (worker->listeners[i].listener != NULL)
+            sluice_listener_ahead(worker->listeners[i].listener, allow);
+}
 
 static void on_accepted(void *context, int fd, const struct sockaddr *address, unsigned address_length)
 {
@@ -26,6 +37,8 @@ static void on_accepted(void *context, int fd, const struct sockaddr *address, u
         return;
     }
     session_open(service, fd, address, address_length);
+    if (worker->ahead && worker->count >= worker->options->max_connections / 2)
+        accept_ahead(worker, false);
     if (worker->count >= worker->options->max_connections && !worker->paused && !worker->draining) {
         worker->paused = true;
         for (unsigned i = 0; i < worker->listener_count; i++)
@@ -79,6 +92,9 @@ void proxy_worker_lost(struct proxy_worker *worker, struct service_at_work *serv
             if (worker->listeners[i].listener != NULL)
                 sluice_listener_resume(worker->listeners[i].listener);
     }
+    if (!worker->ahead && worker->options->max_connections >= AHEAD_FROM &&
+        worker->count < worker->options->max_connections / 4)
+        accept_ahead(worker, true);
     check_drained(worker);
 }
 
@@ -307,6 +323,7 @@ int proxy_worker_start(struct proxy_worker *worker)
                 worker->listener_count++;
         }
     }
+    accept_ahead(worker, worker->options->max_connections >= AHEAD_FROM);
     if (r == 0)
         r = start_admin(worker);
     return r;

@@ -768,6 +768,12 @@ struct sluice_listener;
 /* Accept connections from a listening, non-blocking socket, which stays the caller's. Returns 0, -ENOMEM, -EPERM. */
 SLUICE_API int sluice_loop_listen(struct sluice_loop *loop, int fd, sluice_accept_fn *accept, void *context,
                                   struct sluice_listener **ret_listener);
+/* May connections be accepted before accept is called for them? That saves a system call each (io_uring's multishot
+ * accept; epoll has none). But a loop that is busy keeps them from others that accept from the same socket and are
+ * free, and when it is paused those stay with it until it is resumed. So it is off at first: for a listener that is far
+ * from being paused. May be called from accept. */
+SLUICE_API void sluice_listener_ahead(struct sluice_listener *listener, bool allow);
+/* Nobody else is kept waiting by it: who has not been accepted is left to other loops, which know of it. */
 SLUICE_API void sluice_listener_pause(struct sluice_listener *listener);
 SLUICE_API void sluice_listener_resume(struct sluice_listener *listener);
 /* The socket stays open. accept is called from within for connections that were accepted ahead (io_uring) and not shown

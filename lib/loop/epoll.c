@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #define EVENTS_PER_TURN 256
-#define ACCEPTS_PER_TURN 32
 
 struct epoll_loop {
     struct sluice_loop common;
@@ -147,23 +146,11 @@ static void withdraw(struct sluice_loop *loop, struct sluice_transfer *transfer)
 
 /* ---- Listeners, connecting sockets and watches ------------------------------------------------------------------ */
 
-static void listener_event(struct sluice_listener *listener)
-{
-    for (int i = 0; i < ACCEPTS_PER_TURN && !listener->source.dead && !listener->paused; i++) {
-        struct sockaddr_storage address;
-        socklen_t size = sizeof address;
-        int fd = sys.accept4(listener->fd, (struct sockaddr *)&address, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
-        if (fd >= 0)
-            listener->accept(listener->context, fd, (struct sockaddr *)&address, size);
-        else if (!loop_accept_failed(listener, errno))
-            return;
-    }
-}
-
 static int listen_on(struct sluice_listener *listener)
 {
     /* Exclusive: of several workers that listen on one socket, a connection wakes one. Level-triggered, so that what is
-     * left in the queue is not forgotten. */
+     * left in the queue is not forgotten. The kernel takes a wake-up as passed on only if it ends this loop's sleep,
+     * and then the listener is what the loop looks at first: before anything can pause it. */
     return watch_fd(listener->loop, listener->fd, EPOLLIN | EPOLLEXCLUSIVE, &listener->source);
 }
 
@@ -228,7 +215,7 @@ static int turn(struct sluice_loop *loop, int timeout)
             end_event((struct loop_end *)source, mine->events[i].events);
             break;
         case SOURCE_LISTENER:
-            listener_event((struct sluice_listener *)source);
+            loop_accept_some((struct sluice_listener *)source);
             break;
         case SOURCE_CONNECT:
             forget_connect((struct sluice_connect *)source);

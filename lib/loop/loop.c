@@ -26,6 +26,7 @@
 #define SHORTEST_TURN (64u << 10)
 #define DEFAULT_HELPERS 2
 #define RESUME_RETRY_MS 100
+#define ACCEPTS_PER_TURN 32
 #define LAST_ACCEPTS_MAX 4096 /* as many as the queue of a socket has room for, unless somebody raised the limit */
 #define IDLE_TRANSFERS 64     /* kept for reuse; more are freed */
 
@@ -568,6 +569,19 @@ bool loop_accept_failed(struct sluice_listener *listener, int error)
     return false;
 }
 
+void loop_accept_some(struct sluice_listener *listener)
+{
+    for (int i = 0; i < ACCEPTS_PER_TURN && !listener->source.dead && !listener->paused; i++) {
+        struct sockaddr_storage address;
+        socklen_t size = sizeof address;
+        int fd = sys.accept4(listener->fd, (struct sockaddr *)&address, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd >= 0)
+            listener->accept(listener->context, fd, (struct sockaddr *)&address, size);
+        else if (!loop_accept_failed(listener, errno))
+            return;
+    }
+}
+
 int sluice_loop_listen(struct sluice_loop *loop, int fd, sluice_accept_fn *accept, void *context,
                        struct sluice_listener **ret_listener)
 {
@@ -611,6 +625,17 @@ void sluice_listener_resume(struct sluice_listener *listener)
         sluice_timer_start(listener->loop, &listener->retry, RESUME_RETRY_MS, resume_again, listener);
     else
         listener->paused = false;
+}
+
+void sluice_listener_ahead(struct sluice_listener *listener, bool allow)
+{
+    if (listener->ahead == allow)
+        return;
+    listener->ahead = allow;
+    if (listener->paused)
+        return;
+    sluice_listener_pause(listener);
+    sluice_listener_resume(listener);
 }
 
 /* Several loops may wait for one socket, and a new connection wakes one of them only (EPOLLEXCLUSIVE, and so does a

@@ -47,6 +47,7 @@ struct sluice_listener {
     struct sluice_loop *loop;
     int fd;
     bool paused, ended;
+    bool ahead;                /* the kernel may accept before anybody has looked */
     struct sluice_timer retry; /* of a resume that failed */
     sluice_accept_fn *accept;
     void *context;
@@ -180,6 +181,9 @@ int loop_socket_error(const struct sluice_end *end);
 /* The connecting socket is connected or has failed, and is not watched any more. error: a negative errno when it could
  * not be watched; else 0. */
 void loop_connect_ended(struct sluice_connect *connect, int error);
+
+/* Somebody may wait: accept all who do, unless they are very many. */
+void loop_accept_some(struct sluice_listener *listener);
 
 /* Accepting failed with this errno. Returns true when the next connection may be asked for at once. */
 bool loop_accept_failed(struct sluice_listener *listener, int error);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
  * The loop on io_uring, for Linux 6.1 and newer. Bytes from sockets arrive by multishot receives into provided buffers,
- * connections by multishot accepts; descriptors that are no sockets are polled by the ring. An op of a transfer that
- * cannot block is carried out at once, as on epoll, so that a small response is on its way when sluice_loop_transfer
- * returns. One that would wait, for its socket or for a disk, is handed to the ring with its linked successors.
+ * connections by multishot accepts where the listener allows it; descriptors that are no sockets are polled by the
+ * ring. An op of a transfer that cannot block is carried out at once, as on epoll, so that a small response is on its
+ * way when sluice_loop_transfer returns. One that would wait, for its socket or for a disk, is handed to the ring with
+ * its linked successors.
  * sendfile and splice are never handed over: the first has no opcode, and the second is given to a worker thread of the
  * kernel every time, which costs two switches and saves none; for them the ring waits until the descriptor is ready.
  *
@@ -1160,6 +1161,13 @@ static int listen_on(struct sluice_listener *common)
     }
     if (listener->accepting || listener->asked)
         return 0;
+    /* An accept has the wake-ups of all who come to itself, however busy the loop is; those that it was given and has
+     * not seen when it is cancelled are lost to all other loops. A poll takes none away, and each of these loops looks.
+     */
+    if (!common->ahead) {
+        listener->asked = poll_for(ring, common->fd, POLLIN, ABOUT_CALLERS, &common->source);
+        return listener->asked ? 0 : ring->error;
+    }
     entry = request(ring, ABOUT_ACCEPT, &common->source);
     if (entry == NULL)
         return ring->error;
@@ -1252,6 +1260,8 @@ static void callers(struct uring_listener *listener)
     listener->asked = false;
     while (listener->held_count > 0 && !common->paused && !common->source.dead)
         show_in_held(listener);
+    if (!common->ahead)
+        loop_accept_some(common);
     if (!common->paused && !common->source.dead)
         listen_on(common);
 }

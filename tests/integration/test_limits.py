@@ -208,6 +208,22 @@ def one_connection():
             together([lambda: equal(next_client.get("/file.txt").body, b"inside"), holder.close])
 
 
+@case("--max-connections 4 with 4 workers: each of 4 clients that come while all are busy finds the worker with room")
+def worker_with_room():
+    for loop in ("io_uring", "epoll"):
+        with Server(root, "--max-connections", "4", "--loop", loop, workers=4) as server:
+            for _ in range(5):
+                for worker in server.worker_pids():
+                    os.kill(worker, signal.SIGSTOP)
+                clients = [Client(server) for _ in range(4)]
+                for worker in server.worker_pids():
+                    os.kill(worker, signal.SIGCONT)
+                for client in clients:
+                    equal(client.get("/file.txt").body, b"inside")
+                for client in clients:
+                    client.close()
+
+
 # ---- Descriptors ----
 
 @case("with 40 descriptors the server survives 100 connections and 200 files, answers those it took, and recovers")

@@ -18,7 +18,7 @@ import threading
 import time
 
 from harness import PATIENCE, Skip, case, content, equal, main, new_root, same_bytes, together, until
-from proxying import (CONTROL, LOCAL, Backend, Control, Proxy, Refusing, address_text, ask_name, count_open, echo,
+from proxying import (CONTROL, LOCAL, Backend, Control, Proxy, Refusing, address_text, ask_name, connect, count_open, echo,
                       how_it_ends, listening, named, needs_sluice, read_all, read_exactly, reset, send_in_background,
                       terminate, turned_away)
 
@@ -304,6 +304,24 @@ def max_connections():
         for one in more:
             equal(read_exactly(one, 2), b"0\n")
             one.close()
+
+
+@case("--max-total 4 with 4 workers: each of 4 clients that come while all are busy finds the worker with room")
+def worker_with_room():
+    needs_sluice()
+    for loop in ("io_uring", "epoll"):
+        with backends(1) as (a,), \
+                Proxy(a.address, listen=[(LOCAL, 0)] * 2, workers=4, max_total=4, loop=loop) as proxy:
+            for _ in range(5):
+                for worker in proxy.worker_pids():
+                    os.kill(worker, signal.SIGSTOP)
+                clients = [connect(proxy.addresses[number % 2]) for number in range(4)]
+                for worker in proxy.worker_pids():
+                    os.kill(worker, signal.SIGCONT)
+                for client in clients:
+                    equal(read_exactly(client, 2), b"0\n")
+                for client in clients:
+                    client.close()
 
 
 @case("--max-connections 1: a client that comes just as a place becomes free does not overtake the one that waits")

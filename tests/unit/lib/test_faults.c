@@ -1053,8 +1053,10 @@ static void play_door(const struct scenario *scenario, struct outcome *outcome)
         result = sluice_loop_watch(door.loop, door.event, on_event, NULL, &door.watch);
         if (result == 0)
             result = sluice_loop_listen(door.loop, door.socket, on_caller, NULL, &door.listener);
-        if (result == 0)
+        if (result == 0) {
+            sluice_listener_ahead(door.listener, true); /* the second one accepts nobody ahead */
             result = sluice_loop_run(door.loop);
+        }
         failed(outcome, result);
         sluice_listener_free(door.listener);
         sluice_watch_free(door.watch);

@@ -1021,7 +1021,7 @@ TEST("a watch calls for every event until it is freed, in its own callback too; 
 struct door {
     struct sluice_listener *listener;
     int listening, accepted, last_error;
-    bool pause_each, close_each;
+    bool pause_each, close_each, ahead;
     int fds[64];
     struct sockaddr_in address;
 };
@@ -1054,6 +1054,7 @@ static void open_door(struct door *door)
     CHECK(bind(door->listening, (struct sockaddr *)&door->address, size) == 0 && listen(door->listening, 64) == 0);
     CHECK_EQ(getsockname(door->listening, (struct sockaddr *)&door->address, &size), 0);
     CHECK_EQ(sluice_loop_listen(loop, door->listening, accepted, door, &door->listener), 0);
+    sluice_listener_ahead(door->listener, door->ahead);
 }
 
 static int knock(const struct door *door)
@@ -1064,9 +1065,9 @@ static int knock(const struct door *door)
     return fd;
 }
 
-TEST("a listener accepts all who come, and none while it is paused")
+static void accept_all_who_come(bool ahead)
 {
-    struct door door = {.close_each = true, .pause_each = true};
+    struct door door = {.close_each = true, .pause_each = true, .ahead = ahead};
     int clients[10];
     begin();
     open_door(&door);
@@ -1091,9 +1092,15 @@ TEST("a listener accepts all who come, and none while it is paused")
     end();
 }
 
-TEST("no connection is lost when a listener is freed: accepted ahead, it is shown; else it waits for the next listener")
+TEST("a listener accepts all who come, and none while it is paused")
 {
-    struct door door = {.pause_each = true};
+    accept_all_who_come(false);
+    accept_all_who_come(true);
+}
+
+static void free_while_they_wait(bool ahead)
+{
+    struct door door = {.pause_each = true, .ahead = ahead};
     int clients[10], waiting = 0, fd;
     begin();
     open_door(&door);
@@ -1109,6 +1116,12 @@ TEST("no connection is lost when a listener is freed: accepted ahead, it is show
     for (int i = 0; i < 10; i++)
         close(clients[i]);
     end();
+}
+
+TEST("no connection is lost when a listener is freed: accepted ahead, it is shown; else it waits for the next listener")
+{
+    free_while_they_wait(false);
+    free_while_they_wait(true);
 }
 
 TEST("a listener that is freed takes those who wait, as nobody else may have been woken for them")
@@ -1129,6 +1142,101 @@ TEST("a listener that is freed takes those who wait, as nobody else may have bee
     close(door.listening);
     for (int i = 0; i < 10; i++)
         close(clients[i]);
+    end();
+}
+
+/* Loops on threads of their own that accept from the same two sockets; each has room for one connection. All are busy
+ * while the clients come. */
+#define NEIGHBOURS 3
+
+struct neighbour {
+    const int *sockets;
+    pthread_barrier_t *all_busy;
+    atomic_int *taken;
+    struct sluice_loop *loop;
+    struct sluice_listener *listeners[2];
+    struct sluice_timer timer;
+    uint64_t give_up;
+    int mine, client;
+};
+
+static void take_one(void *context, int fd, const struct sockaddr *address, unsigned length)
+{
+    struct neighbour *neighbour = context;
+    (void)address, (void)length;
+    neighbour->mine++;
+    neighbour->client = fd;
+    atomic_fetch_add(neighbour->taken, 1);
+    for (int i = 0; i < 2; i++)
+        sluice_listener_pause(neighbour->listeners[i]);
+}
+
+static void look_around(void *context)
+{
+    struct neighbour *neighbour = context;
+    if (atomic_load(neighbour->taken) == NEIGHBOURS || milliseconds() > neighbour->give_up)
+        sluice_loop_stop(neighbour->loop);
+    else
+        sluice_timer_start(neighbour->loop, &neighbour->timer, 125, look_around, neighbour);
+}
+
+static void be_busy(void *context)
+{
+    struct neighbour *neighbour = context;
+    pthread_barrier_wait(neighbour->all_busy);
+    pthread_barrier_wait(neighbour->all_busy); /* the clients have come */
+    neighbour->give_up = milliseconds() + 10000;
+    look_around(neighbour);
+}
+
+static void *live_next_door(void *context)
+{
+    struct neighbour *neighbour = context;
+    CHECK_EQ(sluice_loop_new(&loop_options, &neighbour->loop), 0);
+    for (int i = 0; i < 2; i++)
+        CHECK_EQ(
+            sluice_loop_listen(neighbour->loop, neighbour->sockets[i], take_one, neighbour, &neighbour->listeners[i]),
+            0);
+    sluice_timer_start(neighbour->loop, &neighbour->timer, 1, be_busy, neighbour);
+    CHECK_EQ(sluice_loop_run(neighbour->loop), 0);
+    for (int i = 0; i < 2; i++)
+        sluice_listener_free(neighbour->listeners[i]);
+    sluice_loop_free(neighbour->loop);
+    return NULL;
+}
+
+TEST("who comes to a loop that is full is taken by one that accepts from the same socket and has room")
+{
+    struct neighbour neighbours[NEIGHBOURS];
+    pthread_t threads[NEIGHBOURS];
+    pthread_barrier_t all_busy;
+    struct door doors[2] = {0};
+    int sockets[2], clients[NEIGHBOURS];
+    atomic_int taken = 0;
+    begin();
+    for (int i = 0; i < 2; i++) {
+        open_door(&doors[i]);
+        sluice_listener_free(doors[i].listener);
+        sockets[i] = doors[i].listening;
+    }
+    pthread_barrier_init(&all_busy, NULL, NEIGHBOURS + 1);
+    for (int i = 0; i < NEIGHBOURS; i++) {
+        neighbours[i] = (struct neighbour){.sockets = sockets, .all_busy = &all_busy, .taken = &taken, .client = -1};
+        CHECK_EQ(pthread_create(&threads[i], NULL, live_next_door, &neighbours[i]), 0);
+    }
+    pthread_barrier_wait(&all_busy);
+    for (int i = 0; i < NEIGHBOURS; i++)
+        clients[i] = knock(&doors[i % 2]);
+    pthread_barrier_wait(&all_busy);
+    for (int i = 0; i < NEIGHBOURS; i++) {
+        pthread_join(threads[i], NULL);
+        CHECK_EQ(neighbours[i].mine, 1);
+        close(neighbours[i].client);
+        close(clients[i]);
+    }
+    pthread_barrier_destroy(&all_busy);
+    for (int i = 0; i < 2; i++)
+        close(sockets[i]);
     end();
 }
 
