@@ -335,8 +335,8 @@ enum progress exchange_send_range(struct connection *connection, struct exchange
     const struct file *file = exchange->file;
     exchange->status = status;
     exchange->head_length =
-        response_file_head(exchange->head, &connection->server->clock, status, connection_field(exchange, request),
-                           &file->fields, file->size, first, length);
+        response_file_head(exchange->head, &connection->server->clock, status, request->if_range.data != NULL,
+                           connection_field(exchange, request), &file->fields, file->size, first, length);
     const struct sluice_segment segments[2] = {
         {.kind = SLUICE_SEGMENT_MEMORY, .data = exchange->head, .length = exchange->head_length},
         {.kind = SLUICE_SEGMENT_FILE,
@@ -371,8 +371,9 @@ static size_t make_parts(struct connection *connection, struct exchange *exchang
     char *text = malloc(RESPONSE_HEAD_MAX + fields->length + (size_t)(ranges->count + 1) * MULTIPART_TEXT_MAX);
     if (text == NULL)
         return 0;
-    exchange->head_length = response_multipart_head(
-        text, &connection->server->clock, connection_field(exchange, request), fields, multipart.boundary, length);
+    exchange->head_length =
+        response_multipart_head(text, &connection->server->clock, request->if_range.data != NULL,
+                                connection_field(exchange, request), fields, multipart.boundary, length);
     size_t count = 0;
     char *start = text, *at = text + exchange->head_length;
     for (unsigned i = 0; i <= ranges->count; i++) {

@@ -108,7 +108,9 @@ void response_fields_make(const struct response_about *about, char *buffer, stru
     ret_fields->validators = (size_t)(at - buffer);
     at = PUT(at, "Last-Modified: ");
     http_date_format(about->modified, at);
-    at = PUT(at + HTTP_DATE_LENGTH, "\r\nETag: ");
+    at = PUT(at + HTTP_DATE_LENGTH, "\r\n");
+    ret_fields->etag = (size_t)(at - buffer);
+    at = PUT(at, "ETag: ");
     at = put_text(at, about->etag);
     at = PUT(at, "\r\nAccept-Ranges: bytes\r\n");
     if (about->varies)
@@ -147,9 +149,19 @@ static inline char *put_start(char *at, const struct response_clock *clock, unsi
     return at;
 }
 
+/* From an offset on. A client that has told us the validators of what it has is not told the date again: the entity tag
+ * says it all (RFC 9110, 15.3.7). */
+static inline char *put_fields(char *at, const struct response_fields *fields, size_t from, bool revalidated)
+{
+    if (!revalidated)
+        return put(at, fields->text + from, fields->length - from);
+    at = put(at, fields->text + from, fields->validators - from);
+    return put(at, fields->text + fields->etag, fields->length - fields->etag);
+}
+
 size_t response_file_head(char buffer[static RESPONSE_HEAD_MAX], const struct response_clock *clock, unsigned status,
-                          enum response_connection connection, const struct response_fields *fields, uint64_t size,
-                          uint64_t first, uint64_t length)
+                          bool revalidated, enum response_connection connection, const struct response_fields *fields,
+                          uint64_t size, uint64_t first, uint64_t length)
 {
     char *at = put_start(buffer, clock, status, connection);
     size_t from = 0, to = fields->length;
@@ -163,11 +175,10 @@ size_t response_file_head(char buffer[static RESPONSE_HEAD_MAX], const struct re
         at = put_number(at, size);
         at = PUT(at, "\r\nContent-Length: ");
         at = put_number(at, length);
-        at = PUT(at, "\r\n");
-        from = fields->type;
-        break;
+        at = put_fields(PUT(at, "\r\n"), fields, fields->type, revalidated);
+        return (size_t)(at - buffer);
     case 304:
-        from = fields->validators;
+        from = fields->etag;
         break;
     case 416:
         at = PUT(at, "Content-Range: bytes */");
@@ -189,8 +200,8 @@ size_t response_file_head(char buffer[static RESPONSE_HEAD_MAX], const struct re
 }
 
 size_t response_multipart_head(char buffer[static RESPONSE_HEAD_MAX], const struct response_clock *clock,
-                               enum response_connection connection, const struct response_fields *fields,
-                               const char *boundary, uint64_t length)
+                               bool revalidated, enum response_connection connection,
+                               const struct response_fields *fields, const char *boundary, uint64_t length)
 {
     char *at = put_start(buffer, clock, 206, connection);
     at = PUT(at, "Content-Length: ");
@@ -198,7 +209,7 @@ size_t response_multipart_head(char buffer[static RESPONSE_HEAD_MAX], const stru
     at = PUT(at, "\r\nContent-Type: multipart/byteranges; boundary=");
     at = put_text(at, boundary);
     at = PUT(at, "\r\n");
-    at = put(at, fields->text + fields->after_type, fields->length - fields->after_type);
+    at = put_fields(at, fields, fields->after_type, revalidated);
     return (size_t)(at - buffer);
 }
 

@@ -26,10 +26,11 @@ void response_clock_set(struct response_clock *clock, time_t now);
 
 /* What is said about a file, in this order: Content-Length, Content-Type, what else describes the body, validators
  * (Last-Modified, ETag) and the operator's fields, Cache-Control, and the empty line. Each response uses the text from
- * one of the offsets on: a 200 all, a 206 from type, one in several parts from after_type, a 304 from validators; and
- * an error leaves out Cache-Control, which is about the file. */
+ * one of the offsets on: a 200 all, a 206 from type, one in several parts from after_type, a 304 from etag; a 206 to
+ * If-Range leaves out what lies between validators and etag, the date, and an error Cache-Control, which is about the
+ * file. */
 struct response_fields {
-    size_t length, type, after_type, validators, cache;
+    size_t length, type, after_type, validators, etag, cache;
     const char *text;
 };
 
@@ -56,15 +57,16 @@ void response_fields_make(const struct response_about *about, char *buffer, stru
 enum response_connection { RESPONSE_SILENT, RESPONSE_KEEP_ALIVE, RESPONSE_CLOSE };
 
 /* The head of a response with a file or a part of it (200, 206: length bytes from first) or about it (304, 412, 416,
- * without a body). buffer has room for what the operator adds, too. Returns its length. */
+ * without a body). revalidated: a 206 to If-Range. buffer has room for what the operator adds, too. Returns its length.
+ */
 size_t response_file_head(char buffer[static RESPONSE_HEAD_MAX], const struct response_clock *clock, unsigned status,
-                          enum response_connection connection, const struct response_fields *fields, uint64_t size,
-                          uint64_t first, uint64_t length);
+                          bool revalidated, enum response_connection connection, const struct response_fields *fields,
+                          uint64_t size, uint64_t first, uint64_t length);
 
 /* The head of a 206 in several parts; length is that of the body. Room and result likewise. */
 size_t response_multipart_head(char buffer[static RESPONSE_HEAD_MAX], const struct response_clock *clock,
-                               enum response_connection connection, const struct response_fields *fields,
-                               const char *boundary, uint64_t length);
+                               bool revalidated, enum response_connection connection,
+                               const struct response_fields *fields, const char *boundary, uint64_t length);
 
 /* A whole response in one piece of memory: errors, redirects, listings. */
 struct response_text {

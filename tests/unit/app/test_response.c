@@ -9,6 +9,7 @@ static struct response_clock server_clock;
 static char fields_text[RESPONSE_FIELDS_MAX + 128], head[RESPONSE_HEAD_MAX + 128];
 static struct response_fields fields;
 static const char *header, *cache; /* what the operator adds */
+static bool revalidated;
 
 static struct response_about subject = {.size = 6, .type = "text/plain", .modified = 784111777, .etag = "\"e\""};
 
@@ -21,13 +22,14 @@ static const char *head_of(unsigned status, enum response_connection connection,
     about.cache = cache;
     response_fields_make(&about, fields_text, &fields);
     CHECK(fields.length <= response_fields_room(&about));
-    head[response_file_head(head, &server_clock, status, connection, &fields, 6, first, length)] = '\0';
+    head[response_file_head(head, &server_clock, status, revalidated, connection, &fields, 6, first, length)] = '\0';
     return head;
 }
 
 #define START "Server: sluice/%s\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
 #define TYPE "Content-Type: text/plain\r\nX-Content-Type-Options: nosniff\r\n"
-#define VALIDATORS "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\nETag: \"e\"\r\nAccept-Ranges: bytes\r\n\r\n"
+#define TAG "ETag: \"e\"\r\nAccept-Ranges: bytes\r\n"
+#define VALIDATORS "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n" TAG "\r\n"
 
 static const char *expected(const char *format)
 {
@@ -55,9 +57,24 @@ TEST("a 206 has the length of the part and its place in the whole")
                        "Content-Range: bytes 1-3/6\r\nContent-Length: 3\r\n" TYPE VALIDATORS));
 }
 
-TEST("a 304 has validators and no length")
+TEST("a 206 to If-Range does not repeat the date, in one part or several")
 {
-    CHECK_STR(head_of(304, RESPONSE_SILENT, 0, 0), expected("HTTP/1.1 304 Not Modified\r\n" START VALIDATORS));
+    revalidated = true;
+    CHECK_STR(head_of(206, RESPONSE_SILENT, 1, 3),
+              expected("HTTP/1.1 206 Partial Content\r\n" START
+                       "Content-Range: bytes 1-3/6\r\nContent-Length: 3\r\n" TYPE TAG "\r\n"));
+    CHECK_STR(head_of(200, RESPONSE_SILENT, 0, 6), /* the validator was another one */
+              expected("HTTP/1.1 200 OK\r\n" START "Content-Length: 6\r\n" TYPE VALIDATORS));
+    revalidated = false;
+    head[response_multipart_head(head, &server_clock, true, RESPONSE_SILENT, &fields, "B", 321)] = '\0';
+    CHECK_STR(head, expected("HTTP/1.1 206 Partial Content\r\n" START "Content-Length: 321\r\n"
+                             "Content-Type: multipart/byteranges; boundary=B\r\n"
+                             "X-Content-Type-Options: nosniff\r\n" TAG "\r\n"));
+}
+
+TEST("a 304 has its entity tag, and neither date nor length")
+{
+    CHECK_STR(head_of(304, RESPONSE_SILENT, 0, 0), expected("HTTP/1.1 304 Not Modified\r\n" START TAG "\r\n"));
 }
 
 TEST("a 416 tells the size, a 412 does not")
@@ -71,16 +88,17 @@ TEST("a 416 tells the size, a 412 does not")
 
 TEST("what the operator adds is said of the file, and of errors all but Cache-Control")
 {
-#define ADDED "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\nETag: \"e\"\r\nAccept-Ranges: bytes\r\nA: b\r\nC: d\r\n"
+#define ADDED TAG "A: b\r\nC: d\r\n"
+#define DATED "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n" ADDED
     header = "A: b\r\nC: d\r\n";
     cache = "no-cache";
     CHECK_STR(
         head_of(200, RESPONSE_SILENT, 0, 6),
-        expected("HTTP/1.1 200 OK\r\n" START "Content-Length: 6\r\n" TYPE ADDED "Cache-Control: no-cache\r\n\r\n"));
+        expected("HTTP/1.1 200 OK\r\n" START "Content-Length: 6\r\n" TYPE DATED "Cache-Control: no-cache\r\n\r\n"));
     CHECK_STR(head_of(304, RESPONSE_SILENT, 0, 0),
               expected("HTTP/1.1 304 Not Modified\r\n" START ADDED "Cache-Control: no-cache\r\n\r\n"));
     CHECK_STR(head_of(412, RESPONSE_SILENT, 0, 0),
-              expected("HTTP/1.1 412 Precondition Failed\r\n" START "Content-Length: 0\r\n" ADDED "\r\n"));
+              expected("HTTP/1.1 412 Precondition Failed\r\n" START "Content-Length: 0\r\n" DATED "\r\n"));
     header = NULL;
     CHECK_STR(head_of(206, RESPONSE_SILENT, 1, 3),
               expected("HTTP/1.1 206 Partial Content\r\n" START
@@ -103,11 +121,11 @@ TEST("the longest head fits")
     response_fields_make(&about, fields_text, &fields);
     CHECK(fields.length <= RESPONSE_FIELDS_MAX);
     response_clock_set(&server_clock, 1);
-    CHECK(response_file_head(head, &server_clock, 206, RESPONSE_KEEP_ALIVE, &fields, UINT64_MAX, UINT64_MAX - 1, 1) <=
-          RESPONSE_HEAD_MAX);
+    CHECK(response_file_head(head, &server_clock, 206, false, RESPONSE_KEEP_ALIVE, &fields, UINT64_MAX, UINT64_MAX - 1,
+                             1) <= RESPONSE_HEAD_MAX);
     char boundary[MULTIPART_BOUNDARY_LENGTH + 1] = {0};
     memset(boundary, 'b', MULTIPART_BOUNDARY_LENGTH);
-    CHECK(response_multipart_head(head, &server_clock, RESPONSE_KEEP_ALIVE, &fields, boundary, UINT64_MAX) <=
+    CHECK(response_multipart_head(head, &server_clock, false, RESPONSE_KEEP_ALIVE, &fields, boundary, UINT64_MAX) <=
           RESPONSE_HEAD_MAX);
 }
 
@@ -138,7 +156,7 @@ TEST("several parts: a head without a range, a head for each part with the file'
     CHECK(strcmp(multipart.boundary, other.boundary) != 0);
     memset(multipart.boundary, 'b', MULTIPART_BOUNDARY_LENGTH);
 
-    size_t length = response_multipart_head(text, &server_clock, RESPONSE_CLOSE, &fields, "B", 321);
+    size_t length = response_multipart_head(text, &server_clock, false, RESPONSE_CLOSE, &fields, "B", 321);
     text[length] = '\0';
     CHECK_STR(text, expected("HTTP/1.1 206 Partial Content\r\n" START "Connection: close\r\nContent-Length: 321\r\n"
                              "Content-Type: multipart/byteranges; boundary=B\r\n"
