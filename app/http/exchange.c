@@ -360,9 +360,6 @@ static size_t make_parts(struct connection *connection, struct exchange *exchang
     const struct response_fields *fields = &file->fields;
     struct slice type = {fields->text + fields->type, fields->after_type - fields->type};
     struct multipart multipart;
-    /* Content-Encoding is about a message's whole body: parts of something encoded have no place for it. */
-    if (file->coding != HTTP_IDENTITY)
-        return 0;
     if (multipart_begin(ranges, type, file->size, &multipart) < 0)
         return 0;
     uint64_t length = multipart_length(&multipart);

@@ -431,6 +431,31 @@ class Response:
 
 
 RECORD = 22 if TLS else 0  # what TLS 1.3 makes more of a short response
+
+
+def parts_of(response, content_type="application/octet-stream"):
+    """[(Content-Range, bytes)] of a multipart/byteranges body, read as RFC 2046 has it, and strictly; all parts are of
+    this type."""
+    match = re.fullmatch(r"multipart/byteranges; boundary=([0-9a-f]{24})", response["Content-Type"])
+    assert match, response
+    equal(response["Content-Range"], None)
+    equal(response.complete, True)
+    boundary = b"--" + match[1].encode()
+    body = b"\r\n" + response.body
+    assert body.endswith(b"\r\n" + boundary + b"--\r\n"), body[-100:]
+    pieces = body.removesuffix(boundary + b"--\r\n").split(b"\r\n" + boundary + b"\r\n")
+    equal(pieces[0], b"")
+    pieces[-1] = pieces[-1].removesuffix(b"\r\n")
+    parts = []
+    for piece in pieces[1:]:
+        head, data = piece.split(b"\r\n\r\n", 1)
+        fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
+        equal(sorted(fields), ["Content-Range", "Content-Type"])
+        equal(fields["Content-Type"], content_type)
+        parts.append((fields["Content-Range"], data))
+    return parts
+
+
 # TLS that ends without saying so has been cut off, too.
 RESET = (ConnectionResetError, ssl.SSLEOFError)
 

@@ -6,8 +6,8 @@ import os
 import re
 import time
 
-from harness import (Client, Server, case, content, equal, get, main, new_root, note, same_bytes, shared_server, until,
-                     write)
+from harness import (Client, Server, case, content, equal, get, main, new_root, note, parts_of, same_bytes,
+                     shared_server, until, write)
 
 SIZE = 10000
 DATA = content(SIZE)
@@ -93,28 +93,6 @@ for value in ("bytes=0-1, 5", "bytes=5-4", "bytes=a-b", "bytes=1", "bytes=-", "b
 
 
 # ---- Several ranges ----
-
-def parts_of(response):
-    """[(Content-Range, bytes)] of a multipart/byteranges body, read as RFC 2046 has it, and strictly."""
-    match = re.fullmatch(r"multipart/byteranges; boundary=([0-9a-f]{24})", response["Content-Type"])
-    assert match, response
-    equal(response["Content-Range"], None)
-    equal(response.complete, True)
-    boundary = b"--" + match[1].encode()
-    body = b"\r\n" + response.body
-    assert body.endswith(b"\r\n" + boundary + b"--\r\n"), body[-100:]
-    pieces = body.removesuffix(boundary + b"--\r\n").split(b"\r\n" + boundary + b"\r\n")
-    equal(pieces[0], b"")
-    pieces[-1] = pieces[-1].removesuffix(b"\r\n")
-    parts = []
-    for piece in pieces[1:]:
-        head, data = piece.split(b"\r\n\r\n", 1)
-        fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
-        equal(sorted(fields), ["Content-Range", "Content-Type"])
-        equal(fields["Content-Type"], "application/octet-stream")
-        parts.append((fields["Content-Range"], data))
-    return parts
-
 
 def wanted(*ranges, size=SIZE, data=DATA):
     return [("bytes %d-%d/%d" % (first, last, size), data[first:last + 1]) for first, last in ranges]
