@@ -678,6 +678,28 @@ static int use_directory(struct tree *tree, struct node *node)
     return 0;
 }
 
+static bool same(const struct identity *a, const struct identity *b)
+{
+    return a->device == b->device && a->inode == b->inode;
+}
+
+/* Is what is to be copied a directory that was made above the place of its copy? A bind mount can lead there, where
+ * the path of the target does not show it; it would have no end. */
+static bool was_made_above(const struct node *node)
+{
+    for (const struct node *at = node->parent; at != NULL; at = at->parent)
+        if (at->target.made && same(&at->made, &node->source))
+            return true;
+    return false;
+}
+
+static void refuse(struct worker *worker, const struct node *node, const char *why)
+{
+    CLEANUP_FREE char *from = place_path(&node->place, NULL, SOURCE);
+    CLEANUP_FREE char *to = place_path(&node->place, NULL, TARGET);
+    report_failure(worker->tree->options.report, "%s → %s refused: %s", from, to, why);
+}
+
 static int open_node(struct worker *worker, struct node *node, struct listing *listing, struct node **ret_children)
 {
     struct tree *tree = worker->tree;
@@ -688,19 +710,23 @@ static int open_node(struct worker *worker, struct node *node, struct listing *l
         return -1;
     }
     node->source = (struct identity){node->status.st_dev, node->status.st_ino};
+    if (was_made_above(node)) {
+        refuse(worker, node, "a directory cannot be copied into itself");
+        return -1;
+    }
     int read = read_directory(worker, node, source, listing, ret_children);
     if (read < 0)
         complain_of(worker, node, SOURCE, "list", read);
     int result = use_directory(tree, node);
     if (result == 1)
         result = make_directory(tree, node, listing->count > 0);
-    else if (result == 0 && node->made.device == node->source.device && node->made.inode == node->source.inode)
-        result = -ELOOP;
+    else if (result == 0 && same(&node->made, &node->source)) {
+        refuse(worker, node, "they are the same directory");
+        return -1;
+    }
     if (result < 0) {
         if (result == -ENOTDIR || result == -EEXIST)
             complain_of(worker, node, TARGET, "replace by a directory, as it is none:", result);
-        else if (result == -ELOOP)
-            complain_of(worker, node, TARGET, "copy into itself", result);
         else
             complain_of(worker, node, TARGET, "make", result);
         return -1;

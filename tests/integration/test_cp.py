@@ -450,6 +450,7 @@ REFUSALS = {
     "a directory into itself under a new name": (("d", "d/inner/new"), "into itself"),
     "a directory into itself through a link": (("d", "link-to-inner"), "into itself"),
     "a directory onto itself": (("d/.", "d"), "into itself"),
+    "a directory into the one where it is": (("d", "."), "they are the same directory"),
     "the directory above": (("d/..", "d"), "into itself"),
     "a file onto itself": (("f", "f"), "the same file"),
     "a file onto itself by another name": (("f", "hard"), "the same file"),
@@ -504,6 +505,26 @@ def refused(what):
 
 for refusal in REFUSALS:
     case("refused, with the reason, and nothing changed: %s", refusal)(refused)
+
+
+@case("a directory into itself by a bind mount, which no path shows: it has an end, and the rest is copied")
+def into_itself_by_mount():
+    with tmpfs("size=16M,nr_inodes=500") as top:
+        at = lambda *names: os.path.join(top, *names)
+        os.makedirs(at("d", "a", "inner"))
+        write(top, "d", "b", "f", data=b"f")
+        os.mkdir(at("mounted"))
+        subprocess.run(["mount", "--bind", at("d", "a"), at("mounted")], check=True)
+        try:
+            run = cp(at("d"), at("mounted"), code=1)
+        finally:
+            subprocess.run(["umount", "--lazy", at("mounted")], check=True)
+        equal(run.err.count("\n"), 1, run.err)
+        assert "%s → %s refused: a directory cannot be copied into itself" % (
+            at("d", "a", "d"), at("mounted", "d", "a", "d")) in run.err, run.err
+        equal(sorted(os.listdir(at("d", "a", "d"))), ["a", "b"])
+        equal(os.listdir(at("d", "a", "d", "a")), ["inner"])
+        equal(open(at("d", "a", "d", "b", "f"), "rb").read(), b"f")
 
 
 @case("what can be copied is copied although another source is missing or unreadable; the exit code is 1")
