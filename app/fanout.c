@@ -106,7 +106,7 @@ struct fanout {
     struct sluice_segment segment;
     unsigned which[SLUICE_SINKS_MAX]; /* the transfer's sinks: the numbers of those that could be opened */
     struct sluice_receipt receipts[SLUICE_SINKS_MAX];
-    struct sluice_error errors[SLUICE_SINKS_MAX]; /* why a sink ended before the others */
+    struct sluice_error errors[SLUICE_SINKS_MAX]; /* why a sink ended before the others, or was the end of all */
     struct sluice_error error;                    /* why all ended */
     int result;
 };
@@ -210,7 +210,7 @@ static bool same_file(int fd, const struct place *input)
 
 static int open_file(struct fanout *fanout, struct place *place, int mode)
 {
-    /* Truncated only once it is known not to be the input. */
+    /* Truncated only once everything is open (truncate_file). */
     int flags = mode == O_RDONLY ? O_RDONLY : O_WRONLY | O_CREAT | (fanout->options.append ? O_APPEND : 0);
     place->fd = open(place->name, flags | O_CLOEXEC | O_NOCTTY, 0666);
     if (place->fd < 0)
@@ -222,10 +222,6 @@ static int open_file(struct fanout *fanout, struct place *place, int mode)
         errno = EINVAL;
         return complain_of(place, "it is the input as well");
     }
-    struct stat status;
-    if (!fanout->options.append && fstat(place->fd, &status) == 0 && S_ISREG(status.st_mode) &&
-        ftruncate(place->fd, 0) < 0)
-        return complain_of(place, "truncating it");
     return 0;
 }
 
@@ -268,6 +264,18 @@ static int open_end(struct fanout *fanout, struct place *place, int mode)
         setsockopt(place->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
     }
     return 0;
+}
+
+/* The files that we opened lose what was in them only when the input and every sink that must be is open. */
+static void truncate_file(const struct fanout *fanout, struct place *place)
+{
+    struct stat status;
+    if (place->end == NULL || !place->opened || fanout->options.append || fstat(place->fd, &status) < 0 ||
+        !S_ISREG(status.st_mode) || ftruncate(place->fd, 0) == 0)
+        return;
+    complain_of(place, "truncating it");
+    sluice_end_close(place->end);
+    place->end = NULL;
 }
 
 static int open_input(struct fanout *fanout)
@@ -376,8 +384,10 @@ static enum outcome outcome_of(const struct fanout *fanout, unsigned i)
     const struct place *place = &fanout->sinks[i];
     if (place->end == NULL && place->doing != NULL && !place->closed)
         return NOT_OPENED;
+    const unsigned policy = fanout->options.policy;
+    bool counts = policy == SLUICE_FANOUT_BLOCK || (policy == SLUICE_FANOUT_FIRST && i == 0);
     if (fanout->errors[i].code != 0)
-        return DROPPED;
+        return counts ? FAILED : DROPPED;
     return fanout->result < 0 || place->doing != NULL ? FAILED : COMPLETE;
 }
 
@@ -421,16 +431,17 @@ static int report(const struct fanout *fanout, const enum outcome *each)
         const char *name = fanout->sinks[i].name;
         if (each[i] != COMPLETE)
             code = EXIT_CODE_FAILED;
-        if (each[i] == DROPPED) {
+        if (fanout->errors[i].code != 0) {
             sluice_error_format(&fanout->errors[i], text, sizeof text);
-            complain("%s was given up%s: %s", name, fanout->sinks[i].tcp ? " (connection reset)" : "", text);
+            complain("%s%s%s: %s", name, each[i] == DROPPED ? " was given up" : "",
+                     fanout->sinks[i].tcp ? " (connection reset)" : "", text);
         }
         if (fanout->options.verbose && each[i] != NOT_OPENED) {
             sluice_receipt_format(&fanout->receipts[i], text, sizeof text);
             complain("%s: %s: %s", name, outcomes[each[i]], text);
         }
     }
-    if (fanout->result < 0 && fanout->error.code != 0) {
+    if (fanout->result < 0 && fanout->error.code != 0 && fanout->error.side != SLUICE_SIDE_SINK) {
         sluice_error_format(&fanout->error, text, sizeof text);
         complain("%s", text);
     }
@@ -494,6 +505,8 @@ static void move(struct fanout *fanout)
         .sink_context = fanout,
     };
     fanout->result = sluice_transfer_run(&options, receipts, &fanout->error);
+    if (count == 1 && fanout->result < 0 && fanout->error.side == SLUICE_SIDE_SINK)
+        errors[0] = fanout->error; /* one sink is no fan-out to the library */
     for (unsigned i = 0; i < count; i++) {
         fanout->receipts[which[i]] = receipts[i];
         fanout->errors[which[i]] = errors[i];
@@ -545,29 +558,32 @@ static bool route_can_serve(const struct fanout *fanout)
     return true;
 }
 
-static int run(struct fanout *fanout)
+static bool enough_are_open(const struct fanout *fanout)
 {
     unsigned opened = 0;
-    bool failed = false;
+    for (unsigned i = 0; i < fanout->sink_count; i++)
+        opened += fanout->sinks[i].end != NULL;
+    if (fanout->options.policy == SLUICE_FANOUT_BLOCK)
+        return opened == fanout->sink_count;
+    return opened > 0 && (fanout->options.policy != SLUICE_FANOUT_FIRST || fanout->sinks[0].end != NULL);
+}
+
+static int run(struct fanout *fanout)
+{
     if (open_input(fanout) < 0)
         return EXIT_CODE_FAILED;
     if (!route_can_serve(fanout)) {
         close_input(fanout);
         return EXIT_CODE_USAGE;
     }
-    for (unsigned i = 0; i < fanout->sink_count; i++) {
-        if (open_end(fanout, &fanout->sinks[i], O_WRONLY) == 0) {
-            opened++;
-            continue;
-        }
-        failed = true;
-    }
-    const unsigned policy = fanout->options.policy;
-    if (opened == 0 || (failed && policy == SLUICE_FANOUT_BLOCK) ||
-        (fanout->sinks[0].end == NULL && policy == SLUICE_FANOUT_FIRST))
-        fanout->result = -EIO; /* said why already */
-    else
+    for (unsigned i = 0; i < fanout->sink_count; i++)
+        open_end(fanout, &fanout->sinks[i], O_WRONLY);
+    for (unsigned i = 0; i < fanout->sink_count && enough_are_open(fanout); i++)
+        truncate_file(fanout, &fanout->sinks[i]);
+    if (enough_are_open(fanout))
         move(fanout);
+    else
+        fanout->result = -EIO; /* said why already */
     enum outcome each[SLUICE_SINKS_MAX];
     for (unsigned i = 0; i < fanout->sink_count; i++) {
         bool complete = outcome_of(fanout, i) == COMPLETE;

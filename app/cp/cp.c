@@ -30,6 +30,7 @@ struct cp_options {
     uint64_t jobs;
     unsigned reflink;
     bool no_clobber, update, verbose, debug, fsync, verify, json, progress;
+    bool always; /* what cp has an option for, and happens here in any case */
 };
 
 #define MEMBER(name) offsetof(struct cp_options, name)
@@ -39,6 +40,9 @@ static const struct option_spec option_table[] = {
     {"no-clobber", 'n', NULL, "leave alone what is there already", OPTION_FLAG, MEMBER(no_clobber),
      .default_text = NULL},
     {"update", 'u', NULL, "replace only what is older than its source", OPTION_FLAG, MEMBER(update),
+     .default_text = NULL},
+    {"archive", 'a', NULL, "as cp -a does: always so", OPTION_FLAG, MEMBER(always), .default_text = NULL},
+    {"recursive", 'r', NULL, "with what is in directories: always so", OPTION_FLAG, MEMBER(always),
      .default_text = NULL},
 
     {.type = OPTION_HEADING, .help = "How"},

@@ -523,8 +523,8 @@ struct sluice_transfer_options {
     size_t buffer;                    /* of SLUICE_FANOUT_COPY; 0: SLUICE_FANOUT_BUFFER */
     unsigned patience;                /* milliseconds; 0: SLUICE_FANOUT_PATIENCE. Of FIRST see there */
     struct sluice_error *sink_errors; /* NULL, or one for each sink, which must outlive the transfer: code 0, or why
-                                         this sink ended before the others. As long as one sink gets everything, the
-                                         transfer succeeds */
+                                         this sink ended before the others, or was the end of all. As long as one
+                                         sink gets everything, the transfer succeeds */
     sluice_sink_ended_fn *sink_ended; /* NULL: nobody is told before the transfer is done. With one sink never called */
     void *sink_context;
 };

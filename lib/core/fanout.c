@@ -242,6 +242,12 @@ void fanout_forget(struct lane *lane, const struct sluice_error *error)
     own(lane)->error = *error;
     fanout->live--;
     fanout->progress++;
+    fanout_blame(lane, error);
+}
+
+void fanout_blame(const struct lane *lane, const struct sluice_error *error)
+{
+    struct fanout *fanout = fanout_of(lane);
     if (fanout->errors != NULL)
         fanout->errors[lane - lane->transfer->lanes] = *error;
 }

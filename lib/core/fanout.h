@@ -65,6 +65,9 @@ void fanout_settle(struct sluice_transfer *transfer);
 /* The lane has ended with this error; the others go on. */
 void fanout_forget(struct lane *lane, const struct sluice_error *error);
 
+/* The lane's sink is who failed: for sink_errors. */
+void fanout_blame(const struct lane *lane, const struct sluice_error *error);
+
 /* A lane of SLUICE_FANOUT_FIRST that must not do the first any harm? Before lane_begin as well. */
 bool fanout_is_shadow(const struct lane *lane);
 /* So much more than others such a lane may move in a turn, so that the first need not wait for its next one. */

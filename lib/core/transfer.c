@@ -1811,8 +1811,13 @@ int lane_failed(struct lane *lane, int code)
 {
     struct sluice_transfer *transfer = lane->transfer;
     const struct sluice_error error = transfer->error;
-    if (transfer->fanout == NULL || !fanout_is_shadow(lane) || !transfer->failed)
+    if (transfer->fanout == NULL || !transfer->failed)
         return code;
+    if (!fanout_is_shadow(lane)) {
+        if (error.side == SLUICE_SIDE_SINK)
+            fanout_blame(lane, &error);
+        return code;
+    }
     transfer->failed = false;
     transfer->error = (struct sluice_error){.code = 0};
     return lane_drop(lane, error.code, error.operation, error.reason, error.remedy);

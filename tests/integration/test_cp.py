@@ -679,6 +679,15 @@ def clobber_and_update(older):
     equal(set(read().values()), {b"source"})
 
 
+@case("-a and -r, which cp takes, are taken: a tree with everything is what it copies anyhow")
+def options_of_cp():
+    top = new_root()
+    write(top, "d", "e", "f", data=b"f")
+    for letters in ("-a", "-r", "-av", "-ru"):
+        cp(letters, os.path.join(top, "d"), os.path.join(top, letters), quiet=False)
+        same_tree(os.path.join(top, "d"), os.path.join(top, letters))
+
+
 @case("-v says what goes where, with control characters escaped; --debug adds a receipt each")
 def verbose():
     top = new_root()

@@ -297,7 +297,11 @@ def dead():
         name = "fd:%d" % writer
         done = fanout("--policy", policy, "--json", name, root + "/a", data=data, code=1, pass_fds=[writer])
         os.close(writer)
-        assert b"EPIPE" in done.stderr, done.stderr
+        words = {"block": ": ", "drop": " was given up: "}[policy]
+        assert ("sluice fanout: " + name + words).encode() in done.stderr, done.stderr
+        assert b"EPIPE" in done.stderr and done.stderr.count(b"\n") == 1, done.stderr
+        if policy == "block":
+            equal(report(done)[name]["outcome"], "failed")
         if policy == "drop":
             same_bytes(read(root + "/a"), data)
             equal(report(done)[name]["outcome"], "dropped")
@@ -314,6 +318,9 @@ def full():
     done = fanout("--policy", "drop", "/dev/full", root + "/a", data=data, code=1)
     same_bytes(read(root + "/a"), data)
     assert b"ENOSPC" in done.stderr and b"/dev/full was given up" in done.stderr, done.stderr
+    for sinks in (["/dev/full"], [root + "/b", "/dev/full"], [root + "/b", "/dev/full", root + "/c"]):
+        done = fanout(*sinks, data=data, code=1)
+        assert done.stderr.startswith(b"sluice fanout: /dev/full: ") and b"ENOSPC" in done.stderr, done.stderr
 
 
 @case("an input that breaks, or sluice killed: TCP sinks are reset, not ended")
@@ -407,6 +414,8 @@ def refusals():
     assert b"it is the input as well" in done.stderr
     equal(read(root + "/in"), b"bytes")
     fanout("fd:99", data=b"x", code=1)
+    fanout(root + "/kept", root + "/none/a", data=b"x", code=1)
+    equal(read(root + "/kept"), b"as before", "a file beside a sink that cannot be opened")
     fanout("tcp:nowhere.invalid:80", data=b"x", code=1)
     done = fanout("--policy", "drop", "--json", "unix:" + root + "/none", root + "/b", data=b"x", code=1)
     equal(read(root + "/b"), b"x")
