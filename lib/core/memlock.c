@@ -7,6 +7,7 @@
  */
 #include "memlock.h"
 #include "../base/clock.h"
+#include "privilege.h"
 #include "sys.h"
 #include <inttypes.h>
 #include <linux/capability.h>
@@ -34,13 +35,6 @@ static struct {
 } reasons[REASONS];
 static unsigned reason_count;
 
-static bool is_exempt(void)
-{
-    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-    struct __user_cap_data_struct data[2] = {{0}};
-    return sys.capget(&header, data) == 0 && data[0].effective & 1u << CAP_IPC_LOCK;
-}
-
 static uint64_t limit_now(void)
 {
     struct rlimit limit;
@@ -48,7 +42,7 @@ static uint64_t limit_now(void)
     if (now < atomic_load_explicit(&asked_until, memory_order_relaxed))
         return atomic_load_explicit(&limit_known, memory_order_relaxed);
     uint64_t allowed = UINT64_MAX;
-    if (!is_exempt() && sys.getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    if (!privilege_has(CAP_IPC_LOCK) && sys.getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
         allowed = limit.rlim_cur;
     atomic_store_explicit(&limit_known, allowed, memory_order_relaxed);
     atomic_store_explicit(&asked_until, now + ASKED_AGAIN_MS, memory_order_relaxed);

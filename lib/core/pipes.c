@@ -1,18 +1,23 @@
 /* SPDX-License-Identifier: MIT */
 #include "pipes.h"
+#include "privilege.h"
 #include "sys.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/capability.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 
 #define PIPES_KEPT 32
-/* A user without CAP_SYS_RESOURCE may have 64 pipes of a MiB in all (fs.pipe-user-pages-soft); then further ones get
- * two pages each. So only the first ones of a thread are as large as that; a quarter of it costs 5 % more per byte
- * (KERNEL-FACTS 1). */
-#define LARGE_PIPES 16
+/* Without CAP_SYS_RESOURCE or CAP_SYS_ADMIN a user may have 64 pipes of a MiB in all (fs.pipe-user-pages-soft); then
+ * further ones get two pages each. So only that many are as large as that, shared by the threads that there may be: one
+ * for each CPU. A quarter of the size costs 5 % more per byte (KERNEL-FACTS 1). */
+#define LARGE_PIPES 48
+#define LARGE_PIPES_LEAST 2
 #define LARGE_CAPACITY (1u << 20)
 #define CAPACITY (256u << 10)
 #define MADE_CAPACITY (64u << 10) /* unasked, unless the user has no pages left */
@@ -21,6 +26,7 @@ struct pipes {
     struct pipe pipes[PIPES_KEPT];
     unsigned count;
     unsigned made;       /* by this thread, and not closed by it */
+    unsigned large;      /* so many of them may be; 0: not known yet */
     unsigned generation; /* of the process that made them */
 };
 
@@ -80,6 +86,7 @@ static struct pipes *pool(void)
     if (mine->generation != now) {
         close_pipes(mine);
         mine->generation = now;
+        mine->large = 0; /* it may have other rights */
     }
     return mine;
 }
@@ -108,6 +115,19 @@ static int make_pipe(long wanted, struct pipe *ret_pipe, uint64_t *calls)
     return 0;
 }
 
+static unsigned large_pipes(uint64_t *calls)
+{
+    cpu_set_t cpus;
+    *calls += 2;
+    bool resource = privilege_has(CAP_SYS_RESOURCE), admin = privilege_has(CAP_SYS_ADMIN);
+    if (resource || admin)
+        return UINT_MAX;
+    ++*calls;
+    int count = sys.sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : 0;
+    unsigned share = count > 0 ? LARGE_PIPES / (unsigned)count : 0; /* EINVAL: more CPUs than a set has places */
+    return share > LARGE_PIPES_LEAST ? share : LARGE_PIPES_LEAST;
+}
+
 int pipe_get(struct pipe *ret_pipe, bool any, uint64_t *calls)
 {
     struct pipes *mine = pool();
@@ -115,7 +135,9 @@ int pipe_get(struct pipe *ret_pipe, bool any, uint64_t *calls)
         *ret_pipe = mine->pipes[--mine->count];
         return 0;
     }
-    bool large = mine == NULL || mine->made < LARGE_PIPES;
+    if (mine != NULL && mine->large == 0)
+        mine->large = large_pipes(calls);
+    bool large = mine == NULL || mine->made < mine->large;
     struct pipe pipe = {.read = -1, .write = -1};
     int result = make_pipe(large ? LARGE_CAPACITY : CAPACITY, &pipe, calls);
     if (result < 0)

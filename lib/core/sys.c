@@ -149,6 +149,7 @@ struct sys sys = {
     .timerfd_settime = timerfd_settime,
     .getrlimit = getrlimit_of,
     .capget = plain_capget,
+    .sched_getaffinity = sched_getaffinity,
     .io_uring_setup = plain_io_uring_setup,
     .io_uring_register = plain_io_uring_register,
     .io_uring_enter = plain_io_uring_enter,

@@ -7,6 +7,7 @@
 #define SLUICE_CORE_SYS_H
 
 #include <poll.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -66,6 +67,7 @@ struct sys {
     int (*timerfd_settime)(int fd, int flags, const struct itimerspec *value, struct itimerspec *old);
     int (*getrlimit)(int resource, struct rlimit *limit);
     int (*capget)(void *header, void *data);
+    int (*sched_getaffinity)(pid_t thread, size_t size, cpu_set_t *cpus);
     int (*io_uring_setup)(unsigned entries, void *parameters);
     int (*io_uring_register)(int ring, unsigned operation, const void *argument, unsigned count);
     int (*io_uring_enter)(int ring, unsigned submit, unsigned complete, unsigned flags, const void *argument,

@@ -104,6 +104,7 @@ CALL(unlink, FAILS(EACCES), FAILS(EROFS));
 CALL(allocate, FAILS(ENOMEM));
 CALL(getrlimit, HARMLESS(EPERM));
 CALL(capget, HARMLESS(EPERM));
+CALL(sched_getaffinity, HARMLESS(EINVAL));
 CALL(io_uring_setup, FAILS(ENOSYS), FAILS(EPERM), FAILS(EINVAL), FAILS(ENOMEM), FAILS(EMFILE));
 CALL(io_uring_register, FAILS(EINVAL), FAILS(ENOMEM), FAILS(EBUSY));
 CALL(io_uring_enter, NOT_YET(EINTR), NOT_YET(EAGAIN), NOT_YET(EBUSY), FAILS(EBADR));
@@ -838,6 +839,12 @@ static int faulty_capget(void *header, void *data)
     return error != 0 ? fail(error) : 0;
 }
 
+static int faulty_sched_getaffinity(pid_t thread, size_t size, cpu_set_t *cpus)
+{
+    int error = strike(&call_sched_getaffinity, -1, -1, NULL);
+    return error != 0 ? fail(error) : real.sched_getaffinity(thread, size, cpus);
+}
+
 static int faulty_io_uring_setup(unsigned entries, void *parameters)
 {
     int error = strike(&call_io_uring_setup, -1, -1, NULL);
@@ -945,6 +952,7 @@ void fault_install(void)
     sys.timerfd_settime = faulty_timerfd_settime;
     sys.getrlimit = faulty_getrlimit;
     sys.capget = faulty_capget;
+    sys.sched_getaffinity = faulty_sched_getaffinity;
     sys.io_uring_setup = faulty_io_uring_setup;
     sys.io_uring_register = faulty_io_uring_register;
     sys.io_uring_enter = faulty_io_uring_enter;
