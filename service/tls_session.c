@@ -33,7 +33,8 @@
 
 /* The first flight of a connection is 10 segments (RFC 6928), 14 KB: in records of 4 KiB the client reads the first of
  * them when three have come. So much leaves in small ones; by then the second flight has begun, which holds a whole
- * large one. After a second of silence the kernel starts anew (net.ipv4.tcp_slow_start_after_idle). */
+ * large one. After a second of silence the kernel starts anew (net.ipv4.tcp_slow_start_after_idle). Measured: the first
+ * byte comes a round trip earlier (docs/design/2026-11-21-https.md). */
 #define RECORD_SMALL 4096u
 #define SMALL_UNTIL 16384u
 #define SMALL_AGAIN_NS UINT64_C(1000000000)

@@ -28,6 +28,34 @@ int clock_gettime(clockid_t clock, struct timespec *ret_now)
     return (int)result;
 }
 
+/* OpenSSL's memory: the allocation of this number within the session fails; 0: none does. */
+static unsigned failing, allocations;
+static bool within_session;
+
+static void *allocate_again(void *old, size_t size, const char *file, int line)
+{
+    (void)file, (void)line;
+    if (within_session && ++allocations == failing)
+        return NULL;
+    return realloc(old, size);
+}
+
+static void *allocate(size_t size, const char *file, int line)
+{
+    return allocate_again(NULL, size, file, line);
+}
+
+static void release(void *memory, const char *file, int line)
+{
+    (void)file, (void)line;
+    free(memory);
+}
+
+__attribute__((constructor)) static void take_allocations(void)
+{
+    CRYPTO_set_mem_functions(allocate, allocate_again, release);
+}
+
 static char certificate_path[64];
 
 /* A certificate for "a.test", and its key, in one file. */
@@ -93,8 +121,10 @@ static void begin(struct pair *pair, struct tls_context *context, int version, S
 {
     memset(pair, 0, sizeof *pair);
     CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair->fds), 0);
+    within_session = true;
     pair->session = tls_session_new(context, pair->fds[0]);
-    CHECK(pair->session != NULL);
+    within_session = false;
+    CHECK(pair->session != NULL || failing > 0);
     pair->client_context = SSL_CTX_new(TLS_client_method());
     SSL_CTX_set_verify(pair->client_context, SSL_VERIFY_NONE, no_check);
     SSL_CTX_set_max_proto_version(pair->client_context, version);
@@ -135,7 +165,9 @@ static void deliver(struct pair *pair, size_t at_a_time)
     const char *plain;
     size_t length;
     for (int size; pair->result == 0 && (size = BIO_read(pair->from_client, data, (int)at_a_time)) > 0;) {
+        within_session = true;
         pair->result = tls_session_receive(pair->session, data, (size_t)size, &plain, &length);
+        within_session = false;
         CHECK(pair->plain_length + length <= sizeof pair->plain);
         memcpy(pair->plain + pair->plain_length, plain, length);
         pair->plain_length += length;
@@ -348,6 +380,66 @@ TEST("a client that says much by TLS itself, and asks nothing, is cut off; one t
         end(&pair);
     }
     tls_context_free(context);
+}
+
+/* Returns whether the client got what was sent to it. */
+static bool serve_one(struct pair *pair, struct tls_context *context)
+{
+    size_t used = 0, made = 0, length = 0;
+    begin(pair, context, TLS1_3_VERSION, NULL);
+    if (pair->session == NULL)
+        return false;
+    for (int i = 0; i < 10 && pair->result == 0 && tls_session_state(pair->session) == TLS_HANDSHAKE; i++) {
+        SSL_do_handshake(pair->client);
+        deliver(pair, 16384);
+        fetch(pair);
+    }
+    if (pair->result != 0 || tls_session_state(pair->session) != TLS_OPEN)
+        return false;
+    const struct sluice_transform *transform = tls_session_transform(pair->session);
+    CHECK_EQ(SSL_write(pair->client, "ask", 3), 3);
+    deliver(pair, 16384);
+    if (pair->result != 0)
+        return false;
+    CHECK_EQ(pair->plain_length, 3);
+    within_session = true;
+    int result = transform->apply(transform->context, body, 50000, &used, output, sizeof output, &made, true);
+    within_session = false;
+    if (result < 0)
+        return false;
+    CHECK_EQ(used, 50000);
+    BIO_write(pair->to_client, output, (int)made);
+    for (int part; (part = SSL_read(pair->client, got + length, (int)(sizeof got - length))) > 0;)
+        length += (size_t)part;
+    CHECK_EQ(length, 50000);
+    return memcmp(got, body, length) == 0;
+}
+
+TEST("whichever allocation fails, a client gets what is sent to it or its session fails, and the next one is served")
+{
+    struct failure failure;
+    struct tls_tickets *tickets;
+    struct pair pair;
+    unsigned tried = 0, failed = 0;
+    CHECK_EQ(tls_tickets_new(3600, &tickets, &failure), 0);
+    struct tls_context *context = context_with(tickets);
+    fill_body();
+    CHECK(serve_one(&pair, context));
+    end(&pair);
+    for (bool fails = true; fails; tried++) {
+        failing = 1 + 7 * tried;
+        allocations = 0;
+        failed += !serve_one(&pair, context);
+        end(&pair);
+        fails = allocations >= failing;
+        failing = 0;
+        CHECK(serve_one(&pair, context));
+        end(&pair);
+    }
+    printf("# of %u allocations that failed, %u ended the session\n", tried, failed);
+    CHECK(tried > 50 && failed > tried / 2);
+    tls_context_free(context);
+    tls_tickets_free(tickets);
 }
 
 TEST("HTTP without TLS is recognised, and nothing is sent; a wrong ClientHello is answered by an alert")
