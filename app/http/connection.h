@@ -95,7 +95,8 @@ struct http_server {
     struct response_clock clock;
     time_t log_second;
     char log_time[32];
-    struct sluice_timer drain_timer;
+    struct sluice_timer drain_timer, parts_timer;
+    bool counts_parts;                       /* of responses under way, when parts_timer is up */
     struct sluice_transfer_options transfer; /* what is the same for all */
     size_t head_room;                        /* of exchanges */
     uint64_t turn_us;                        /* when this turn read its first request, if responses are timed; else 0 */
@@ -134,6 +135,12 @@ void connection_linger(struct connection *connection);
 
 /* From now on; what is due then depends on the state. */
 void connection_set_time(struct connection *connection, unsigned ms);
+
+/* In server.c: a response is under way, of which operators want to know before it is over. */
+void http_server_count_parts(struct http_server *server);
+
+/* In exchange.c: in SENDING, put into the totals what has been sent by now. */
+void exchange_count_part(struct exchange *exchange);
 
 /* In exchange.c. */
 void exchange_free_spare(struct http_server *server);

@@ -44,6 +44,7 @@ static inline void drop_text(struct http_server *server, struct exchange *exchan
 void exchange_put(struct http_server *server, struct exchange *exchange)
 {
     files_release(server->files, exchange->file);
+    free(exchange->counted);
     drop_text(server, exchange);
     if (server->spare_count == SPARE_EXCHANGES_MAX) {
         free(exchange);
@@ -164,7 +165,7 @@ static void count_response(struct connection *connection, const struct exchange 
 {
     struct http_totals *totals = connection->server->totals;
     totals->responses[receipt->bytes > 0 ? exchange->status / 100 : 0]++;
-    sluice_receipt_add(&totals->receipt, receipt);
+    http_totals_count_rest(totals, receipt, exchange->counted);
     if (receipt->fallback_count > 0)
         fallbacks_enter(&totals->fallbacks, receipt);
     if (exchange->began != 0) { /* else http_server_turn counts it */
@@ -173,6 +174,15 @@ static void count_response(struct connection *connection, const struct exchange 
     }
     if (connection->receipt != NULL)
         sluice_receipt_add(connection->receipt, receipt);
+}
+
+void exchange_count_part(struct exchange *exchange)
+{
+    if (exchange->counted == NULL)
+        exchange->counted = calloc(1, sizeof *exchange->counted);
+    if (exchange->counted != NULL) /* else all of it counts at the end */
+        http_totals_count_part(exchange->connection->server->totals, sluice_transfer_receipt(exchange->transfer, 0),
+                               exchange->counted);
 }
 
 /* After a response: log it and see what becomes of the connection. request may be NULL: it was not kept. */
@@ -281,6 +291,7 @@ static enum progress send_segments(struct connection *connection, struct exchang
         exchange_note_begin(exchange);
         sluice_loop_receive_pause(server->loop, connection->end);
         connection_set_time(connection, server->options->send_timeout);
+        http_server_count_parts(server);
         return PENDING;
     }
     exchange->transfer = NULL;

@@ -28,6 +28,7 @@ struct exchange {
     struct files_lookup *lookup;      /* LOOKING_UP a file */
     struct listing_job *listing;      /* LOOKING_UP a directory */
     struct sluice_transfer *transfer; /* SENDING */
+    struct sluice_receipt *counted;   /* what of its receipt is in the totals already; NULL: nothing */
     uint64_t began;                   /* turn_us of the turn that read the request, once that turn is over; or 0 */
     uint64_t delivered;               /* what the client had acknowledged when the timer was last looked at */
     uint64_t sent_before;             /* by TLS on this connection */

@@ -9,9 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define SHED 16          /* files and idle connections to close when descriptors run out */
-#define SHED_LOOK_AT 512 /* connections to look at for that */
-#define DRAIN_CHECK 125  /* ms between looks whether helpers are done */
+#define SHED 16            /* files and idle connections to close when descriptors run out */
+#define SHED_LOOK_AT 512   /* connections to look at for that */
+#define PARTS_INTERVAL 500 /* ms between looks at what responses under way have sent */
+#define DRAIN_CHECK 125    /* ms between looks whether helpers are done */
 /* With so many places, connections may be accepted ahead while half of them are free: not those who would then wait
  * for a place here, though another worker has one. */
 #define AHEAD_FROM 1024
@@ -43,6 +44,31 @@ void http_server_turn(struct http_server *server)
     if (at_once > 0)
         durations_enter(&server->totals->durations, clock_us(CLOCK_MONOTONIC) - server->turn_us, at_once);
     server->responses_timed = responses;
+}
+
+/* A download may take hours, and the live page looks once a second. */
+static void count_parts(void *context)
+{
+    struct http_server *server = context;
+    server->counts_parts = false;
+    LIST_FOR_EACH(link, &server->connections)
+    {
+        const struct connection *connection = LIST_OBJECT(link, struct connection, all);
+        if (connection->state != SENDING)
+            continue;
+        exchange_count_part(connection->exchange);
+        server->counts_parts = true;
+    }
+    if (server->counts_parts)
+        sluice_timer_start(server->loop, &server->parts_timer, PARTS_INTERVAL, count_parts, server);
+}
+
+void http_server_count_parts(struct http_server *server)
+{
+    if (!server->options->timed || server->counts_parts)
+        return;
+    server->counts_parts = true;
+    sluice_timer_start(server->loop, &server->parts_timer, PARTS_INTERVAL, count_parts, server);
 }
 
 static void log_complaint(void *context, const char *text)
@@ -122,6 +148,7 @@ void http_server_free(struct http_server *server)
         connection_close(LIST_OBJECT(link, struct connection, all));
     }
     sluice_timer_stop(server->loop, &server->drain_timer);
+    sluice_timer_stop(server->loop, &server->parts_timer);
     allowances_stop(server);
     exchange_free_spare(server);
     files_free(server->files);

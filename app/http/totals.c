@@ -49,6 +49,58 @@ static uint64_t value_of(const struct http_totals *totals, size_t i)
     return *counter((struct http_totals *)totals, i);
 }
 
+/* Sums are made of it by additions alone, so that what has become less, as loans do, may wrap around. */
+static struct sluice_receipt receipt_since(const struct sluice_receipt *now, const struct sluice_receipt *then)
+{
+    struct sluice_receipt part = *now;
+    part.bytes -= then->bytes;
+    part.by_reference -= then->by_reference;
+    part.copied -= then->copied;
+    part.copy_bytes -= then->copy_bytes;
+    part.transformed -= then->transformed;
+    part.unknown -= then->unknown;
+    part.holes -= then->holes;
+    part.aliased -= then->aliased;
+    part.sent -= then->sent;
+    part.released -= then->released;
+    part.system_calls -= then->system_calls;
+    part.waits -= then->waits;
+    part.loans -= then->loans;
+    part.transfers -= then->transfers;
+    part.short_sources -= then->short_sources;
+    part.shrunk -= then->shrunk;
+    part.registered -= then->registered;
+    part.dropped -= then->dropped;
+    for (uint64_t used = then->routes_used; used != 0; used &= used - 1) {
+        int i = __builtin_ctzll(used);
+        part.routes[i].bytes -= then->routes[i].bytes;
+        part.routes[i].calls -= then->routes[i].calls;
+    }
+    return part;
+}
+
+void http_totals_count_part(struct http_totals *totals, const struct sluice_receipt *receipt,
+                            struct sluice_receipt *counted)
+{
+    struct sluice_receipt now = *receipt;
+    now.transfers = 0;
+    now.fallback_count = 0;
+    const struct sluice_receipt part = receipt_since(&now, counted);
+    sluice_receipt_add(&totals->receipt, &part);
+    *counted = now;
+}
+
+void http_totals_count_rest(struct http_totals *totals, const struct sluice_receipt *receipt,
+                            const struct sluice_receipt *counted)
+{
+    if (counted == NULL) {
+        sluice_receipt_add(&totals->receipt, receipt);
+        return;
+    }
+    const struct sluice_receipt rest = receipt_since(receipt, counted);
+    sluice_receipt_add(&totals->receipt, &rest);
+}
+
 void http_totals_add(void *sum, const void *part)
 {
     struct http_totals *to = sum;

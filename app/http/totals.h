@@ -31,6 +31,15 @@ struct http_totals {
     struct durations durations; /* of responses; counted only when somebody can look (http_server_options.timed) */
 };
 
+/* Of a response under way: adds to the totals what its receipt has more than counted has, which becomes the receipt.
+ * That it is one transfer, and its changes of route, count when it is over. */
+void http_totals_count_part(struct http_totals *totals, const struct sluice_receipt *receipt,
+                            struct sluice_receipt *counted);
+
+/* Of one that is over. counted: NULL if no part of it was. */
+void http_totals_count_rest(struct http_totals *totals, const struct sluice_receipt *receipt,
+                            const struct sluice_receipt *counted);
+
 void http_totals_add(void *sum, const void *part);
 
 /* As Prometheus reads it. */

@@ -93,6 +93,45 @@ def counted():
         assert 0 <= now["up_seconds"] < 60 * PATIENCE and abs(now["now"] - time.time()) < 20 * PATIENCE
 
 
+LONG = 40 << 20
+
+
+def asked_slowly(server):
+    """A client that takes little of a long response, of which some bytes are counted already."""
+    client = Client(server, receive_buffer=64 << 10)
+    client.ask("/long")
+    until(lambda: server.figures()("bytes_total") > 0, 5, "some bytes")
+    return client
+
+
+for options in ("--loop auto", "--loop epoll", "--route copy"):
+    @case("what a long response has sent is counted while it is under way, and once (%s)", options, tls=False)
+    def long_response(options):
+        with open(write(root, "long", data=b""), "r+b") as file:
+            file.truncate(LONG)
+        with Admin(*options.split(), workers=1) as server:
+            with asked_slowly(server) as client:
+                first = server.figures()
+                assert first("bytes_total") < LONG, first("bytes_total")
+                equal([first("responses_total", **{"class": kind}) for kind in ("2xx", "unsent")], [0, 0])
+                taken = 0
+                while taken < LONG // 2:
+                    taken += len(client.socket.recv(1 << 20))
+                until(lambda: server.figures()("bytes_total") > first("bytes_total"), 5, "more bytes")
+            until(lambda: server.figures()("responses_total", **{"class": "2xx"}) == 1, 5, "the end of a response that is cut")
+            before = server.figures()("bytes_total")
+            assert taken <= before < LONG, before
+            with asked_slowly(server) as client:
+                response = client.response()
+                equal(len(response.body), LONG)
+            until(lambda: server.figures()("responses_total", **{"class": "2xx"}) == 2, 5, "the end of the other")
+            got = server.figures()
+            whole = before + len(response.head) + LONG
+            equal((got("bytes_total"), got("route_bytes_total")), (whole, whole))
+            equal(sum(got(kind + "_bytes_total") for kind in ("by_reference", "copied", "unknown")), whole)
+            equal(status(server.admin)["totals"]["receipt"]["transfers"], 2)
+
+
 @case("nothing that was counted is lost with a worker: not its bytes, its requests, nor its CPU time; a crash is counted")
 def crash():
     with Admin(workers=1) as server:
