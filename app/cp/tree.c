@@ -309,6 +309,18 @@ static void publish_or_complain(struct worker *worker, struct node *node)
     }
 }
 
+/* A directory that may be written to and not be listed is open with O_PATH only: what is in it is written by way of a
+ * file there, with all of its file system. */
+static int sync_directory(int fd)
+{
+    if (fsync(fd) == 0)
+        return 0;
+    if (errno != EBADF)
+        return -errno;
+    CLEANUP_FD int file = openat(fd, ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+    return file < 0 || syncfs(file) < 0 ? -errno : 0;
+}
+
 /* Everything in it is complete. */
 static void finish(struct worker *worker, struct node *node)
 {
@@ -316,8 +328,9 @@ static void finish(struct worker *worker, struct node *node)
     if (node->failed || stopped(tree))
         return;
     if (node == tree->top) {
-        if (tree->options.settings->sync && fsync(node->target.fd) < 0)
-            complain_of(worker, node, TARGET, "write to the device", -errno);
+        int synced = tree->options.settings->sync ? sync_directory(node->target.fd) : 0;
+        if (synced < 0)
+            complain_of(worker, node, TARGET, "write to the device", synced);
         return;
     }
     int result = pin(tree, node);
@@ -594,9 +607,12 @@ static void push_children(struct tree *tree, struct node *first)
 
 /* ---- A directory ------------------------------------------------------------------------------------------------ */
 
+/* By a path, as fgetxattr does not take a descriptor of O_PATH. */
 static bool has_default_acl(int fd)
 {
-    return fgetxattr(fd, "system.posix_acl_default", NULL, 0) > 0;
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return getxattr(path, "system.posix_acl_default", NULL, 0) > 0;
 }
 
 /* Whom a file made in it will belong to: the group is the directory's where that has set-group-ID, or where the file

@@ -938,6 +938,21 @@ def read_only_directory():
     assert "cannot make closed/a: Permission denied (EACCES)" in run.err, run.err
 
 
+@case("a target directory that may be written to and not be listed, with a default access control list: as any other")
+def unlisted_directory():
+    needs_root("to become nobody")
+    top = new_root()
+    target = os.path.join(top, "target")
+    os.chmod(write(top, "a", data=b"a"), 0o640)
+    os.chown(os.path.join(top, "a"), 65534, 65534)
+    os.mkdir(target, 0o300)
+    os.chown(target, 65534, 65534)
+    os.setxattr(target, "system.posix_acl_default", SOME_ACL)
+    cp("--fsync", "a", "target", cwd=top, user=65534, group=65534, extra_groups=[])
+    equal(oct(os.stat(os.path.join(target, "a")).st_mode), "0o100640")
+    equal(os.listxattr(os.path.join(target, "a")), [])
+
+
 @case("a file system mounted read-only: one error, not one for each file")
 def read_only_file_system():
     top = new_root()
