@@ -21,6 +21,7 @@ struct mirror {
     struct list all; /* in proxy_worker.mirrors */
     bool shadowing;  /* there is a transfer to both */
     bool finishing;
+    bool closed, broken; /* the shadow's own side has ended, in order or not; it may still take what is sent */
     struct sluice_timer timer;
 };
 
@@ -58,7 +59,11 @@ static void on_answer(void *context, const char *data, ssize_t length)
 {
     struct mirror *mirror = context;
     (void)data;
-    if (length <= 0 && mirror->finishing)
+    if (length > 0)
+        return;
+    mirror->closed = true;
+    mirror->broken = length < 0;
+    if (mirror->finishing)
         mirror_free(mirror);
 }
 
@@ -181,8 +186,14 @@ void mirror_end(struct mirror *mirror, bool reset)
 {
     if (reset)
         close_shadow(mirror, true);
+    else if (mirror->broken)
+        lose(mirror);
     if (mirror->end == NULL) {
         free_mirror(mirror);
+        return;
+    }
+    if (mirror->closed) { /* before the live connection, as servers do that answer one request: nothing to wait for */
+        mirror_free(mirror);
         return;
     }
     mirror->finishing = true;

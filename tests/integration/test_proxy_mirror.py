@@ -10,9 +10,11 @@ import socket
 import threading
 import time
 
-from harness import PATIENCE, case, content, equal, main, note, same_bytes, together, until
+import scraping
+from harness import LOCAL, PATIENCE, case, content, equal, main, note, same_bytes, together, until
 from proxying import (MIB, Backend, Proxy, Refusing, Silent, address_text, both_loops, connect, count_open, echo,
-                      echoed_to_the_end, fill, how_it_ends, listening, read_all, read_exactly, reset, send_in_background)
+                      echoed_to_the_end, fill, how_it_ends, listening, read_all, read_exactly, reset,
+                      send_in_background, servers)
 
 DATA = content(6 * MIB + 13)
 
@@ -253,6 +255,27 @@ def live_breaks(loop):
         server.close()
         until(lambda: results, 5, "the shadow's end")
         assert results[0][0] == "reset" or len(results[0][1]) == sent
+
+
+@both_loops("a shadow that has answered and closed before the live connection ends has lost nothing, and is no reset")
+def closes_first(loop):
+    where = (LOCAL, servers.free_port())
+    figures = lambda: scraping.Figures(where, "sluice_proxy_")
+    for end, resets in ((socket.socket.close, 0), (reset, 1)):
+        with listening() as shadow, \
+                mirrored(loop, shadow.getsockname(), metrics="%s:%d" % where) as pair:
+            client, server = pair()
+            one, _ = shadow.accept()
+            exchange(client, server, b"one request", b"its answer")
+            equal(read_exactly(one, 11), b"one request")
+            end(one)
+            exchange(client, server, b"", b"more of it")
+            finish(client, server)
+            began = time.monotonic()
+            until(lambda: figures()("ended_connections_total") == 1, 3, "the end is counted")
+            until(lambda: figures()("mirror_bytes_total") == 11, 3, "what the shadow got is counted")
+            until(lambda: figures()("mirror_resets_total") == resets, 3, "%d resets" % resets)
+        assert time.monotonic() - began < 4.5 * PATIENCE, "something was waited for"
 
 
 @case("50 connections at a time: 50 shadows, each whole")
