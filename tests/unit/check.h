@@ -39,6 +39,16 @@ static char check_message[512];
     static void function(void)
 #define TEST(sentence) TEST_NAMED(sentence, CHECK_PASTE(check_test_at_line_, __LINE__))
 
+/* clang says by __has_feature what gcc says by these names. */
+#ifdef __has_feature
+#if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#if __has_feature(thread_sanitizer) && !defined(__SANITIZE_THREAD__)
+#define __SANITIZE_THREAD__ 1
+#endif
+#endif
+
 /* A test of what a sanitizer build leaves out (the system-call filter, for one): absent there, not skipped. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define TEST_WITHOUT_SANITIZERS(sentence)                                                                              \
