@@ -101,15 +101,14 @@ static void write_option(FILE *out, const struct option_spec *option, const void
     }
 }
 
-/* Returns what has to stand before a further member. */
-static const char *write_options(FILE *out, const struct option_spec *options, const void *values)
+const char *status_write_options(FILE *out, const struct option_spec *options, size_t from, const void *values)
 {
     const char *separator = "";
     for (const struct option_spec *option = options; option != NULL && option->type != OPTION_END; option++) {
-        if (option->type == OPTION_HEADING)
+        if (option->type == OPTION_HEADING || option->offset < from)
             continue;
         fprintf(out, "%s\"%s\": ", separator, option->name);
-        write_option(out, option, (const char *)values + option->offset);
+        write_option(out, option, (const char *)values + (option->offset - from));
         separator = ", ";
     }
     return separator;
@@ -146,7 +145,7 @@ void status_write(FILE *out, const struct status *status)
     write_milliseconds(out, "up_seconds", state.up_ms);
     write_cpu(out, state.cpu_us);
     fprintf(out, "\"crashes\": %" PRIu64 ", \"reloads\": %u,\n\"configuration\": {", state.crashes, status->reloads);
-    const char *separator = write_options(out, status->options, status->values);
+    const char *separator = status_write_options(out, status->options, 0, status->values);
     if (status->write_configuration != NULL)
         status->write_configuration(status->context, out, separator);
     fputs("},\n\"totals\": ", out);

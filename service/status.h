@@ -30,6 +30,10 @@ struct status {
 
 void status_write(FILE *out, const struct status *status);
 
+/* The options whose place in their struct is from or behind it, as members of an object of JSON; values: what stands
+ * there. Returns what has to stand before a further member. */
+const char *status_write_options(FILE *out, const struct option_spec *options, size_t from, const void *values);
+
 /* Parts of what write_totals writes; each one value. */
 void status_write_receipt(FILE *out, const struct sluice_receipt *receipt);
 void status_write_durations(FILE *out, const struct durations *durations);

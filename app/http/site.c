@@ -56,18 +56,3 @@ size_t http_sites_extra_room(const struct http_sites *sites)
     }
     return room + sizeof "Cache-Control: \r\n" + EXTRAS_CACHE_MAX;
 }
-
-void http_sites_write_json(FILE *out, const char *separator, const struct http_sites *sites)
-{
-    for (unsigned i = 0; i < sites->names.count; i++) {
-        const struct host_name *name = &sites->names.items[i];
-        const struct http_site *site = &sites->items[name->site];
-        fprintf(out, "%s\"host %s\": {\"root\": ", separator, name->text);
-        json_write_string(out, site->directory);
-        fputs(", \"index\": ", out);
-        json_write_string(out, site->index);
-        fprintf(out, ", \"listing\": %s, \"precompressed\": %s, \"rate\": %llu}", site->listing ? "true" : "false",
-                site->precompressed ? "true" : "false", (unsigned long long)site->rate);
-        separator = ", ";
-    }
-}

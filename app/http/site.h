@@ -51,9 +51,6 @@ static inline const struct http_site *http_sites_find(const struct http_sites *s
     return sites->names.count == 0 ? &sites->items[sites->fallback] : http_sites_look_up(sites, host);
 }
 
-/* What is in force for each host that has a name, as members of an object of JSON, separator before the first. */
-void http_sites_write_json(FILE *out, const char *separator, const struct http_sites *sites);
-
 /* Bytes that extras of any site may add to a head. */
 size_t http_sites_extra_room(const struct http_sites *sites);
 

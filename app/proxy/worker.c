@@ -254,7 +254,9 @@ static void write_totals(void *context, FILE *out, const struct tally_worker *on
 static void write_configuration(void *context, FILE *out, const char *separator)
 {
     const struct proxy_worker *worker = context;
-    proxy_config_write_json(out, separator, &worker->options->generation->config);
+    struct proxy_config in_force = worker->options->generation->config; /* with what was left to sluice */
+    in_force.loop = sluice_loop_kind_of(worker->loop);
+    proxy_config_write_json(out, separator, &in_force);
 }
 
 static void write_status(void *context, FILE *out)

@@ -6,6 +6,7 @@
 #include "service/loop.h"
 #include "service/preflight.h"
 #include "service/routes.h"
+#include "service/status.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -215,9 +216,29 @@ static int begin_config(struct serve_config *config, struct failure *failure)
                : failure_set(failure, -ENOMEM, SERVE_PROGRAM ": out of memory");
 }
 
+void serve_config_write_hosts(FILE *out, const char *separator, const struct serve_config *config)
+{
+    const struct http_sites *sites = &config->sites;
+    for (unsigned i = 0; i < sites->names.count; i++) {
+        const struct host_name *name = &sites->names.items[i];
+        struct site_options options = config->sections[name->site];
+        options.root = sites->items[name->site].directory;
+        fprintf(out, "%s\"host %s\": {", separator, name->text);
+        status_write_options(out, serve_option_table, offsetof(struct serve_options, site), &options);
+        fputc('}', out);
+        separator = ", ";
+    }
+}
+
 void serve_config_free(struct serve_config *config)
 {
     http_sites_free(&config->sites);
+    for (unsigned i = 0; i < config->section_count; i++) {
+        option_list_free(&config->sections[i].cache);
+        option_list_free(&config->sections[i].header);
+        option_list_free(&config->sections[i].certificates);
+    }
+    free(config->sections);
     free(config->trusted);
     option_list_free(&config->certificates);
     options_free_lists(&config->command, &config->options);
@@ -288,14 +309,23 @@ static int add_certificates_for_all(struct serve_config *config, struct failure 
 static int finish_site(void *context, void *options, const struct config_origin *origin, struct failure *failure)
 {
     struct serve_config *config = context;
-    const struct serve_options *section = options;
+    struct serve_options *section = options;
     int result = add_certificates_for_all(config, failure);
     if (result == 0) /* a section's list begins with those for all */
         result =
             add_certificates(config, &section->site.certificates, config->options.site.certificates.count, failure);
     if (result < 0)
         return result;
-    return serve_sites_add(&config->sites, &section->site, &config->options.site, origin, failure);
+    result = serve_sites_add(&config->sites, &section->site, &config->options.site, origin, failure);
+    if (result < 0)
+        return result;
+    struct site_options *larger = realloc(config->sections, config->sites.count * sizeof *larger);
+    if (larger == NULL)
+        return failure_set(failure, -ENOMEM, SERVE_PROGRAM ": out of memory");
+    config->sections = larger;
+    larger[config->section_count++] = section->site;
+    section->site.cache = section->site.header = section->site.certificates = (struct option_list){0}; /* kept */
+    return 0;
 }
 
 /* The site that has no names. */

@@ -31,6 +31,8 @@ struct serve_config {
     struct serve_options options;
     enum sluice_route route;
     struct http_sites sites;
+    struct site_options *sections; /* of the sites that have names, which are the first ones */
+    unsigned section_count;
     struct option_list certificates; /* of all sites; the strings are the options' */
     struct address_prefix *trusted;  /* as many as options.trust_forwarded has */
     struct config_storage *storage;  /* what strings of the file lie in */
@@ -53,6 +55,9 @@ int serve_config_again(int argc, char **argv, struct serve_config *ret_config, s
  * in words. Returns code. */
 int serve_config_wrong(const struct serve_config *config, const char *key, const char *value, int code,
                        const struct failure *why, struct failure *failure);
+
+/* What is in force for each host that has a name, as members of an object of JSON, separator before the first. */
+void serve_config_write_hosts(FILE *out, const char *separator, const struct serve_config *config);
 
 void serve_config_free(struct serve_config *config);
 

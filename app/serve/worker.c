@@ -136,7 +136,7 @@ static void write_totals(void *context, FILE *out, const struct tally_worker *wo
 static void write_hosts(void *context, FILE *out, const char *separator)
 {
     const struct serve *serve = context;
-    http_sites_write_json(out, separator, &serve->current->config.sites);
+    serve_config_write_hosts(out, separator, &serve->current->config);
 }
 
 static void write_status(void *context, FILE *out)
@@ -146,6 +146,7 @@ static void write_status(void *context, FILE *out)
     char about[PATH_MAX + 2 * ADDRESS_TEXT_MAX + 64];
     const struct serve_generation *generation = serve->current;
     struct serve_options in_force = generation->config.options; /* with what was left to sluice */
+    in_force.loop = sluice_loop_kind_of(serving->loop);
     in_force.workers = generation->workers;
     in_force.max_connections = (uint64_t)generation->workers * generation->connections_each;
     serve_generation_describe(generation, about, sizeof about);

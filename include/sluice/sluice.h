@@ -691,6 +691,9 @@ SLUICE_API int sluice_loop_probe(const struct sluice_loop_options *options, stru
  * Returns 0, -ENOMEM, -EMFILE, -ENFILE, and the errors of sluice_loop_probe. */
 SLUICE_API int sluice_loop_new(const struct sluice_loop_options *options, struct sluice_loop **ret_loop);
 
+/* What carries it: never SLUICE_LOOP_AUTO. */
+SLUICE_API enum sluice_loop_kind sluice_loop_kind_of(const struct sluice_loop *loop);
+
 /* No transfer, receiver, listener, connect, timer or watch may be left. Waits for helpers to end their work. */
 SLUICE_API void sluice_loop_free(struct sluice_loop *loop);
 

@@ -1010,6 +1010,11 @@ void sluice_loop_stop(struct sluice_loop *loop)
     loop->stop = 1;
 }
 
+enum sluice_loop_kind sluice_loop_kind_of(const struct sluice_loop *loop)
+{
+    return loop->kind == &loop_uring ? SLUICE_LOOP_IO_URING : SLUICE_LOOP_EPOLL;
+}
+
 uint64_t sluice_loop_now(const struct sluice_loop *loop)
 {
     return loop->now;

@@ -562,6 +562,7 @@ def admin():
             equal([server["name"] for server in service["servers"]],
                   ["%s:%d" % backend.address, "%s:%d" % refusing.address])
             equal(service["servers"][0]["connections"], 4)
+            assert found["configuration"]["loop"] in ("epoll", "io_uring"), found["configuration"]["loop"]
             assert found["configuration"]["service service"].startswith("%s:%d to " % (LOCAL, state.port))
             equal((got("workers"), got("worker_crashes_total"), got("bytes_total")), (2, 0, 8000))
             assert sum(totals["durations"]["counts"]) == 4 and found["cpu_seconds"] > 0

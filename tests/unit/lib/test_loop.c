@@ -1092,6 +1092,18 @@ static void accept_all_who_come(bool ahead)
     end();
 }
 
+TEST("a loop tells what carries it, also if that was left to sluice")
+{
+    struct sluice_loop_options any = {.size = sizeof any};
+    enum sluice_loop_kind chosen = sluice_loop_probe(&any, NULL) == 0 ? SLUICE_LOOP_IO_URING : SLUICE_LOOP_EPOLL;
+    begin();
+    CHECK_EQ(sluice_loop_kind_of(loop), loop_options.kind);
+    end();
+    CHECK_EQ(sluice_loop_new(&any, &loop), 0);
+    CHECK_EQ(sluice_loop_kind_of(loop), chosen);
+    end();
+}
+
 TEST("a listener accepts all who come, and none while it is paused")
 {
     accept_all_who_come(false);
