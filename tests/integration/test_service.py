@@ -6,6 +6,7 @@ and the units that come with sluice."""
 import glob
 import grp
 import os
+import pathlib
 import pwd
 import re
 import shutil
@@ -55,6 +56,27 @@ class Passed(Server):
         wrap, more = passing(*sockets)
         self.root, self.workers = root, 2
         Program.__init__(self, [*wrap, SLUICE, "serve", root, "--workers", "2", *options], **more)
+
+
+@case("the examples of configuration are right, also with all that they comment out but paths of other machines")
+def examples():
+    folder = pathlib.Path(__file__).resolve().parents[2] / "packaging" / "examples"
+    for command in ("serve", "proxy"):
+        text = (folder / (command + ".conf")).read_text(encoding="ascii")
+        place = new_root()
+        text = text.replace("= /srv", "= " + place).replace("= /var/log/sluice", "= " + place)
+        for name in ("www", "downloads"):
+            os.mkdir(os.path.join(place, name))
+        whole = re.sub(r"^#(\[.*\]|(?!certificate|listen-tls|redirect)[a-z-]+ = .*| {8}\S.*)$", r"\1", text, flags=re.M)
+        assert whole.count("\n#") < text.count("\n#") - 5, whole
+        for one in (text, whole):
+            path = write(place, command + ".conf", data=one.encode())
+            done = subprocess.run([SLUICE, command, "--config", path, "--check-config"], capture_output=True, text=True,
+                                  timeout=10 * PATIENCE)
+            equal((done.returncode, done.stderr), (0, ""))
+    keys = set(re.findall(r"^#?([a-z-]+) = ", (folder / "serve.conf").read_text(encoding="ascii"), re.M))
+    usage = subprocess.run([SLUICE, "serve", "--help"], capture_output=True, text=True, timeout=10 * PATIENCE).stdout
+    equal([key for key in keys if not re.search("--(\\[no-\\])?%s\\b" % key, usage)], [])
 
 
 @case("a socket that is passed is listened at, waits for the next start, and a request from in between is answered then")
