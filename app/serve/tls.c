@@ -91,13 +91,13 @@ static int part(const struct option_list *list, struct parted *parted, const cha
             return failure_set(failure, -ENOMEM, "out of memory");
         parted->texts[parted->count] = text;
         char *comma = strchr(text, ',');
-        *ret_value = list->items[i];
         if (comma != NULL)
             *comma = '\0';
-        if (text[0] == '\0' || (comma != NULL && comma[1] == '\0'))
-            return failure_set(failure, -EINVAL, "\"%.200s\": write FILE, or FILE,KEYFILE", list->items[i]);
         parted->certificates[parted->count++] =
             (struct tls_certificate){.certificate = text, .key = comma != NULL ? comma + 1 : NULL};
+        *ret_value = list->items[i];
+        if (text[0] == '\0' || (comma != NULL && comma[1] == '\0'))
+            return failure_set(failure, -EINVAL, "\"%.200s\": write FILE, or FILE,KEYFILE", list->items[i]);
     }
     return 0;
 }

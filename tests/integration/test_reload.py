@@ -24,6 +24,7 @@ def check(text, *arguments):
     path = write(new_root(), "serve.conf", data=text.encode())
     done = subprocess.run([SLUICE, "serve", "--config", path, "--check-config", *arguments], capture_output=True,
                           text=True, timeout=10 * PATIENCE, env={**os.environ, "XDG_CONFIG_HOME": os.path.dirname(path)})
+    assert "Sanitizer" not in done.stderr, done.stderr
     return done.returncode, done.stdout + done.stderr, path
 
 
