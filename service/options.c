@@ -400,8 +400,11 @@ int options_parse(const struct command_spec *command, int argc, char **argv, voi
         const char *surplus = argv[command->positional_max];
         if (command->positional_max == 0)
             return failure_set(failure, -EINVAL, "%s: takes options only, not \"%.100s\"", command->program, surplus);
-        return failure_set(failure, -EINVAL, "%s: takes %s and no more, but \"%.100s\" follows", command->program,
-                           command->positionals, surplus);
+        if (command->positional_max == 1)
+            return failure_set(failure, -EINVAL, "%s: takes %s and no more, but \"%.100s\" follows", command->program,
+                               command->positionals, surplus);
+        return failure_set(failure, -EINVAL, "%s: takes %s, %u at most, but \"%.100s\" follows", command->program,
+                           command->positionals, command->positional_max, surplus);
     }
     if (positionals.count < command->positional_min)
         return failure_set(failure, -EINVAL, "%s: needs %s", command->program, command->positionals);

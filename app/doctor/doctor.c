@@ -103,7 +103,7 @@ static struct page page_of(FILE *stream)
     struct page page = {.stream = stream};
     struct winsize window;
     if (isatty(fileno(stream))) {
-        page.colour = getenv("NO_COLOR") == NULL;
+        page.colour = text_colour_wanted();
         page.width = ioctl(fileno(stream), TIOCGWINSZ, &window) == 0 && window.ws_col >= 40 ? window.ws_col : 80;
     }
     return page;

@@ -388,7 +388,7 @@ static void report(struct session *session, bool last)
     if (session->options.json) {
         report_json(session->stream, session->account, &options);
     } else if (session->screen != NULL && !last) {
-        options.colour = getenv("NO_COLOR") == NULL;
+        options.colour = text_colour_wanted();
         screen_draw(session->screen, session->account, &options);
         return;
     } else {
@@ -396,7 +396,7 @@ static void report(struct session *session, bool last)
         struct winsize window;
         if (isatty(fd) && ioctl(fd, TIOCGWINSZ, &window) == 0 && window.ws_col > 0) {
             options.width = window.ws_col;
-            options.colour = getenv("NO_COLOR") == NULL;
+            options.colour = text_colour_wanted();
         }
         report_lines(session->stream, session->account, &options);
     }

@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 char *text_format_size(uint64_t bytes, char *buffer, size_t size)
@@ -227,4 +228,10 @@ unsigned text_distance(const char *a, const char *b, unsigned limit)
         row = oldest;
     }
     return above[b_length] < limit ? above[b_length] : limit;
+}
+
+bool text_colour_wanted(void)
+{
+    const char *refused = getenv("NO_COLOR"), *terminal = getenv("TERM");
+    return (refused == NULL || refused[0] == '\0') && (terminal == NULL || strcmp(terminal, "dumb") != 0);
 }

@@ -5,6 +5,7 @@
 #ifndef SLUICE_BASE_TEXT_H
 #define SLUICE_BASE_TEXT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -37,6 +38,9 @@ const char *text_errno_meaning(int code);
 /* How many bytes the UTF-8 character at the start of text has, 1 to 4; 0: there is none (nothing, a byte that cannot
  * begin one, cut off, overlong, a surrogate, beyond U+10FFFF). */
 size_t text_utf8_length(const char *text, size_t length);
+
+/* May a terminal be given colours? Not where NO_COLOR is set and not empty (no-color.org), nor where TERM is dumb. */
+bool text_colour_wanted(void);
 
 /* The number of edits (insert, delete, replace, swap of neighbours) that turn a into b, or limit if it is that or more.
  * For "did you mean". */

@@ -376,10 +376,10 @@ def _():
 
 # ---- Terminals, errors ----
 
-def on_terminal(columns, *arguments):
+def on_terminal(columns, *arguments, **environment):
     pid, master = pty.fork()
     if pid == 0:
-        os.environ["TERM"] = "xterm"
+        os.environ.update({"TERM": "xterm", **environment})
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         os.execv(SLUICE, [SLUICE, "doctor", *arguments])
     shown = b""
@@ -406,6 +406,12 @@ def _(columns):
         assert len(lines) > 10
         for line in lines:
             assert len(line) <= columns, f"{len(line)} columns: {line}"
+
+
+@case("no colours where NO_COLOR is set, or TERM is dumb; an empty NO_COLOR is none")
+def _():
+    for environment, coloured in (({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({"NO_COLOR": ""}, True)):
+        equal("\033" in on_terminal(80, "/tmp", **environment), coloured, environment)
 
 
 @case("wrong usage is told from failure, and a full disk is failure")

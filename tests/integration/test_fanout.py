@@ -402,6 +402,7 @@ def refusals():
     done = fanout("-i", root + "/in", "--route", "splice", root + "/made", "/dev/null")
     equal(read(root + "/made"), b"a file")
     done = fanout(*["/dev/null"] * 17, code=2)
+    assert b"16 at most" in done.stderr, done.stderr
     done = fanout("tcp:127.0.0.1:1", "/dev/null", data=b"x", code=1)
     assert b"tcp:127.0.0.1:1: connecting: " in done.stderr and b"ECONNREFUSED" in done.stderr, done.stderr
     done = fanout("unix:" + root + "/none", data=b"x", code=1)
