@@ -70,6 +70,8 @@ void copier_free(struct copier *copier)
 {
     free(copier->compared[0]);
     free(copier->compared[1]);
+    if (copier->has_clock)
+        close_fd(copier->clock);
 }
 
 /* ---- Looking ---------------------------------------------------------------------------------------------------- */
@@ -127,6 +129,46 @@ static bool leads_to(const struct spot *spot, const struct item *item)
            there.st_dev == item->other.st_dev && there.st_ino == item->other.st_ino;
 }
 
+/* Removed at once where it cannot be made without a name. */
+static int open_nameless(int directory)
+{
+    char name[TEMPORARY_NAME_SIZE];
+    int fd = openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd >= 0)
+        return fd;
+    temporary_name(name, "times");
+    fd = openat(directory, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd >= 0)
+        unlinkat(directory, name, 0);
+    return fd;
+}
+
+/* No file system keeps times coarser than FAT does. */
+#define COARSEST_SECONDS 2
+
+/* The source's time as the target's file system has kept it: to the second (ext3, NFS, some of FUSE), to two (FAT), to
+ * 10 ms (exFAT). No call tells which, so it is tried, where the two times are so near each other that it matters. */
+static struct timespec as_kept(struct copier *copier, const struct spot *spot, struct timespec source,
+                               struct timespec target)
+{
+    if (!older(target, source) || source.tv_sec - target.tv_sec > COARSEST_SECONDS)
+        return source;
+    if (copier->has_clock && copier->clock_device != spot->target->device) {
+        close_fd(copier->clock);
+        copier->has_clock = false;
+    }
+    if (!copier->has_clock) {
+        copier->clock = open_nameless(spot->target->fd);
+        copier->clock_device = spot->target->device;
+        copier->has_clock = copier->clock >= 0;
+    }
+    struct stat status;
+    const struct timespec times[2] = {source, source};
+    if (!copier->has_clock || futimens(copier->clock, times) < 0 || fstat(copier->clock, &status) < 0)
+        return source;
+    return status.st_mtim;
+}
+
 static enum outcome examine_target(struct copier *copier, const struct spot *spot, struct item *item)
 {
     const struct copy_settings *settings = copier->settings;
@@ -141,12 +183,15 @@ static enum outcome examine_target(struct copier *copier, const struct spot *spo
     }
     item->in_the_way = true;
     const char *objection = NULL;
+    struct timespec time = item->status.st_mtim;
+    if (settings->update)
+        time = as_kept(copier, spot, time, other->st_mtim);
     if (other->st_dev == item->status.st_dev && other->st_ino == item->status.st_ino)
         objection = "they are the same file";
-    else if (settings->no_clobber || (settings->update && !older(other->st_mtim, item->status.st_mtim))) {
+    else if (settings->no_clobber || (settings->update && !older(other->st_mtim, time))) {
         item->there = settings->update && S_ISREG(item->status.st_mode) && S_ISREG(other->st_mode) &&
-                      other->st_size == item->status.st_size && !older(item->status.st_mtim, other->st_mtim) &&
-                      !older(other->st_mtim, item->status.st_mtim);
+                      other->st_size == item->status.st_size && !older(time, other->st_mtim) &&
+                      !older(other->st_mtim, time);
         return OUTCOME_SKIPPED;
     } else if (S_ISDIR(other->st_mode))
         objection = "a directory is in the way";

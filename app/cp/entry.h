@@ -47,6 +47,9 @@ struct copier {
     bool plain;                /* between these devices no extents are shared */
     dev_t plain_source, plain_target;
     char *compared[2];
+    bool has_clock; /* a file without a name, there to be given times */
+    int clock;
+    dev_t clock_device;
 };
 
 void copier_free(struct copier *copier);

@@ -198,8 +198,8 @@ def digest(data):
 
 
 @contextlib.contextmanager
-def mounted(kind):
-    """A file system of this kind in a file. Yields where it is."""
+def mounted(kind, *options):
+    """A file system of this kind in a file, made with these options. Yields where it is."""
     if os.geteuid() != 0:
         raise Skip("needs root for mounting")
     if not shutil.which("mkfs." + kind):
@@ -209,7 +209,7 @@ def mounted(kind):
     os.mkdir(point)
     with open(image, "wb") as file:
         file.truncate(400 << 20)
-    subprocess.run(["mkfs." + kind, "-q", image], check=True, capture_output=True)
+    subprocess.run(["mkfs." + kind, "-q", *options, image], check=True, capture_output=True)
     done = subprocess.run(["mount", "-o", "loop", image, point], capture_output=True, text=True)
     if done.returncode != 0:
         raise Skip("cannot mount %s: %s" % (kind, done.stderr.strip()))

@@ -679,6 +679,22 @@ def clobber_and_update(older):
     equal(set(read().values()), {b"source"})
 
 
+@case("-u onto a file system that keeps whole seconds only: what was copied is not older than its source")
+def coarse_times():
+    top = new_root()
+    source = write(top, "d", "f", data=b"1")
+    with mounted("ext4", "-I", "128") as point:
+        target = os.path.join(point, "d", "f")
+        for at, copied in ((1_600_000_000_900_000_000, True), (1_600_000_000_900_000_000, False),
+                           (1_600_000_001_100_000_000, True), (1_600_000_001_000_000_000, False)):
+            os.utime(source, ns=(at, at))
+            before = os.stat(target).st_ino if os.path.exists(target) else 0
+            cp("-u", os.path.join(top, "d"), point)
+            equal(os.stat(target).st_ino != before, copied, "copied with time %d" % at)
+            equal(os.stat(target).st_mtime_ns, at - at % 1_000_000_000)
+        equal(os.listdir(os.path.join(point, "d")), ["f"])
+
+
 @case("-a and -r, which cp takes, are taken: a tree with everything is what it copies anyhow")
 def options_of_cp():
     top = new_root()
