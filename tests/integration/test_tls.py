@@ -602,7 +602,11 @@ def drained_in_handshake():
         for client in (asking, silent):
             client.flush()
             client.incoming.write(client.socket.recv(1 << 16))  # so that it is known to be accepted
+        def refuses():
+            with socket.socket() as another:
+                return another.connect_ex(server.address) != 0
         server.signal(signal.SIGTERM)
+        until(refuses, 5, "draining")
         started = time.monotonic()
         for client in (asking, silent):
             client.until_done(client.tls.do_handshake)
