@@ -192,7 +192,8 @@ static const struct option_spec *find_short(const struct command_spec *command, 
     return NULL;
 }
 
-/* Two edits, or a third of a longer name; or one is the other's beginning. Ties go to the first. */
+/* Two edits, one of a short name, or a third of a longer one; or what was typed is the beginning of a name, or its last
+ * word. Ties go to the first. */
 struct nearest {
     const char *typed, *name;
     unsigned distance;
@@ -200,10 +201,13 @@ struct nearest {
 
 static void consider(struct nearest *nearest, const char *name)
 {
-    size_t length = strlen(nearest->typed);
+    size_t length = strlen(nearest->typed), name_length = strlen(name);
     unsigned distance = text_distance(nearest->typed, name, nearest->distance);
     if (length >= 3 && strncmp(nearest->typed, name, length) == 0)
         distance = 1;
+    if (length >= 3 && name_length > length && name[name_length - length - 1] == '-' &&
+        strcmp(name + name_length - length, nearest->typed) == 0)
+        distance = 0;
     if (distance < nearest->distance) {
         nearest->distance = distance;
         nearest->name = name;
@@ -213,8 +217,8 @@ static void consider(struct nearest *nearest, const char *name)
 static struct nearest nearest_to(const char *typed)
 {
     size_t length = strlen(typed);
-    /* A name of one or two letters is near everything. */
-    unsigned limit = length < 3 ? 1 : length < 8 ? 3 : (unsigned)(length / 3 + 1);
+    /* A name of one or two letters is near everything, one of four near half of it: "port", "root". */
+    unsigned limit = length < 3 ? 1 : length < 5 ? 2 : length < 8 ? 3 : (unsigned)(length / 3 + 1);
     return (struct nearest){.typed = typed, .distance = limit};
 }
 

@@ -360,6 +360,11 @@ TEST("names of subcommands get suggestions, too")
     CHECK_STR(options_nearest("sevre", names), "serve");
     CHECK(options_nearest("x", names) == NULL);
     CHECK(options_nearest("benchmark", names) == NULL);
+    static const char *const others[] = {"root", "loop", "access-log", "user", NULL};
+    CHECK(options_nearest("port", others) == NULL);
+    CHECK_STR(options_nearest("rot", others), "root");
+    CHECK_STR(options_nearest("usre", others), "user");
+    CHECK_STR(options_nearest("log", others), "access-log");
 }
 
 CHECK_MAIN()
