@@ -42,6 +42,16 @@ struct fanout_options {
 
 static const char *const policies[] = {"block", "drop", "copy", "first", NULL}; /* as enum sluice_fanout_policy */
 
+/* From any descriptor into any two. */
+static const char *const *route_names(void)
+{
+    static const char *names[ROUTES_NAMES];
+    for (int source = 0; source < SLUICE_END_MEMORY; source++)
+        for (int sink = 0; sink < SLUICE_END_MEMORY; sink++)
+            routes_add_names((enum sluice_end_kind)source, (enum sluice_end_kind)sink, 2, names);
+    return names;
+}
+
 static const struct option_spec option_table[] = {
     {.type = OPTION_HEADING, .help = "Ends"},
     {"input", 'i', "SOURCE", "where from: a file, tcp:HOST:PORT, unix:PATH, fd:N, or - for standard input", OPTION_TEXT,
@@ -66,7 +76,7 @@ static const struct option_spec option_table[] = {
 
     {.type = OPTION_HEADING, .help = "Mechanism and report"},
     {"route", 0, "NAME", "force a mechanism: copy, tee (sendfile or mmap for files)", OPTION_TEXT, MEMBER(route),
-     .default_text = "auto"},
+     .default_text = "auto", .known = route_names},
     {"verbose", 'v', NULL, "print to standard error how each sink's bytes went, and which were copied", OPTION_FLAG,
      MEMBER(verbose), .default_text = NULL},
     {"json", 0, NULL, "print that as JSON: to standard output, or to standard error if - is a sink", OPTION_FLAG,

@@ -28,7 +28,7 @@ enum proposal {
 
 static enum proposal proposal_for(const struct option_spec *option)
 {
-    if (option->choices != NULL)
+    if (option->choices != NULL || option->known != NULL)
         return PROPOSE_CHOICES;
     if (option->argument == NULL || option->type == OPTION_ADDRESS)
         return PROPOSE_NOTHING;
@@ -71,8 +71,9 @@ static void put_text(const char *text, const char *special, FILE *stream)
 
 static void put_choices(const struct option_spec *option, FILE *stream)
 {
-    for (const char *const *choice = option->choices; *choice != NULL; choice++)
-        fprintf(stream, "%s%s", choice == option->choices ? "" : " ", *choice);
+    const char *const *choices = option->choices != NULL ? option->choices : option->known();
+    for (const char *const *choice = choices; *choice != NULL; choice++)
+        fprintf(stream, "%s%s", choice == choices ? "" : " ", *choice);
 }
 
 /* What the visitors of the options need. */

@@ -63,9 +63,10 @@ struct option_spec {
     enum option_type type;
     size_t offset;            /* of the member in the caller's struct */
     const char *default_text; /* parsed like a given value; "yes" for a flag that is on; NULL: member left as it was */
-    const char *const *choices; /* OPTION_CHOICE: NULL-terminated */
-    uint64_t min, max;          /* UNSIGNED, SIZE, DURATION; max 0: no upper limit */
-    bool hidden;                /* not in --help (still in options_each) */
+    const char *const *choices;        /* OPTION_CHOICE: NULL-terminated */
+    const char *const *(*known)(void); /* OPTION_TEXT: what shells propose, likewise; NULL: nobody can guess it */
+    uint64_t min, max;                 /* UNSIGNED, SIZE, DURATION; max 0: no upper limit */
+    bool hidden;                       /* not in --help (still in options_each) */
 };
 
 struct command_spec {

@@ -35,3 +35,16 @@ int routes_check(enum sluice_route route, enum sluice_end_kind source, unsigned 
                        sluice_route_name(route), sluice_end_kind_name(source), sinks > 1 ? "several sinks, one a " : "",
                        sluice_end_kind_name(sink), reason, able);
 }
+
+void routes_add_names(enum sluice_end_kind source, enum sluice_end_kind sink, size_t sinks,
+                      const char *names[static ROUTES_NAMES])
+{
+    for (int i = SLUICE_ROUTE_AUTO; i < SLUICE_ROUTE_COUNT; i++) {
+        const char **at = names, *name = sluice_route_name((enum sluice_route)i);
+        if (sluice_route_check((enum sluice_route)i, source, 0, sink, sinks, NULL) < 0)
+            continue;
+        while (*at != NULL && *at != name)
+            at++;
+        *at = name;
+    }
+}

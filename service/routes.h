@@ -16,4 +16,10 @@ int routes_parse(const char *name, struct failure *failure);
 int routes_check(enum sluice_route route, enum sluice_end_kind source, unsigned source_flags, enum sluice_end_kind sink,
                  size_t sinks, struct failure *failure);
 
+/* For completion: enters into names, behind those that are there, the routes that could ever carry source to so many
+ * sinks. Names has room for all and ends with NULL. */
+#define ROUTES_NAMES (SLUICE_ROUTE_COUNT + 1)
+void routes_add_names(enum sluice_end_kind source, enum sluice_end_kind sink, size_t sinks,
+                      const char *names[static ROUTES_NAMES]);
+
 #endif

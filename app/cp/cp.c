@@ -35,6 +35,13 @@ struct cp_options {
 
 #define MEMBER(name) offsetof(struct cp_options, name)
 
+static const char *const *route_names(void)
+{
+    static const char *names[ROUTES_NAMES];
+    routes_add_names(SLUICE_END_FILE, SLUICE_END_FILE, 1, names);
+    return names;
+}
+
 static const struct option_spec option_table[] = {
     {.type = OPTION_HEADING, .help = "What is copied"},
     {"no-clobber", 'n', NULL, "leave alone what is there already", OPTION_FLAG, MEMBER(no_clobber),
@@ -49,7 +56,7 @@ static const struct option_spec option_table[] = {
     {"reflink", 0, "WHEN", "share the content instead of copying it, where the file system can; always: or fail",
      OPTION_CHOICE, MEMBER(reflink), .default_text = "auto", .choices = reflink_choices},
     {"route", 0, "NAME", "force a mechanism for the content, as sluice-routes(7) names them", OPTION_TEXT,
-     MEMBER(route), .default_text = "auto"},
+     MEMBER(route), .default_text = "auto", .known = route_names},
     {"jobs", 'j', "N",
      "files copied at a time; default: one for each CPU that sluice may use, and more while these wait for a disk",
      OPTION_UNSIGNED, MEMBER(jobs), .min = 1, .max = 256},

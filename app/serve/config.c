@@ -23,6 +23,13 @@
 enum { UNKNOWN_HOST_SERVE, UNKNOWN_HOST_REFUSE };
 static const char *const unknown_hosts[] = {"serve", "refuse", NULL};
 
+static const char *const *route_names(void)
+{
+    static const char *names[ROUTES_NAMES];
+    routes_add_names(SLUICE_END_FILE, SLUICE_END_TCP, 1, names);
+    return names;
+}
+
 const struct option_spec serve_option_table[] = {
     {.type = OPTION_HEADING, .help = "Listening"},
     {"listen", 'l', "ADDR:PORT", "where to accept connections; port 0 lets the kernel choose", OPTION_ADDRESS,
@@ -76,7 +83,7 @@ const struct option_spec serve_option_table[] = {
     {"snapshot", 0, NULL, "copy files while sending them, for files that are changed in place", OPTION_FLAG,
      MEMBER(snapshot), .default_text = NULL},
     {"route", 0, "NAME", "force a mechanism for the bodies: copy, mmap, sendfile, splice or direct", OPTION_TEXT,
-     MEMBER(route), .default_text = "auto"},
+     MEMBER(route), .default_text = "auto", .known = route_names},
     {"cold-policy", 0, "POLICY",
      "what is read from the disk: keep it in memory, or drop it behind the sending: of large files (drop-behind), or "
      "only of those larger than an eighth of the memory (auto)",

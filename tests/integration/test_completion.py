@@ -165,6 +165,11 @@ for shell, ask in (("bash", ask_bash), ("fish", ask_fish)):
         equal([word.rstrip("/") for word in ask("sluice cp f")], ["file.conf", "folder"])
         equal(ask("sluice proxy --listen "), [])
         equal(ask("sluice proxy f"), [])
+        for command, sure in (("serve", {"auto", "copy", "mmap", "sendfile", "splice", "direct"}),
+                              ("cp", {"auto", "copy", "copy_file_range", "reflink"}), ("fanout", {"auto", "copy", "tee"})):
+            proposed = set(ask("sluice %s --route " % command))
+            assert sure <= proposed and not {"vmsplice", "tcp_receive"} & proposed, (command, proposed)
+        equal([word.removeprefix("--route=") for word in ask("sluice serve --route=sen")], ["sendfile"])
 
     @case("%s proposes no options after --, and to sluice trace a command to run", shell)
     def after_dashes(_, ask=ask):
