@@ -260,6 +260,9 @@ def live():
                 equal(page.ask("[...document.querySelectorAll('#configuration tr')]"
                                ".find(row => row.cells[0].textContent == 'idle-timeout').cells[1].textContent"), "7")
                 equal(page.ask("document.documentElement.scrollWidth <= innerWidth"), True)
+                page.ask("document.querySelector('summary').click()")
+                equal(page.ask("(table => table.scrollWidth <= table.parentElement.clientWidth)"
+                               "(document.getElementById('configuration'))"), True)
                 assert page.ask("document.getElementById('state').textContent").endswith("2 workers")
                 # another look is taken, and drawn
                 path = page.ask("document.querySelector('#chart-throughput .line').getAttribute('d')")
