@@ -9,6 +9,7 @@
 #include <linux/posix_acl_xattr.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -79,6 +80,15 @@ static mode_t group_of_acl(const void *acl, size_t size)
     return 0;
 }
 
+/* ext4 and btrfs say ENOSPC as well of an attribute that is larger than they permit. */
+static bool is_full(const struct attributed *target)
+{
+    struct statvfs status;
+    if (fstatvfs(target->fd, &status) < 0)
+        return true;
+    return (uint64_t)status.f_bavail * status.f_frsize < 16 * (uint64_t)XATTR_SIZE_MAX;
+}
+
 struct found {
     bool access_acl, default_acl;
     mode_t mode;     /* to be set: less than the source's where a list could not be kept */
@@ -110,7 +120,8 @@ static int copy_attribute(struct report *report, const struct attributed *source
     int result = set_attribute(target, attribute, value, (size_t)size);
     if (result == 0 || is_label(attribute))
         return 0;
-    if (result == -ENOSPC || result == -EDQUOT || result == -EIO || result == -ENOMEM)
+    bool too_large = result == -ENOSPC && !is_full(target);
+    if ((result == -ENOSPC && !too_large) || result == -EDQUOT || result == -EIO || result == -ENOMEM)
         return result;
     if (access || strcmp(attribute, DEFAULT_ACL) == 0) {
         found->acl_refused = result;
@@ -122,6 +133,7 @@ static int copy_attribute(struct report *report, const struct attributed *source
     if (report_first(report, 'x', result))
         report_note(report, "the extended attribute %s is not kept: %s (%s). Further ones are counted only.", attribute,
                     result == -EOPNOTSUPP ? "the target's file system does not have such attributes"
+                    : too_large           ? "it is larger than the target's file system permits"
                                           : text_errno_meaning(result),
                     text_errno_name(result));
     return 0;

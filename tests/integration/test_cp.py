@@ -1220,6 +1220,20 @@ for failing in FAILING:
          *failing, sanitized=False)(some_call_fails)
 
 
+@case("an attribute larger than the target's file system permits (ENOSPC) is lost, told and counted; the rest is copied")
+def large_attribute():
+    with mounted("xfs") as xfs, mounted("ext4") as ext4:
+        source = write(xfs, "d", "a", data=b"a")
+        write(xfs, "d", "b", data=b"b")
+        os.setxattr(source, "user.small", b"small")
+        os.setxattr(source, "user.large", b"x" * 30_000)
+        run = cp("--json", os.path.join(xfs, "d"), ext4, quiet=False)
+        assert "user.large is not kept: it is larger than the target's file system permits (ENOSPC)" in run.err, run.err
+        equal(json.loads(run.out)["extended_attributes_lost"], 1)
+        equal(sorted(os.listdir(os.path.join(ext4, "d"))), ["a", "b"])
+        equal(os.getxattr(os.path.join(ext4, "d", "a"), "user.small"), b"small")
+
+
 @case("on a terminal: progress with bytes, files and rate, gone at the end, and a sum with the receipt", limit=60)
 def on_a_terminal():
     top = new_root()
