@@ -22,16 +22,17 @@ int rotated_log_open(const char *where, enum log_format format, const struct rot
     return 0;
 }
 
-int rotated_log_reopen(struct rotated_log *log, struct failure *failure)
+void rotated_log_reopen(struct rotated_log *log, struct log *error_log, const char *program)
 {
     struct rotated_log again;
-    int result =
-        rotated_log_open(log->where, log->log != NULL ? log_get_format(log->log) : LOG_COMBINED, log, &again, failure);
-    if (result < 0)
-        return result;
+    struct failure failure;
+    enum log_format format = log->log != NULL ? log_get_format(log->log) : LOG_COMBINED;
+    if (rotated_log_open(log->where, format, log, &again, &failure) < 0) {
+        log_say(error_log, "%s: %s; going on in the old file", program, failure.text);
+        return;
+    }
     rotated_log_close(log);
     *log = again;
-    return 0;
 }
 
 int rotated_log_replacement(const struct rotated_log *log, unsigned *ret_number)

@@ -19,8 +19,9 @@ struct rotated_log {
 int rotated_log_open(const char *where, enum log_format format, const struct rotated_log *previous,
                      struct rotated_log *ret_log, struct failure *failure);
 
-/* For the supervisor, whose own buffer is empty: open the path once more. On failure the old file goes on. */
-int rotated_log_reopen(struct rotated_log *log, struct failure *failure);
+/* For the supervisor, whose own buffer is empty, when a configuration was refused and its log may have been renamed all
+ * the same: open the path once more. On failure the old file goes on, and error_log gets a line that says so. */
+void rotated_log_reopen(struct rotated_log *log, struct log *error_log, const char *program);
 
 /* For options.replacement: the descriptor and its number, or -1. */
 int rotated_log_replacement(const struct rotated_log *log, unsigned *ret_number);

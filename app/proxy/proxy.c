@@ -244,14 +244,6 @@ static void tell_supervisor(struct proxy *proxy)
     proxy->supervisor.retire_ms = proxy->current->config.retire_timeout;
 }
 
-/* The configuration stays, but its log may have been renamed. */
-static void reopen_log(struct proxy *proxy)
-{
-    struct failure failure;
-    if (rotated_log_reopen(&proxy->current->log, &failure) < 0)
-        log_say(proxy->error_log, "sluice proxy: %s; going on in the old file", failure.text);
-}
-
 static int on_reload(void *context, unsigned *workers)
 {
     struct proxy *proxy = context;
@@ -263,7 +255,7 @@ static int on_reload(void *context, unsigned *workers)
         r = generation_new(&config, proxy->current, &next, &failure);
     if (r < 0) {
         log_say(proxy->error_log, "sluice proxy: not reloaded, all goes on as before: %s", failure.text);
-        reopen_log(proxy);
+        rotated_log_reopen(&proxy->current->log, proxy->error_log, "sluice proxy");
         return r;
     }
     *workers = next->config.workers;
@@ -290,7 +282,7 @@ static void on_reloaded(void *context, bool done)
         tell_supervisor(proxy);
         generation_stop_listening(failed, before);
         rotated_log_close(&failed->log);
-        reopen_log(proxy);
+        rotated_log_reopen(&proxy->current->log, proxy->error_log, "sluice proxy");
     }
     free_older(proxy);
 }

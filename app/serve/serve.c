@@ -50,14 +50,6 @@ static void tell_supervisor(struct serve *serve)
     serve->supervisor.retire_ms = serve->current->config.options.retire_timeout;
 }
 
-/* The configuration stays, but its log may have been renamed. */
-static void reopen_log(struct serve *serve)
-{
-    struct failure failure;
-    if (rotated_log_reopen(&serve->current->access_log, &failure) < 0)
-        log_say(serve->error_log, SERVE_PROGRAM ": %s; going on in the old file", failure.text);
-}
-
 static int on_reload(void *context, unsigned *workers)
 {
     struct serve *serve = context;
@@ -74,7 +66,7 @@ static int on_reload(void *context, unsigned *workers)
     if (r < 0) {
         serve_generation_free(next);
         log_say(serve->error_log, SERVE_PROGRAM ": not reloaded, all goes on as before: %s", failure.text);
-        reopen_log(serve);
+        rotated_log_reopen(&serve->current->access_log, serve->error_log, SERVE_PROGRAM);
         return r;
     }
     *workers = next->workers;
@@ -92,7 +84,7 @@ static void on_reloaded(void *context, bool done)
     if (!done) {
         serve->current = before;
         tell_supervisor(serve);
-        reopen_log(serve);
+        rotated_log_reopen(&serve->current->access_log, serve->error_log, SERVE_PROGRAM);
     } else {
         serve_generation_take_over(next, before);
     }
