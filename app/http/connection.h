@@ -32,6 +32,7 @@
 #include "response.h"
 #include "secure.h"
 #include "server.h"
+#include "service/accepting.h"
 #include "site.h"
 #include <limits.h>
 #include <netinet/in.h>
@@ -66,7 +67,7 @@ struct connection {
 /* Where connections come from. */
 struct http_listening {
     struct http_server *server;
-    struct sluice_listener *listener;
+    struct accepting_socket socket;
     struct tls_context *tls; /* NULL: without */
 };
 
@@ -77,11 +78,11 @@ struct http_server {
     struct files *files;
     struct http_listening listening[HTTP_LISTENERS_MAX];
     unsigned listening_count;
+    struct accepting accepting;
     struct secure_log secure_log;
     struct list connections; /* in no particular order */
     unsigned count;
-    unsigned listings;  /* helpers reading directories */
-    bool paused, ahead; /* of accepting: it has been paused; connections may be accepted ahead */
+    unsigned listings; /* helpers reading directories */
     bool route_refused;
     bool closing;           /* every response says that it is its connection's last */
     bool draining;          /* and connections that were not told so are closed, too */

@@ -13,9 +13,6 @@
 #define SHED_LOOK_AT 512   /* connections to look at for that */
 #define PARTS_INTERVAL 500 /* ms between looks at what responses under way have sent */
 #define DRAIN_CHECK 125    /* ms between looks whether helpers are done */
-/* With so many places, connections may be accepted ahead while half of them are free: not those who would then wait
- * for a place here, though another worker has one. */
-#define AHEAD_FROM 1024
 
 void http_server_tick(struct http_server *server)
 {
@@ -126,15 +123,9 @@ int http_server_new(const struct http_server_options *options, struct http_serve
         return r;
     }
     allowances_init(server);
+    accepting_init(&server->accepting, options->max_connections);
     *ret_server = server;
     return 0;
-}
-
-/* on_accepted may be called from within */
-static void stop_listening(struct http_server *server)
-{
-    for (; server->listening_count > 0; server->listening_count--)
-        sluice_listener_free(server->listening[server->listening_count - 1].listener);
 }
 
 void http_server_free(struct http_server *server)
@@ -142,7 +133,7 @@ void http_server_free(struct http_server *server)
     if (server == NULL)
         return;
     server->drained = true; /* not told from here */
-    stop_listening(server);
+    accepting_stop(&server->accepting);
     LIST_FOR_EACH(link, &server->connections)
     {
         connection_close(LIST_OBJECT(link, struct connection, all));
@@ -172,13 +163,6 @@ static void shed(struct http_server *server)
     }
 }
 
-static void accept_ahead(struct http_server *server, bool allow)
-{
-    server->ahead = allow;
-    for (unsigned i = 0; i < server->listening_count; i++)
-        sluice_listener_ahead(server->listening[i].listener, allow);
-}
-
 static void on_accepted(void *context, int fd, const struct sockaddr *address, unsigned address_length)
 {
     const struct http_listening *listening = context;
@@ -192,13 +176,7 @@ static void on_accepted(void *context, int fd, const struct sockaddr *address, u
         return;
     }
     connection_open(server, fd, address, address_length, listening->tls);
-    if (server->ahead && server->count >= server->options->max_connections / 2)
-        accept_ahead(server, false);
-    if (server->count >= server->options->max_connections && !server->paused && !server->closing) {
-        server->paused = true;
-        for (unsigned i = 0; i < server->listening_count; i++)
-            sluice_listener_pause(server->listening[i].listener);
-    }
+    accepting_count(&server->accepting, server->count);
 }
 
 int http_server_listen(struct http_server *server, int fd, struct tls_context *tls)
@@ -207,18 +185,15 @@ int http_server_listen(struct http_server *server, int fd, struct tls_context *t
         return -ENOSPC;
     struct http_listening *listening = &server->listening[server->listening_count];
     *listening = (struct http_listening){.server = server, .tls = tls};
-    int r = sluice_loop_listen(server->loop, fd, on_accepted, listening, &listening->listener);
-    if (r < 0)
-        return r;
-    server->listening_count++;
-    accept_ahead(server, server->options->max_connections >= AHEAD_FROM);
-    return 0;
+    int r = accepting_add(&server->accepting, server->loop, fd, on_accepted, listening, &listening->socket);
+    server->listening_count += r == 0;
+    return r;
 }
 
 static void check_drained(void *context)
 {
     struct http_server *server = context;
-    if (!server->closing || server->listening_count > 0 || server->count > 0 || server->drained)
+    if (!server->closing || server->accepting.listening || server->count > 0 || server->drained)
         return;
     /* Helpers may still be at work for connections that have gone; what they bring has to be taken in. */
     if (files_busy(server->files) || server->listings > 0) {
@@ -232,14 +207,7 @@ static void check_drained(void *context)
 
 void http_server_lost(struct http_server *server)
 {
-    if (server->paused && server->count < server->options->max_connections && !server->closing) {
-        server->paused = false;
-        for (unsigned i = 0; i < server->listening_count; i++)
-            sluice_listener_resume(server->listening[i].listener);
-    }
-    if (!server->ahead && server->options->max_connections >= AHEAD_FROM &&
-        server->count < server->options->max_connections / 4 && !server->closing)
-        accept_ahead(server, true);
+    accepting_count(&server->accepting, server->count);
     check_drained(server);
 }
 
@@ -248,7 +216,7 @@ void http_server_retire(struct http_server *server)
     if (server->closing)
         return;
     server->closing = true;
-    stop_listening(server);
+    accepting_stop(&server->accepting);
     check_drained(server);
 }
 

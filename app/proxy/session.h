@@ -20,6 +20,7 @@
 #include "proxy/health.h"
 #include "proxy/relay.h"
 #include "proxy/worker.h"
+#include "service/accepting.h"
 #include <netinet/in.h>
 #include <time.h>
 
@@ -41,7 +42,7 @@ struct service_at_work {
 
 struct listener_at_work {
     struct service_at_work *service;
-    struct sluice_listener *listener;
+    struct accepting_socket socket;
 };
 
 struct proxy_worker {
@@ -53,8 +54,8 @@ struct proxy_worker {
     struct list sessions; /* in no particular order */
     struct list mirrors;  /* of connections, and those that outlive theirs */
     unsigned count;
-    bool paused, ahead; /* of accepting: it has been paused; connections may be accepted ahead */
-    bool listening, draining, drained;
+    struct accepting accepting;
+    bool draining, drained;
     struct sluice_timer held_timer;
     struct admin *admin[GENERATION_ADMIN]; /* or NULL */
     unsigned admin_open;                   /* of these, not drained */

@@ -13,17 +13,6 @@
 
 /* How often those who wait for a place of the service look whether another worker's clients have left. */
 #define HELD_LOOK_MS 125
-/* With so many places, connections may be accepted ahead while half of them are free: not those who would then wait
- * for a place here, though another worker has one. */
-#define AHEAD_FROM 1024
-
-static void accept_ahead(struct proxy_worker *worker, bool allow)
-{
-    worker->ahead = allow;
-    for (unsigned i = 0; i < worker->listener_count; i++)
-        if (worker->listeners[i].listener != NULL)
-            sluice_listener_ahead(worker->listeners[i].listener, allow);
-}
 
 static void on_accepted(void *context, int fd, const struct sockaddr *address, unsigned address_length)
 {
@@ -37,13 +26,7 @@ static void on_accepted(void *context, int fd, const struct sockaddr *address, u
         return;
     }
     session_open(service, fd, address, address_length);
-    if (worker->ahead && worker->count >= worker->options->max_connections / 2)
-        accept_ahead(worker, false);
-    if (worker->count >= worker->options->max_connections && !worker->paused && !worker->draining) {
-        worker->paused = true;
-        for (unsigned i = 0; i < worker->listener_count; i++)
-            sluice_listener_pause(worker->listeners[i].listener);
-    }
+    accepting_count(&worker->accepting, worker->count);
 }
 
 /* ---- The service's limit --------------------------------------------------------------------------------------- */
@@ -75,7 +58,8 @@ void proxy_worker_holds(struct proxy_worker *worker)
 
 static void check_drained(struct proxy_worker *worker)
 {
-    if (!worker->draining || worker->listening || worker->count > 0 || worker->admin_open > 0 || worker->drained)
+    if (!worker->draining || worker->accepting.listening || worker->count > 0 || worker->admin_open > 0 ||
+        worker->drained)
         return;
     worker->drained = true;
     if (worker->options->drained != NULL)
@@ -86,25 +70,8 @@ void proxy_worker_lost(struct proxy_worker *worker, struct service_at_work *serv
 {
     if (!list_empty(&service->held)) /* not from here: the one that is gone may be being handled */
         sluice_timer_start(worker->loop, &worker->held_timer, 1, look_at_held, worker);
-    if (worker->paused && worker->count < worker->options->max_connections) {
-        worker->paused = false;
-        for (unsigned i = 0; i < worker->listener_count; i++)
-            if (worker->listeners[i].listener != NULL)
-                sluice_listener_resume(worker->listeners[i].listener);
-    }
-    if (!worker->ahead && worker->options->max_connections >= AHEAD_FROM &&
-        worker->count < worker->options->max_connections / 4)
-        accept_ahead(worker, true);
+    accepting_count(&worker->accepting, worker->count);
     check_drained(worker);
-}
-
-static void stop_listening(struct proxy_worker *worker)
-{
-    for (unsigned i = 0; i < worker->listener_count; i++) {
-        sluice_listener_free(worker->listeners[i].listener);
-        worker->listeners[i].listener = NULL;
-    }
-    worker->listening = false;
 }
 
 void proxy_worker_drain(struct proxy_worker *worker)
@@ -112,7 +79,7 @@ void proxy_worker_drain(struct proxy_worker *worker)
     if (worker->draining)
         return;
     worker->draining = true; /* on_accepted may still be called */
-    stop_listening(worker);
+    accepting_stop(&worker->accepting);
     for (unsigned i = 0; i < worker->options->generation->config.service_count; i++) {
         health_stop(worker->services[i].health);
         worker->services[i].health = NULL;
@@ -158,6 +125,7 @@ int proxy_worker_new(const struct proxy_worker_options *options, struct proxy_wo
     list_init(&worker->mirrors);
     worker->services = calloc(generation->config.service_count, sizeof *worker->services);
     worker->listeners = calloc(generation->listener_count, sizeof *worker->listeners);
+    accepting_init(&worker->accepting, worker->options->max_connections);
     int r = worker->services == NULL || worker->listeners == NULL ? -ENOMEM : 0;
     for (unsigned i = 0; r == 0 && i < generation->config.service_count; i++)
         r = start_service(worker, i);
@@ -311,7 +279,6 @@ int proxy_worker_start(struct proxy_worker *worker)
 {
     const struct generation *generation = worker->options->generation;
     int r = 0;
-    worker->listening = true;
     for (unsigned i = 0; r == 0 && i < generation->config.service_count; i++) {
         struct service_at_work *service = &worker->services[i];
         if (worker->options->index == 0 && service->service->check != PROXY_CHECK_NONE)
@@ -319,13 +286,11 @@ int proxy_worker_start(struct proxy_worker *worker)
         for (unsigned j = 0; r == 0 && j < service->service->listen_count; j++) {
             struct listener_at_work *listener = &worker->listeners[worker->listener_count];
             listener->service = service;
-            r = sluice_loop_listen(worker->loop, generation->listeners[worker->listener_count], on_accepted, listener,
-                                   &listener->listener);
-            if (r == 0)
-                worker->listener_count++;
+            r = accepting_add(&worker->accepting, worker->loop, generation->listeners[worker->listener_count],
+                              on_accepted, listener, &listener->socket);
+            worker->listener_count += r == 0;
         }
     }
-    accept_ahead(worker, worker->options->max_connections >= AHEAD_FROM);
     if (r == 0)
         r = start_admin(worker);
     return r;
@@ -335,7 +300,7 @@ void proxy_worker_free(struct proxy_worker *worker)
 {
     if (worker == NULL)
         return;
-    stop_listening(worker);
+    accepting_stop(&worker->accepting);
     worker->draining = false; /* no drained from here */
     LIST_FOR_EACH(link, &worker->sessions)
     {
