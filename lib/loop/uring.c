@@ -19,6 +19,7 @@
 #include "../base/list.h"
 #include "../core/sys.h"
 #include "loop.h"
+#include "uring_files.h"
 #include "uring_memory.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -83,6 +84,7 @@ struct uring_end {
     bool resting;                 /* silent for long: to be polled instead of received from */
     bool reading;                 /* a flight out of it, of a stream */
     ssize_t how;
+    struct uring_file file;
     unsigned writing;  /* flights into it */
     uint32_t heard_at; /* ms of the loop's clock */
     struct list heard; /* in ring->heard, whose last it becomes when much time has passed since heard_at */
@@ -92,6 +94,7 @@ struct uring_end {
 struct uring_listener {
     struct sluice_listener common;
     bool accepting, asked;
+    struct uring_file file;
     int *held; /* accepted while it was paused */
     unsigned held_count, held_size;
 };
@@ -143,6 +146,7 @@ struct uring_loop {
     char *buffers[RECEIVE_PIECES];
 
     struct uring_memory memory; /* that is registered */
+    struct uring_files files;
     struct io_uring_cqe *stash;
     size_t stash_at, stash_count, stash_size;
     struct flight *idle;
@@ -404,16 +408,33 @@ static void settle(struct uring_loop *ring, struct source *source, struct notice
         source->holds = 0;
 }
 
+/* To be called before the descriptor may be closed. */
+static void let_go_of_file(struct uring_loop *ring, struct uring_file *file)
+{
+    if (uring_files_let_go(&ring->files, file) == 0)
+        return;
+    /* No reason is known why the kernel should refuse. But then the connection would stay open after it was closed, for
+     * as long as the loop lives: so none has a number any more. */
+    make_room(ring, ring->sq_size); /* what is still to be issued may name one */
+    int result = uring_files_give_up(&ring->files);
+    if (result < 0)
+        break_ring(ring, result);
+}
+
 /* ---- Ends --------------------------------------------------------------------------------------------------- */
 
-/* POLLERR and POLLHUP are reported whatever events are asked for. */
-static bool poll_for(struct uring_loop *ring, int fd, uint32_t events, enum about about, struct source *source)
+/* file: NULL where there will not be many requests. POLLERR and POLLHUP are reported whatever events are asked for. */
+static bool poll_for(struct uring_loop *ring, struct uring_file *file, int fd, uint32_t events, enum about about,
+                     struct source *source)
 {
     struct io_uring_sqe *entry = request(ring, about, source);
     if (entry == NULL)
         return false;
     entry->opcode = IORING_OP_POLL_ADD;
-    entry->fd = fd;
+    if (file != NULL)
+        uring_files_name(&ring->files, file, fd, entry);
+    else
+        entry->fd = fd;
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
     events = events << 16 | events >> 16;
 #endif
@@ -441,7 +462,7 @@ static int ask_readable(struct uring_end *state)
 {
     struct uring_loop *ring = ring_of(state->common.loop);
     if (!state->asked_read &&
-        !poll_for(ring, state->common.end->fd, POLLIN | POLLRDHUP, ABOUT_READABLE, &state->common.source))
+        !poll_for(ring, &state->file, state->common.end->fd, POLLIN | POLLRDHUP, ABOUT_READABLE, &state->common.source))
         return ring->error;
     state->asked_read = true;
     return 0;
@@ -451,10 +472,9 @@ static int ask_readable(struct uring_end *state)
  * end the loop would have to keep a MiB for each connection that is paused. So it is told to end after as much as one
  * call of the receiver takes (the field that is file_index for others, Linux 6.17), and to bring no more than that at a
  * time (len, likewise); where that is not known, receives are asked for one at a time. */
-static void fill_receive(const struct uring_loop *ring, int fd, uint32_t most, struct io_uring_sqe *entry)
+static void fill_receive(const struct uring_loop *ring, uint32_t most, struct io_uring_sqe *entry)
 {
     entry->opcode = IORING_OP_RECV;
-    entry->fd = fd;
     entry->flags = IOSQE_BUFFER_SELECT;
     entry->len = most;
     if (ring->bounded) {
@@ -473,7 +493,8 @@ static int start_receiving(struct uring_end *state)
     struct io_uring_sqe *entry = request(ring, ABOUT_RECEIVE, &state->common.source);
     if (entry == NULL)
         return ring->error;
-    fill_receive(ring, end->fd, state->common.receive_max, entry);
+    fill_receive(ring, state->common.receive_max, entry);
+    uring_files_name(&ring->files, &state->file, end->fd, entry);
     state->receiving = true;
     state->cancelling = state->resting = false;
     note_heard(state);
@@ -524,13 +545,14 @@ static void drop_held(struct uring_end *state)
 static void ask_broken(struct uring_end *state)
 {
     struct loop_end *common = &state->common;
+    struct uring_loop *ring = ring_of(common->loop);
     if (state->asked_broken)
         return;
-    struct io_uring_sqe *entry = request(ring_of(common->loop), ABOUT_BROKEN, &common->source);
+    struct io_uring_sqe *entry = request(ring, ABOUT_BROKEN, &common->source);
     if (entry == NULL)
         return;
     entry->opcode = IORING_OP_POLL_ADD;
-    entry->fd = common->end->fd;
+    uring_files_name(&ring->files, &state->file, common->end->fd, entry);
     entry->len = IORING_POLL_ADD_MULTI;
     state->asked_broken = true;
 }
@@ -555,6 +577,7 @@ static void part(struct loop_end *common)
     if (state->asked_broken)
         cancel(ring, ABOUT_BROKEN, &common->source);
     settle(ring, &common->source, NULL);
+    let_go_of_file(ring, &state->file);
     drop_held(state);
 }
 
@@ -879,7 +902,7 @@ static int await(struct loop_end *common, enum sluice_wait_kind kind, bool fresh
     (void)fresh;
     if (kind == SLUICE_WAIT_READABLE)
         return ask_readable(state);
-    if (!state->asked_write && !poll_for(ring, common->end->fd, POLLOUT, ABOUT_WRITABLE, &common->source))
+    if (!state->asked_write && !poll_for(ring, &state->file, common->end->fd, POLLOUT, ABOUT_WRITABLE, &common->source))
         return ring->error;
     state->asked_write = true;
     return 0;
@@ -947,6 +970,16 @@ static void use_place(struct flight *flight, int index, struct io_uring_sqe *ent
     flight->fixed |= 1u << index;
 }
 
+/* The entry is about an end, if the loop knows it. Not by number in a chain: when the kernel looks a later one up, the
+ * numbers may have been given up (let_go_of_file). */
+static void name_end(struct flight *flight, struct uring_end *end, int fd, struct io_uring_sqe *entry)
+{
+    if (end != NULL && flight->count == 1)
+        uring_files_name(&flight->ring->files, &end->file, fd, entry);
+    else
+        entry->fd = fd;
+}
+
 static void fill_entry(struct flight *flight, int index, struct io_uring_sqe *entry)
 {
     const struct op *op = &flight->ops[index];
@@ -955,7 +988,7 @@ static void fill_entry(struct flight *flight, int index, struct io_uring_sqe *en
         entry->flags |= IOSQE_IO_LINK;
     if (op->kind == OP_READ) {
         entry->opcode = op->flags & MSG_DONTWAIT ? IORING_OP_RECV : IORING_OP_READ;
-        entry->fd = op->in;
+        name_end(flight, flight->from, op->in, entry);
         entry->off = entry->opcode == IORING_OP_RECV ? 0 : (uint64_t)op->in_offset; /* none: -1, the position */
         entry->addr = (uintptr_t)op->buffer;
         entry->len = (unsigned)op->length;
@@ -963,7 +996,7 @@ static void fill_entry(struct flight *flight, int index, struct io_uring_sqe *en
             use_place(flight, index, entry, IORING_OP_READ_FIXED, op->buffer, op->length);
         return;
     }
-    entry->fd = op->out;
+    name_end(flight, flight->sink, op->out, entry);
     if (!end_is_socket(op->sink)) {
         entry->opcode = IORING_OP_WRITEV;
         entry->off = (uint64_t)op->out_offset;
@@ -1165,14 +1198,14 @@ static int listen_on(struct sluice_listener *common)
      * not seen when it is cancelled are lost to all other loops. A poll takes none away, and each of these loops looks.
      */
     if (!common->ahead) {
-        listener->asked = poll_for(ring, common->fd, POLLIN, ABOUT_CALLERS, &common->source);
+        listener->asked = poll_for(ring, &listener->file, common->fd, POLLIN, ABOUT_CALLERS, &common->source);
         return listener->asked ? 0 : ring->error;
     }
     entry = request(ring, ABOUT_ACCEPT, &common->source);
     if (entry == NULL)
         return ring->error;
     entry->opcode = IORING_OP_ACCEPT;
-    entry->fd = common->fd;
+    uring_files_name(&ring->files, &listener->file, common->fd, entry);
     entry->ioprio = IORING_ACCEPT_MULTISHOT;
     entry->accept_flags = SOCK_CLOEXEC | SOCK_NONBLOCK;
     listener->accepting = true;
@@ -1208,6 +1241,7 @@ static void unlisten(struct sluice_listener *common, bool for_good)
     if (!for_good)
         return;
     settle(ring, &common->source, NULL);
+    let_go_of_file(ring, &listener->file);
     /* Their clients believe themselves connected; to close them would be to reset them. */
     while (listener->held_count > 0)
         show_in_held(listener);
@@ -1249,7 +1283,8 @@ static void accepted(struct uring_listener *listener, const struct io_uring_cqe 
         return;
     /* Without descriptors an accept fails at once, whether somebody waits or not: wait for somebody. */
     if (report->res < 0 && report->res != -ECANCELED)
-        listener->asked = poll_for(ring_of(common->loop), common->fd, POLLIN, ABOUT_CALLERS, &common->source);
+        listener->asked =
+            poll_for(ring_of(common->loop), &listener->file, common->fd, POLLIN, ABOUT_CALLERS, &common->source);
     else
         listen_on(common);
 }
@@ -1271,7 +1306,7 @@ static void callers(struct uring_listener *listener)
 static int await_connect(struct sluice_connect *connect)
 {
     struct uring_loop *ring = ring_of(connect->loop);
-    return poll_for(ring, connect->fd, POLLOUT, ABOUT_CONNECT, &connect->source) ? 0 : ring->error;
+    return poll_for(ring, NULL, connect->fd, POLLOUT, ABOUT_CONNECT, &connect->source) ? 0 : ring->error;
 }
 
 /* The poll keeps the socket open until the kernel has let go of it, in the next turn. */
@@ -1599,7 +1634,8 @@ static int restrict_ring(struct uring_loop *ring)
         IORING_OP_NOP,        IORING_OP_POLL_ADD,   IORING_OP_ASYNC_CANCEL, IORING_OP_ACCEPT, IORING_OP_RECV,
         IORING_OP_READ,       IORING_OP_SEND,       IORING_OP_SENDMSG,      IORING_OP_WRITEV, IORING_OP_SEND_ZC,
         IORING_OP_SENDMSG_ZC, IORING_OP_READ_FIXED, IORING_OP_WRITE_FIXED};
-    static const uint8_t operations[] = {IORING_REGISTER_BUFFERS_UPDATE, IORING_UNREGISTER_RING_FDS,
+    static const uint8_t operations[] = {IORING_REGISTER_BUFFERS_UPDATE, IORING_REGISTER_FILES_UPDATE,
+                                         IORING_UNREGISTER_FILES, IORING_UNREGISTER_RING_FDS,
                                          IORING_REGISTER_SYNC_CANCEL};
     struct io_uring_restriction rules[sizeof opcodes + 1 + sizeof operations];
     memset(rules, 0, sizeof rules);
@@ -1608,7 +1644,7 @@ static int restrict_ring(struct uring_loop *ring)
         rules[i].sqe_op = opcodes[i];
     }
     rules[sizeof opcodes].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
-    rules[sizeof opcodes].sqe_flags = IOSQE_IO_LINK | IOSQE_BUFFER_SELECT | IOSQE_CQE_SKIP_SUCCESS;
+    rules[sizeof opcodes].sqe_flags = IOSQE_FIXED_FILE | IOSQE_IO_LINK | IOSQE_BUFFER_SELECT | IOSQE_CQE_SKIP_SUCCESS;
     for (size_t i = 0; i < sizeof operations; i++) {
         struct io_uring_restriction *rule = &rules[sizeof opcodes + 1 + i];
         rule->opcode = IORING_RESTRICTION_REGISTER_OP;
@@ -1627,7 +1663,8 @@ static int bounds_receives(struct uring_loop *ring)
     struct io_uring_sqe *entry = &ring->entries[ring->tail++ & ring->sq_mask];
     memset(entry, 0, sizeof *entry); /* its user data too: ABOUT_NOTHING */
     ring->bounded = true;            /* to be asked for so */
-    fill_receive(ring, -1, RECEIVE_MAX, entry);
+    fill_receive(ring, RECEIVE_MAX, entry);
+    entry->fd = -1;
     for (int tries = 0; !take_report(ring, &report); tries++) {
         int result = enter(ring, true, -1);
         if (result < 0 && (ring->error != 0 || tries == PROBE_TRIES))
@@ -1659,6 +1696,7 @@ static int set_up(struct uring_loop *ring, const struct sluice_loop_options *opt
         result = provide_buffers(ring);
     if (result == 0) {
         uring_memory_prepare(&ring->memory, ring->fd);
+        uring_files_prepare(&ring->files, ring->fd);
         enter_by_number(ring);
         result = restrict_ring(ring);
     }
@@ -1668,6 +1706,12 @@ static int set_up(struct uring_loop *ring, const struct sluice_loop_options *opt
     if (result < 0)
         return refused(result, options, ret_error);
     ring->bounded = result;
+    /* Before Linux 6.13 a file whose number was taken back stayed open until every earlier request about any number had
+     * ended (liburing issue 1192), and a second longer. The bound is the newer, and can be told. */
+    if (!ring->bounded)
+        result = uring_files_give_up(&ring->files);
+    if (result < 0)
+        return refused(result, options, ret_error);
     if (ring->bounded || options->kind != SLUICE_LOOP_AUTO)
         return 0;
     if (ret_error != NULL)

@@ -6,6 +6,7 @@
 #define SLUICE_TESTS_CHECKED_H
 
 #include "../check.h"
+#include "uring_files.h"
 #include "world.h"
 #include <errno.h>
 #include <poll.h>
@@ -23,6 +24,19 @@ static inline int run_all_on_loop(const struct sluice_loop_options *options)
     }
     alarm(60); /* a hang is a failure */
     return check_run_all();
+}
+
+/* The same on the loop that the first argument names. The second: "sqpoll", or "numbered", where the ring knows every
+ * descriptor by number from its first request on. */
+static inline int run_all_on_named_loop(struct sluice_loop_options *options, int argc, char **argv)
+{
+    if (argc > 1)
+        options->kind = (enum sluice_loop_kind)sluice_loop_kind_by_name(argv[1]);
+    if (argc > 2 && strcmp(argv[2], "sqpoll") == 0)
+        options->flags = SLUICE_LOOP_SQPOLL;
+    if (argc > 2 && strcmp(argv[2], "numbered") == 0)
+        uring_files_after = 0;
+    return run_all_on_loop(options);
 }
 
 /* Reads to the end; returns the count, or -1 after a reset. The bytes must be the pattern's first ones. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * sluice's own loop with real sockets, on epoll and, as test-lib-loop io_uring, on io_uring: the same tests. Timers by
- * a clock of the test's.
+ * sluice's own loop with real sockets, on epoll and, as test-lib-loop io_uring, on io_uring (numbered: with numbers
+ * instead of descriptors): the same tests. Timers by a clock of the test's.
  */
 #include "../check.h"
 #include "checked.h"
@@ -1384,9 +1384,5 @@ TEST("a transfer that waits for pages can be cancelled, and the helper's late an
 
 int main(int argc, char **argv)
 {
-    if (argc > 1)
-        loop_options.kind = (enum sluice_loop_kind)sluice_loop_kind_by_name(argv[1]);
-    if (argc > 2)
-        loop_options.flags = SLUICE_LOOP_SQPOLL;
-    return run_all_on_loop(&loop_options);
+    return run_all_on_named_loop(&loop_options, argc, argv);
 }

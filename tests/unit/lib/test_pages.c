@@ -383,7 +383,5 @@ TEST("without a descriptor to drop pages by, the transfer goes on and they stay"
 
 int main(int argc, char **argv)
 {
-    if (argc > 1)
-        loop_options.kind = (enum sluice_loop_kind)sluice_loop_kind_by_name(argv[1]);
-    return run_all_on_loop(&loop_options);
+    return run_all_on_named_loop(&loop_options, argc, argv);
 }

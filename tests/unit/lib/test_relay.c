@@ -1195,9 +1195,5 @@ TEST("a socket that is still connecting is a sink that is full, also beside othe
 
 int main(int argc, char **argv)
 {
-    if (argc > 1)
-        loop_options.kind = (enum sluice_loop_kind)sluice_loop_kind_by_name(argv[1]);
-    if (argc > 2)
-        loop_options.flags = SLUICE_LOOP_SQPOLL;
-    return run_all_on_loop(&loop_options);
+    return run_all_on_named_loop(&loop_options, argc, argv);
 }

@@ -9,11 +9,14 @@
 #include "loop.h"
 #include "memlock.h"
 #include "sys.h"
+#include "uring_files.h"
 #include "world.h"
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/io_uring.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -35,7 +38,7 @@ static struct io_uring_sqe *entries;
 static unsigned *sq_tail, seen;
 static struct io_uring_params made;
 static void (*hook)(struct io_uring_sqe *entry);
-static unsigned handed_over[256], linked, fixed_sends;
+static unsigned handed_over[256], linked, fixed_sends, numbered;
 
 static int watch_setup(unsigned size, void *parameters)
 {
@@ -62,6 +65,7 @@ static int watch_enter(int ring, unsigned submit, unsigned complete, unsigned fl
         struct io_uring_sqe *entry = &entries[seen & (made.sq_entries - 1)];
         handed_over[entry->opcode]++;
         linked += (entry->flags & IOSQE_IO_LINK) != 0;
+        numbered += (entry->flags & IOSQE_FIXED_FILE) != 0;
         fixed_sends += entry->opcode == IORING_OP_SEND_ZC && entry->ioprio & IORING_RECVSEND_FIXED_BUF;
         if (hook != NULL)
             hook(entry);
@@ -73,6 +77,27 @@ static int watch_enter(int ring, unsigned submit, unsigned complete, unsigned fl
 static unsigned registered, let_go;
 static int refuse_memory;
 
+/* Of descriptors: how many have a number, and which of the calls are refused. */
+static unsigned with_number, places;
+static bool refuse_table, refuse_file, refuse_return, gave_up;
+
+static bool refused(unsigned operation, const void *argument)
+{
+    if (operation == IORING_REGISTER_FILES2) {
+        places = ((const struct io_uring_rsrc_register *)argument)->nr;
+        return refuse_table;
+    }
+    if (operation == IORING_UNREGISTER_FILES)
+        gave_up = true;
+    if (operation != IORING_REGISTER_FILES_UPDATE)
+        return false;
+    bool back = *(const int *)(uintptr_t)((const struct io_uring_rsrc_update *)argument)->data == -1;
+    if (back ? refuse_return : refuse_file)
+        return true;
+    with_number += back ? -1u : 1;
+    return false;
+}
+
 static int watch_register(int ring, unsigned operation, const void *argument, unsigned count)
 {
     if (operation == IORING_REGISTER_BUFFERS_UPDATE) {
@@ -83,6 +108,10 @@ static int watch_register(int ring, unsigned operation, const void *argument, un
             return -1;
         }
         *(memory->iov_base != NULL ? &registered : &let_go) += 1;
+    }
+    if (refused(operation, argument)) {
+        errno = ENOMEM;
+        return -1;
     }
     return real.io_uring_register(ring, operation, argument, count);
 }
@@ -98,7 +127,8 @@ static void look(void (*change)(struct io_uring_sqe *entry))
     sys.mmap = watch_mmap;
     sys.io_uring_enter = watch_enter;
     sys.io_uring_register = watch_register;
-    registered = let_go = fixed_sends = 0;
+    registered = let_go = fixed_sends = numbered = with_number = 0;
+    gave_up = false;
 }
 
 static void look_away(void)
@@ -563,6 +593,190 @@ TEST("the peer of an end that was forgotten and closed while receiving is told a
     CHECK_EQ(recv(fds[0], &byte, 1, 0), 0);
     alarm(60);
     close(fds[0]);
+    end();
+}
+
+/* ---- Numbers for descriptors ---------------------------------------------------------------------------------- */
+
+#define NEEDS_NUMBERS()                                                                                                \
+    do {                                                                                                               \
+        if (sluice_loop_probe(NULL, NULL) < 0)                                                                         \
+            SKIP("this kernel lets go of registered files late; Linux 6.17");                                          \
+    } while (0)
+
+/* A connection of the loop's, and its peer. Every byte is a request: so a receive is told to end after one. */
+struct talk {
+    struct sluice_end *end;
+    int peer;
+    size_t heard;
+};
+
+static void talk_start(struct talk *talk)
+{
+    int fds[2];
+    tcp_pair(fds);
+    *talk = (struct talk){.end = end_of(fds[1]), .peer = fds[0]};
+    CHECK_EQ(sluice_loop_receive(loop, talk->end, 1, take, &talk->heard), 0);
+}
+
+static void talk_on(struct talk *talk, unsigned bytes)
+{
+    static const char text[100];
+    size_t expected = talk->heard + bytes;
+    CHECK_EQ(write(talk->peer, text, bytes), (ssize_t)bytes);
+    for (int wait = 0; wait < 500 && talk->heard < expected; wait++)
+        run_for(10);
+    CHECK_EQ(talk->heard, expected);
+}
+
+/* Forgotten and closed: the peer is told at once, whatever else the ring has to do. */
+static void talk_end(struct talk *talk, int told)
+{
+    char byte;
+    struct pollfd at_once = {.fd = talk->peer, .events = POLLIN};
+    sluice_loop_forget(loop, talk->end);
+    sluice_end_close(talk->end);
+    CHECK_EQ(poll(&at_once, 1, 5000), 1);
+    CHECK_EQ(recv(talk->peer, &byte, 1, 0) < 0 ? errno : 0, told);
+    close(talk->peer);
+}
+
+TEST("a connection that the ring has been asked about often has a number, one that is young has none")
+{
+    struct talk often, young;
+    NEEDS_NUMBERS();
+    begin(NULL);
+    talk_start(&often);
+    talk_start(&young);
+    talk_on(&young, 10);
+    CHECK_EQ(with_number, 0);
+    talk_on(&often, 100);
+    CHECK_EQ(with_number, 1);
+    CHECK(numbered >= 100 - uring_files_after - 1);
+    talk_on(&young, 10);
+    CHECK_EQ(with_number, 1);
+    talk_end(&often, 0);
+    talk_end(&young, 0);
+    CHECK_EQ(with_number, 0);
+    end();
+}
+
+TEST("closing an end whose descriptor has a number ends or resets its connection at once, while others' requests wait")
+{
+    static const struct linger reset = {.l_onoff = 1};
+    struct talk talks[4];
+    NEEDS_NUMBERS();
+    begin(NULL);
+    for (int i = 0; i < 4; i++) {
+        talk_start(&talks[i]);
+        talk_on(&talks[i], 100);
+    }
+    CHECK_EQ(with_number, 4);
+    talk_end(&talks[1], 0);
+    setsockopt(sluice_end_fd(talks[2].end), SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    talk_end(&talks[2], ECONNRESET);
+    CHECK_EQ(with_number, 2);
+    talk_on(&talks[0], 100);
+    talk_on(&talks[3], 100);
+    talk_end(&talks[0], 0);
+    talk_end(&talks[3], 0);
+    end();
+}
+
+TEST("the port of a listener whose descriptor has a number is free when it is freed and closed")
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof address;
+    struct sluice_listener *listener = NULL;
+    struct talk waiting;
+    const unsigned after = uring_files_after;
+    NEEDS_NUMBERS();
+    uring_files_after = 0;
+    begin(NULL);
+    talk_start(&waiting);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), again = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK_EQ(bind(fd, (struct sockaddr *)&address, size), 0);
+    CHECK_EQ(getsockname(fd, (struct sockaddr *)&address, &size), 0);
+    CHECK_EQ(listen(fd, 8), 0);
+    CHECK_EQ(sluice_loop_listen(loop, fd, NULL, NULL, &listener), 0);
+    run_for(1);
+    CHECK_EQ(with_number, 2);
+    sluice_listener_free(listener);
+    close(fd);
+    CHECK_EQ(bind(again, (struct sockaddr *)&address, size), 0);
+    close(again);
+    talk_end(&waiting, 0);
+    end();
+    uring_files_after = after;
+}
+
+TEST("where a table or a number is refused all goes on by descriptors")
+{
+    for (int i = 0; i < 2; i++) {
+        struct talk talk;
+        *(i == 0 ? &refuse_table : &refuse_file) = true;
+        begin(NULL);
+        talk_start(&talk);
+        talk_on(&talk, 100);
+        CHECK_EQ(with_number, 0);
+        CHECK_EQ(numbered, 0);
+        talk_end(&talk, 0);
+        end();
+        refuse_table = refuse_file = false;
+    }
+}
+
+TEST("were the kernel to keep a number, all are given up, so that closing ends a connection at once all the same")
+{
+    struct talk leaving, staying;
+    NEEDS_NUMBERS();
+    refuse_return = true;
+    begin(NULL);
+    talk_start(&leaving);
+    talk_start(&staying);
+    talk_on(&leaving, 100);
+    talk_on(&staying, 100);
+    CHECK_EQ(with_number, 2);
+    talk_end(&leaving, 0);
+    CHECK(gave_up);
+    numbered = 0;
+    talk_on(&staying, 100);
+    CHECK_EQ(numbered, 0);
+    talk_end(&staying, 0);
+    end();
+    refuse_return = false;
+}
+
+static int two_descriptors(int resource, struct rlimit *limit)
+{
+    (void)resource;
+    *limit = (struct rlimit){.rlim_cur = 2, .rlim_max = 2};
+    return 0;
+}
+
+TEST("the table is as large as the process may have descriptors, and who finds it full waits for a number")
+{
+    struct talk talks[3];
+    NEEDS_NUMBERS();
+    look(NULL);
+    sys.getrlimit = two_descriptors;
+    CHECK_EQ(sluice_loop_new(&on_ring, &loop), 0);
+    CHECK_EQ(places, 2);
+    for (int i = 0; i < 3; i++) {
+        talk_start(&talks[i]);
+        talk_on(&talks[i], 100);
+    }
+    CHECK_EQ(with_number, 2);
+    talk_end(&talks[0], 0);
+    CHECK_EQ(with_number, 1);
+    talk_on(&talks[2], 2);
+    CHECK_EQ(with_number, 2);
+    numbered = 0;
+    talk_on(&talks[1], 2);
+    talk_on(&talks[2], 2);
+    CHECK_EQ(numbered, 4);
+    talk_end(&talks[1], 0);
+    talk_end(&talks[2], 0);
     end();
 }
 
