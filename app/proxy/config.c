@@ -282,7 +282,7 @@ static int parse_count(const char *key, const char *value, uint64_t min, uint64_
     return 0;
 }
 
-/* A host name as in SNI, or "*.name"; in lower case into name. */
+/* A host name as in SNI, or "*.name"; in lower case into name. Not an address, which SNI never has (RFC 6066, 3). */
 static bool is_host_name(const char *text, char *name)
 {
     size_t length = strlen(text), from = strncmp(text, "*.", 2) == 0 ? 2 : 0;
@@ -297,7 +297,9 @@ static bool is_host_name(const char *text, char *name)
         name[i] = (char)tolower(byte);
     }
     name[length] = '\0';
-    return true;
+    const char *last = strrchr(name, '.');
+    last = last != NULL ? last + 1 : name;
+    return strstr(name, "..") == NULL && last[strspn(last, "0123456789")] != '\0';
 }
 
 static int add_name(struct proxy_config *config, const char *key, const char *value, char **names, unsigned *count,

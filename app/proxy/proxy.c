@@ -254,7 +254,8 @@ static int on_reload(void *context, unsigned *workers)
     if (r == 0)
         r = generation_new(&config, proxy->current, &next, &failure);
     if (r < 0) {
-        log_say(proxy->error_log, "sluice proxy: not reloaded, all goes on as before: %s", failure.text);
+        log_say(proxy->error_log, "sluice proxy: not reloaded, all goes on as before: %s",
+                text_behind(failure.text, "sluice proxy: "));
         rotated_log_reopen(&proxy->current->log, proxy->error_log, "sluice proxy");
         return r;
     }

@@ -65,7 +65,8 @@ static int on_reload(void *context, unsigned *workers)
         r = make_tables(serve, next, &failure);
     if (r < 0) {
         serve_generation_free(next);
-        log_say(serve->error_log, SERVE_PROGRAM ": not reloaded, all goes on as before: %s", failure.text);
+        log_say(serve->error_log, SERVE_PROGRAM ": not reloaded, all goes on as before: %s",
+                text_behind(failure.text, SERVE_PROGRAM ": "));
         rotated_log_reopen(&serve->current->access_log, serve->error_log, SERVE_PROGRAM);
         return r;
     }

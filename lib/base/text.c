@@ -230,6 +230,12 @@ unsigned text_distance(const char *a, const char *b, unsigned limit)
     return above[b_length] < limit ? above[b_length] : limit;
 }
 
+const char *text_behind(const char *text, const char *prefix)
+{
+    size_t length = strlen(prefix);
+    return strncmp(text, prefix, length) == 0 ? text + length : text;
+}
+
 bool text_colour_wanted(void)
 {
     const char *refused = getenv("NO_COLOR"), *terminal = getenv("TERM");

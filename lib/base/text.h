@@ -39,6 +39,9 @@ const char *text_errno_meaning(int code);
  * begin one, cut off, overlong, a surrogate, beyond U+10FFFF). */
 size_t text_utf8_length(const char *text, size_t length);
 
+/* text behind the prefix, or all of it if it does not begin with that. */
+const char *text_behind(const char *text, const char *prefix);
+
 /* May a terminal be given colours? Not where NO_COLOR is set and not empty (no-color.org), nor where TERM is dumb. */
 bool text_colour_wanted(void);
 

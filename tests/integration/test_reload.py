@@ -271,6 +271,7 @@ def wrong_file():
             before = server.errors()
             server.signal(signal.SIGHUP)
             until(lambda: "not reloaded, all goes on as before" in server.errors()[len(before):], 5, "a word")
+            assert "before: sluice serve: " not in server.errors(), server.errors()  # who says so was said
             until(lambda: os.path.exists(server.log), 5, "the new log")
             time.sleep(0.05)
             equal(Client(server).get("/small").status, 200)

@@ -161,6 +161,10 @@ TEST("a command line without a service, or with a wrong server, is refused with 
     CHECK_REFUSED("-l :80 -t 10.0.0.1:80,backup=1", "sluice proxy: --to: backup takes no value, not even \"1\"");
     CHECK_REFUSED("-l :80 -t 10.0.0.1:80,sni=a_b.c,sni=a*b",
                   "sluice proxy: --to: sni takes a host name in ASCII, or *.NAME for all beneath it, not \"a*b\"");
+    CHECK_REFUSED("-l :80 -t 10.0.0.1:80,sni=a..b",
+                  "sluice proxy: --to: sni takes a host name in ASCII, or *.NAME for all beneath it, not \"a..b\"");
+    CHECK_REFUSED("-l :80 -t 10.0.0.1:80,sni=1.2.3.4",
+                  "sluice proxy: --to: sni takes a host name in ASCII, or *.NAME for all beneath it, not \"1.2.3.4\"");
     CHECK_REFUSED("-l :80 -t 10.0.0.1:80,sni=*", "sluice proxy: --to: sni takes a host name in ASCII, or *.NAME for "
                                                  "all beneath it, not \"*\"");
     CHECK_REFUSED("-l :80 -t 10.0.0.1:80,alpn=",
