@@ -32,7 +32,7 @@ struct tls_tickets;
 int tls_tickets_new(unsigned lifetime, struct tls_tickets **ret_tickets, struct failure *failure);
 void tls_tickets_free(struct tls_tickets *tickets);
 
-/* For a reload, before the context is made: another lifetime, which holds for keys that there are, too. */
+/* For a reload: another lifetime, which holds for keys that there are, too. */
 void tls_tickets_change(struct tls_tickets *tickets, unsigned lifetime);
 
 /* ---- Contexts --------------------------------------------------------------------------------------------------- */
@@ -53,6 +53,7 @@ struct tls_options {
                             list with colons; NULL: tls_default_ciphers */
     const char *groups;  /* NULL: tls_default_groups */
     struct tls_tickets *tickets; /* NULL: sessions are not resumed. Must outlive the context */
+    unsigned ticket_lifetime;    /* of what the context seals, in seconds */
     bool kernel;                 /* let the kernel encrypt what is sent, where it and OpenSSL can */
 };
 

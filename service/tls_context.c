@@ -366,7 +366,7 @@ static int set_policy(SSL_CTX *ssl, struct tls_context *context, const struct tl
         flags |= SSL_OP_NO_TICKET;
         SSL_CTX_set_num_tickets(ssl, 0);
     } else {
-        SSL_CTX_set_timeout(ssl, tls_tickets_lifetime(options->tickets));
+        SSL_CTX_set_timeout(ssl, options->ticket_lifetime);
         SSL_CTX_set_tlsext_ticket_key_evp_cb(ssl, tls_tickets_key);
     }
 #ifdef SSL_OP_ENABLE_KTLS

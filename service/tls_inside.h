@@ -46,8 +46,6 @@ const char *tls_reason(void);
 int tls_tickets_key(SSL *ssl, unsigned char *name, unsigned char *iv, EVP_CIPHER_CTX *cipher, EVP_MAC_CTX *mac,
                     int seal);
 
-unsigned tls_tickets_lifetime(const struct tls_tickets *tickets);
-
 /* Makes the sessions' BIO_METHOD. Returns 0 or -ENOMEM. */
 int tls_session_prepare(struct tls_context *context);
 

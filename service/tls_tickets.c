@@ -66,11 +66,6 @@ void tls_tickets_free(struct tls_tickets *tickets)
     munmap(tickets, sizeof *tickets);
 }
 
-unsigned tls_tickets_lifetime(const struct tls_tickets *tickets)
-{
-    return tickets->lifetime;
-}
-
 static void forget(struct tls_tickets *tickets, unsigned which)
 {
     tickets->known[which] = false;

@@ -42,9 +42,12 @@ static void on_ready(void *context)
     fflush(stdout);
 }
 
-/* What the supervisor has to know of the configuration in force. */
-static void tell_supervisor(struct serve *serve)
+/* What holds for all generations: the current one says so, also when it is the former one again. */
+static void put_in_force(struct serve *serve)
 {
+    unsigned lifetime = serve_tls_ticket_lifetime(&serve->current->config.options.tls);
+    if (serve->tickets != NULL && lifetime > 0)
+        tls_tickets_change(serve->tickets, lifetime);
     serve->supervisor.identity = &serve->current->identity;
     serve->supervisor.drain_ms = serve->current->config.options.drain_timeout;
     serve->supervisor.retire_ms = serve->current->config.options.retire_timeout;
@@ -73,7 +76,7 @@ static int on_reload(void *context, unsigned *workers)
     *workers = next->workers;
     serve->fallback = serve->current;
     serve->current = next;
-    tell_supervisor(serve);
+    put_in_force(serve);
     return 0;
 }
 
@@ -84,7 +87,7 @@ static void on_reloaded(void *context, bool done)
     serve->fallback = NULL;
     if (!done) {
         serve->current = before;
-        tell_supervisor(serve);
+        put_in_force(serve);
         rotated_log_reopen(&serve->current->access_log, serve->error_log, SERVE_PROGRAM);
     } else {
         serve_generation_take_over(next, before);
@@ -201,7 +204,7 @@ static int run(struct serve *serve)
         .worker_ended = on_worker_ended,
         .say = on_say,
     };
-    tell_supervisor(serve);
+    put_in_force(serve);
     /* The supervisor is not confined: the workers learn into memory that they share with it. */
     crossovers_begin(SERVE_PROGRAM, true, verbose ? on_say_whole : NULL, serve);
     int code = supervisor_run(&serve->supervisor);

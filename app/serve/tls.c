@@ -115,6 +115,11 @@ static bool kernel_can(bool wanted, bool verbose, void (*say)(void *context, con
     return can;
 }
 
+unsigned serve_tls_ticket_lifetime(const struct serve_tls_options *options)
+{
+    return (unsigned)((options->tickets + 999) / 1000);
+}
+
 int serve_tls_load(const struct serve_tls_options *options, const struct option_list *certificates,
                    struct tls_tickets **tickets, bool verbose, void (*say)(void *context, const char *line),
                    void *say_context, struct tls_context **ret_context, const char **ret_option, const char **ret_value,
@@ -134,18 +139,17 @@ int serve_tls_load(const struct serve_tls_options *options, const struct option_
         parted.certificates[0] =
             (struct tls_certificate){.certificate = development.certificate, .key = development.key};
     }
-    unsigned lifetime = (unsigned)((options->tickets + 999) / 1000);
+    unsigned lifetime = serve_tls_ticket_lifetime(options);
     if (r == 0 && lifetime > 0 && *tickets == NULL)
         r = tls_tickets_new(lifetime, tickets, failure);
-    else if (r == 0 && lifetime > 0)
-        tls_tickets_change(*tickets, lifetime);
     struct tls_options tls = {
         .certificates = parted.certificates,
         .certificate_count = options->development ? 1 : parted.count,
         .min = (enum tls_version)options->min,
         .ciphers = options->ciphers,
         .groups = options->groups,
-        .tickets = options->tickets > 0 ? *tickets : NULL,
+        .tickets = lifetime > 0 ? *tickets : NULL,
+        .ticket_lifetime = lifetime,
         .kernel = kernel_can(options->kernel, verbose, say, say_context),
     };
     if (r == 0) {

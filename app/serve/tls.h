@@ -30,6 +30,9 @@ bool serve_tls_is_wanted(const struct serve_tls_options *options);
 int serve_tls_check(const struct serve_tls_options *options, const struct option_list *certificates,
                     const char **ret_option, struct failure *failure);
 
+/* In seconds; 0: no tickets. */
+unsigned serve_tls_ticket_lifetime(const struct serve_tls_options *options);
+
 /* Reads certificates and keys. tickets: made if it is NULL and wanted, and kept from reload to reload. say is called
  * with what the operator has to know: certificates that expire, how to trust the one that --tls-dev made; and, if
  * verbose, all certificates, and whether the kernel can encrypt. Returns 0 or a negative errno, and then in *ret_option

@@ -93,7 +93,8 @@ static struct tls_context *context_with(struct tls_tickets *tickets)
     struct tls_context *context;
     make_certificate();
     const struct tls_certificate certificate = {.certificate = certificate_path};
-    const struct tls_options options = {.certificates = &certificate, .certificate_count = 1, .tickets = tickets};
+    const struct tls_options options = {
+        .certificates = &certificate, .certificate_count = 1, .tickets = tickets, .ticket_lifetime = 3600};
     int result = tls_context_new(&options, &context, NULL, &failure);
     unlink(certificate_path);
     CHECK_EQ(result, 0);
