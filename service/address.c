@@ -466,19 +466,35 @@ static size_t put_unix(const struct sockaddr_un *address, socklen_t length, char
     return put(buffer, size, at, name);
 }
 
-/* By hand rather than by getnameinfo and snprintf: access logs call it for every connection. */
+/* By hand: access logs call it for every request, and inet_ntop calls snprintf for this. */
+static size_t put_ipv4(const void *address, char *buffer, size_t size, size_t at)
+{
+    const uint8_t *bytes = address;
+    char text[INET_ADDRSTRLEN], *end = text;
+    for (int i = 0; i < 4; i++) {
+        unsigned byte = bytes[i];
+        if (byte >= 100)
+            *end++ = (char)('0' + byte / 100);
+        if (byte >= 10)
+            *end++ = (char)('0' + byte / 10 % 10);
+        *end++ = (char)('0' + byte % 10);
+        *end++ = i < 3 ? '.' : '\0';
+    }
+    return put(buffer, size, at, text);
+}
+
 static size_t put_host(const struct sockaddr *address, socklen_t length, bool brackets, char *buffer, size_t size)
 {
     char text[INET6_ADDRSTRLEN];
     size_t at = put(buffer, size, 0, "");
     if (address->sa_family == AF_INET && length >= sizeof(struct sockaddr_in)) {
         const struct sockaddr_in *v4 = (const void *)address;
-        return put(buffer, size, at, inet_ntop(AF_INET, &v4->sin_addr, text, sizeof text));
+        return put_ipv4(&v4->sin_addr, buffer, size, at);
     }
     if (address->sa_family == AF_INET6 && length >= sizeof(struct sockaddr_in6)) {
         const struct sockaddr_in6 *v6 = (const void *)address;
         if (IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr))
-            return put(buffer, size, at, inet_ntop(AF_INET, &v6->sin6_addr.s6_addr[12], text, sizeof text));
+            return put_ipv4(&v6->sin6_addr.s6_addr[12], buffer, size, at);
         if (brackets)
             at = put(buffer, size, at, "[");
         at = put(buffer, size, at, inet_ntop(AF_INET6, &v6->sin6_addr, text, sizeof text));

@@ -2,6 +2,7 @@
 #include "service/log.h"
 #include "base/cleanup.h"
 #include "base/text.h"
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -239,6 +240,11 @@ void log_flush(struct log *log)
     log->used = rest;
 }
 
+size_t log_waiting(const struct log *log)
+{
+    return log->used;
+}
+
 /* Room for a line of length bytes, or NULL when there is none (the rest of a cut line is in the way). */
 static char *room_for(struct log *log, size_t length)
 {
@@ -282,14 +288,36 @@ static char *put_text(char *at, const char *text)
     return put(at, text, strlen(text));
 }
 
-/* At most max bytes, and max at least 6. A byte takes six at most. */
+/* How many of eight bytes stand for themselves: printable ASCII but the quote and the backslash. 0x80 is in each byte
+ * of odd that does not, and perhaps in bytes behind the first such one. */
+static unsigned plain_bytes(const char *text)
+{
+    const uint64_t ones = 0x0101010101010101u, tops = ones * 0x80;
+    uint64_t word;
+    memcpy(&word, text, sizeof word);
+    uint64_t quote = word ^ ones * '"', backslash = word ^ ones * '\\', del = word ^ ones * 0x7f;
+    uint64_t odd = (word | (word - ones * ' ') | (quote - ones) | (backslash - ones) | (del - ones)) & tops;
+    if (odd == 0)
+        return sizeof word;
+    return (unsigned)__builtin_ctzll(htole64(odd)) / 8;
+}
+
+/* At most max bytes, and max at least 8. A byte takes six at most. */
 static char *put_escaped(char *at, size_t max, struct log_text text, enum log_format format)
 {
     static const char hex[] = "0123456789abcdef";
-    const char *last = at + max - 6;
+    const char *last = at + max - 6, *last_word = at + max - 8;
     size_t length = text.length < ACCESS_TEXT_MAX ? text.length : ACCESS_TEXT_MAX;
-    for (size_t i = 0; i < length && at <= last; i++) {
-        unsigned char byte = (unsigned char)text.data[i];
+    for (size_t i = 0; i < length && at <= last;) {
+        if (length - i >= 8 && at <= last_word) {
+            unsigned plain = plain_bytes(text.data + i);
+            memcpy(at, text.data + i, 8); /* what is not plain is written over */
+            at += plain;
+            i += plain;
+            if (plain == 8 || at > last)
+                continue;
+        }
+        unsigned char byte = (unsigned char)text.data[i++];
         if (byte == '"' || byte == '\\') {
             *at++ = '\\';
             *at++ = (char)byte;

@@ -86,8 +86,12 @@ void log_access(struct log *log, const struct log_access *access);
 /* The time, always in UTC and English. Once per second is enough: the caller keeps the text. */
 void log_time_text(enum log_format format, time_t now, char buffer[LOG_TIME_TEXT_MAX]);
 
-/* Write what is buffered. Call it once per turn of the loop: costs nothing when the buffer is empty. */
+/* Write what is buffered. Call it when a turn of the loop is over, or soon after: costs nothing when the buffer is
+ * empty. */
 void log_flush(struct log *log);
+
+/* How many bytes of lines wait to be written. */
+size_t log_waiting(const struct log *log);
 
 /* Lines dropped since the log was opened (in this process). */
 uint64_t log_lost(const struct log *log);

@@ -221,6 +221,20 @@ static const char *formatted(const void *address, size_t length, bool host_only)
     return text;
 }
 
+TEST("IPv4 addresses are shown as inet_ntop shows them")
+{
+    static const uint8_t bytes[] = {0, 1, 9, 10, 42, 99, 100, 101, 199, 200, 255};
+    enum { COUNT = sizeof bytes };
+    for (unsigned i = 0; i < COUNT * COUNT * COUNT * COUNT; i++) {
+        uint8_t host[4] = {bytes[i % COUNT], bytes[i / COUNT % COUNT], bytes[i / COUNT / COUNT % COUNT],
+                           bytes[i / COUNT / COUNT / COUNT]};
+        struct sockaddr_in address = {.sin_family = AF_INET};
+        char expected[INET_ADDRSTRLEN];
+        memcpy(&address.sin_addr, host, sizeof host);
+        CHECK_STR(formatted(&address, sizeof address, true), inet_ntop(AF_INET, host, expected, sizeof expected));
+    }
+}
+
 TEST("IPv4 within IPv6 is shown as IPv4, and other families as unknown")
 {
     struct sockaddr_in6 mapped = {.sin6_family = AF_INET6, .sin6_port = htons(80)};

@@ -250,6 +250,25 @@ TEST("no request can forge a line, end a quote or send escapes to a terminal")
               "::1 - - [now] \"GET /\\\"\\\\\\x0d\\x0a\\x00 x\" 400 1 \"\\x1b[2J\\x7f\\xff\" \"\"\n");
 }
 
+TEST("every byte is shown in the same way wherever it stands")
+{
+    for (unsigned place = 0; place < 20; place++)
+        for (unsigned byte = 0; byte < 256; byte++) {
+            char text[20], expected[128], shown[8];
+            memset(text, 'a', sizeof text);
+            text[place] = (char)byte;
+            if (byte == '"' || byte == '\\')
+                snprintf(shown, sizeof shown, "\\%c", (int)byte);
+            else
+                snprintf(shown, sizeof shown, byte >= ' ' && byte < 127 ? "%c" : "\\x%02x", byte);
+            snprintf(expected, sizeof expected, "::1 - - [now] \"%.*s%s%.*s\" 200 1 \"-\" \"-\"\n", (int)place,
+                     "aaaaaaaaaaaaaaaaaaaa", shown, (int)(sizeof text - place - 1), "aaaaaaaaaaaaaaaaaaaa");
+            struct log_access access = {
+                .client = TEXT("::1"), .time = "now", .request = {text, sizeof text}, .status = 200, .bytes = 1};
+            CHECK_STR(access_line(&access), expected);
+        }
+}
+
 TEST("long texts are cut at 1 KiB each, and the longest line fits")
 {
     static char bytes[3000];
