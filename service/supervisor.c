@@ -325,16 +325,16 @@ static void give_up(struct supervisor *supervisor)
 
 /* ---- Reloading ------------------------------------------------------------------------------------------------- */
 
-/* Nobody is to come to this place any more. */
-static void retire(struct supervisor *supervisor, struct place *place)
+/* Nobody is to come to this place any more. All of a reload have the same time: they are late together, and told of so.
+ */
+static void retire(struct supervisor *supervisor, struct place *place, uint64_t now)
 {
     if (place->pid == 0) {
         place->role = FREE;
         return;
     }
     place->role = RETIRED;
-    place->drain_until_ms =
-        supervisor->options->retire_ms != 0 ? clock_ms(CLOCK_MONOTONIC) + supervisor->options->retire_ms : 0;
+    place->drain_until_ms = supervisor->options->retire_ms != 0 ? now + supervisor->options->retire_ms : 0;
     if (place->ready)
         tell(place, WORKER_RETIRE, -1, 0);
     else
@@ -386,7 +386,7 @@ static void end_reload(struct supervisor *supervisor, bool done)
     for (unsigned i = 0; i < supervisor->slots; i++) {
         struct place *place = &supervisor->places[i];
         if (place->role == (done ? CURRENT : NEXT)) {
-            retire(supervisor, place);
+            retire(supervisor, place, now);
         } else if (place->role == NEXT) {
             place->role = CURRENT;
         } else if (place->role == CURRENT && place->pid == 0) {
