@@ -4,6 +4,7 @@
  * and what was sealed by a key that is gone can be opened by nobody: neither by us nor by somebody who takes the keys
  * later. A process that dies with the lock leaves whole keys: one is written before it counts.
  */
+#include "base/clock.h"
 #include "service/tls_inside.h"
 
 #include "base/checked.h"
@@ -35,9 +36,7 @@ struct tls_tickets {
 /* Seconds that go on while the machine sleeps, and are not set. */
 static uint64_t now_seconds(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_BOOTTIME, &now);
-    return (uint64_t)now.tv_sec;
+    return clock_ms(CLOCK_BOOTTIME) / 1000;
 }
 
 int tls_tickets_new(unsigned lifetime, struct tls_tickets **ret_tickets, struct failure *failure)

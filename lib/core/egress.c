@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "egress.h"
+#include "../base/clock.h"
 #include "sys.h"
 #include <errno.h>
 #include <linux/ethtool.h>
@@ -181,7 +182,6 @@ static struct cached_egress *cache_slot(const struct address_pair *pair)
 int egress_find(int fd, struct sluice_egress *ret_egress)
 {
     struct address_pair pair;
-    struct timespec now;
     int result = read_addresses(fd, &pair);
     if (result == -ENOTCONN)
         return result;
@@ -189,11 +189,11 @@ int egress_find(int fd, struct sluice_egress *ret_egress)
         *ret_egress = (struct sluice_egress){0};
         return 0;
     }
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    time_t now = (time_t)(clock_coarse_ms() / 1000);
     struct cached_egress *slot = cache_slot(&pair);
-    if (slot->expires < now.tv_sec || memcmp(&slot->key, &pair, sizeof pair) != 0) {
+    if (slot->expires < now || memcmp(&slot->key, &pair, sizeof pair) != 0) {
         slot->key = pair;
-        slot->expires = now.tv_sec + EGRESS_TTL_S;
+        slot->expires = now + EGRESS_TTL_S;
         slot->egress = (struct sluice_egress){0};
         unsigned index = ask_route(&pair);
         if (index != 0)
