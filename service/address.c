@@ -169,13 +169,15 @@ int address_parse(const char *text, struct address *ret_address, struct failure 
     return 0;
 }
 
-/* The contents of a small file below /proc without its newline, or "?". */
-static const char *read_setting(const char *path, char *buffer, size_t size)
+/* The contents of a small file below /proc without its newline in buffer, or what stands for an unknown one. */
+static const char *read_setting(const char *path, const char *unknown, char *buffer, size_t size)
 {
     CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
     ssize_t length = fd < 0 ? -1 : read(fd, buffer, size - 1);
-    if (length <= 0)
-        return "?";
+    if (length <= 0) {
+        snprintf(buffer, size, "%s", unknown);
+        return buffer;
+    }
     buffer[length] = '\0';
     buffer[strcspn(buffer, "\n")] = '\0';
     return buffer;
@@ -184,7 +186,7 @@ static const char *read_setting(const char *path, char *buffer, size_t size)
 static int congestion_failure(int code, const char *name, struct failure *failure)
 {
     char available[200];
-    read_setting("/proc/sys/net/ipv4/tcp_available_congestion_control", available, sizeof available);
+    read_setting("/proc/sys/net/ipv4/tcp_available_congestion_control", "?", available, sizeof available);
     if (code == EPERM)
         return failure_set(failure, -EPERM,
                            "congestion control \"%.20s\" is reserved for root: the administrator permits it by "
@@ -245,7 +247,7 @@ static int bind_failure(int code, const struct address *address, struct failure 
                            "cannot listen at %s: ports below %s are for root (EACCES); choose a port from there on, or "
                            "give the program the right by \"setcap cap_net_bind_service=+ep\"",
                            text,
-                           read_setting("/proc/sys/net/ipv4/ip_unprivileged_port_start", setting, sizeof setting));
+                           read_setting("/proc/sys/net/ipv4/ip_unprivileged_port_start", "?", setting, sizeof setting));
     case EADDRNOTAVAIL:
         return failure_set(failure, -code,
                            "cannot listen at %s: this host does not have that address (EADDRNOTAVAIL); \"ip address\" "
@@ -272,10 +274,15 @@ bool address_is_any(const struct address *address)
                                                : false;
 }
 
+bool address_is_same(const struct address *one, const struct address *other)
+{
+    return one->length == other->length && memcmp(&one->any, &other->any, one->length) == 0;
+}
+
 /* An IPv6 socket that is bound to every address takes IPv4, too. */
 bool address_clashes(const struct address *one, const struct address *other)
 {
-    bool same = one->length == other->length && memcmp(&one->any, &other->any, one->length) == 0;
+    bool same = address_is_same(one, other);
     if (one->any.sa_family == AF_UNIX || other->any.sa_family == AF_UNIX)
         return same;
     return address_port(one) != 0 && address_port(one) == address_port(other) &&
@@ -335,11 +342,7 @@ int address_set_congestion(int fd, const char *name, struct failure *failure)
 
 const char *address_host_congestion(char buffer[static ADDRESS_CONGESTION_MAX])
 {
-    CLEANUP_FD int fd = open("/proc/sys/net/ipv4/tcp_congestion_control", O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd < 0 ? 0 : read(fd, buffer, ADDRESS_CONGESTION_MAX - 1);
-    buffer[length > 0 ? length : 0] = '\0';
-    buffer[strcspn(buffer, "\n")] = '\0';
-    return buffer;
+    return read_setting("/proc/sys/net/ipv4/tcp_congestion_control", "", buffer, ADDRESS_CONGESTION_MAX);
 }
 
 int address_congestion_check(const char *name, struct failure *failure)
@@ -536,12 +539,10 @@ unsigned address_port(const struct address *address)
 size_t address_format_url(const char *scheme, const struct address *address, char *buffer, size_t size)
 {
     struct address shown = *address;
-    if (shown.any.sa_family == AF_INET && shown.v4.sin_addr.s_addr == htonl(INADDR_ANY)) {
+    if (address_is_any(address) && address->any.sa_family == AF_INET)
         shown.v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    } else if (shown.any.sa_family == AF_INET6 && IN6_IS_ADDR_UNSPECIFIED(&shown.v6.sin6_addr)) {
-        /* ::1 rather than 127.0.0.1: right also for a socket that takes IPv6 only. */
+    else if (address_is_any(address)) /* ::1 rather than 127.0.0.1: right also for a socket that takes IPv6 only */
         shown.v6.sin6_addr = in6addr_loopback;
-    }
     char text[ADDRESS_TEXT_MAX];
     address_format(&shown.any, shown.length, text, sizeof text);
     size_t at = put(buffer, size, 0, scheme);

@@ -58,6 +58,9 @@ int address_listen(const struct address *address, const struct listen_options *o
  * -ENOTSOCK: the file is no socket; or another negative errno. */
 int address_remove_stale(const struct address *address);
 
+/* Of one family, host and port, or path. */
+bool address_is_same(const struct address *one, const struct address *other);
+
 /* Every address of the host: 0.0.0.0 or ::. */
 bool address_is_any(const struct address *address);
 

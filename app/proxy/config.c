@@ -231,11 +231,6 @@ void proxy_config_free(struct proxy_config *config)
 
 /* ---- Addresses and servers ------------------------------------------------------------------------------------- */
 
-static bool same_address(const struct address *one, const struct address *other)
-{
-    return one->length == other->length && memcmp(&one->any, &other->any, one->length) == 0;
-}
-
 /* An address that one can connect to. */
 static int parse_destination(const char *text, struct address *ret_address, struct failure *failure)
 {
@@ -422,7 +417,7 @@ static int check_listens(const struct proxy_config *config, const struct proxy_s
                                         listen->text, other->name);
         for (unsigned k = 0; k < service->server_count; k++) {
             const struct address *server = &service->servers[k].address;
-            if (same_address(&listen->address, server) ||
+            if (address_is_same(&listen->address, server) ||
                 (address_is_any(&listen->address) && address_is_loopback(server) &&
                  address_port(server) == address_port(&listen->address)))
                 return config_wrong(origin, "to", -EINVAL, failure,
