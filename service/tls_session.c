@@ -13,8 +13,8 @@
  *   1. What is given to tls_session_receive is used up when it returns: nobody else has a copy.
  *   2. Bytes in `waiting` are older than whatever the transform makes next.
  *   3. SSL_write never writes half: the transform's output has room for what it asks OpenSSL to write, and where the
- *      client wants records of 512 or 1024 bytes (max_fragment_length, RFC 6066), which add more, the rest is
- * `waiting`.
+ *      client wants records of 512 or 1024 bytes (max_fragment_length, RFC 6066), which add more, `waiting` has the
+ *      rest.
  */
 #include "service/tls_inside.h"
 

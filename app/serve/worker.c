@@ -28,8 +28,8 @@ struct serving {
 
 /* Lines that wait go to the file when they are so many bytes, */
 #define FLUSH_FROM 16384
-/* or when the clock has ticked since others did: under load a write for each turn would cost 3 % of a small response.
- * When nothing more happens: after this many ms. */
+/* or when the clock has ticked since others did: under load turns follow each other within microseconds, and a write
+ * for each is a system call for few lines. When nothing more happens: after this many ms. */
 #define FLUSH_AFTER 1
 
 static void end(struct serving *serving, bool gently)

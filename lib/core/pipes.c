@@ -14,8 +14,9 @@
 
 #define PIPES_KEPT 32
 /* Without CAP_SYS_RESOURCE or CAP_SYS_ADMIN a user may have 64 pipes of a MiB in all (fs.pipe-user-pages-soft); then
- * further ones get two pages each. So only that many are as large as that, shared by the threads that there may be: one
- * for each CPU. A quarter of the size costs 5 % more per byte (KERNEL-FACTS 1). */
+ * further ones get two pages each. So three quarters of these are made that large, shared by the threads that there may
+ * be, one for each CPU; the rest leaves room for 64 of a quarter of the size, which costs 5 % more per byte
+ * (KERNEL-FACTS 1). */
 #define LARGE_PIPES 48
 #define LARGE_PIPES_LEAST 2
 #define LARGE_CAPACITY (1u << 20)
