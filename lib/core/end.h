@@ -37,7 +37,7 @@ struct file_facts {
     uint64_t checked_size;
     uint64_t resident_from, resident_to; /* seen in memory at resident_at (loop time) */
     uint64_t resident_at;
-    uint64_t absent; /* the byte whose page was found not to be there */
+    uint64_t absent; /* the byte whose page was found not to be there, or is being read by a helper */
     bool absent_known;
     uint32_t readers;                       /* transfers that read it from the disk, and are to drop it again */
     uint8_t planned[SLUICE_END_KIND_COUNT]; /* enum sluice_route by kind of sink; AUTO: the plan was not asked yet */
@@ -126,7 +126,8 @@ int end_size_now(struct sluice_end *end, uint64_t turn, uint64_t *calls, uint64_
  * in larger pieces than a page. */
 #define RESIDENCY_STEP (128u << 10)
 
-/* Is the page with this byte in memory, as far as RWF_NOWAIT tells? Any thread. */
+/* Is the page with this byte in memory, as far as RWF_NOWAIT tells? A look at a page that is not brings it (and no
+ * other, if the file has POSIX_FADV_RANDOM) and may then find it. Any thread. */
 bool page_is_resident(int fd, uint64_t offset, uint64_t *calls);
 
 /* How many of the bytes from offset on are in memory as far as RWF_NOWAIT tells, asked at most once in RESIDENCY_MS for
@@ -137,6 +138,10 @@ uint64_t end_resident(struct sluice_end *end, uint64_t offset, uint64_t length, 
 
 /* A mapping of the whole (small) file, kept with the end, for the kernel to read from; NULL if it cannot be had. */
 const char *end_mapping(struct sluice_end *end, uint64_t *calls);
+
+/* A helper is about to read what begins there: until it has (end_note_resident), it counts as not in memory, and nobody
+ * looks. A look would bring the page, and the next one would take the whole piece to be there. */
+void end_note_absent(struct sluice_end *end, uint64_t offset);
 
 /* A helper has just read this range. */
 void end_note_resident(struct sluice_end *end, uint64_t offset, uint64_t length, uint64_t now);

@@ -3,12 +3,13 @@
  * Dropping behind (SLUICE_END_DROP_BEHIND). What a large file that is read once does to the page cache is the kernel's
  * business; this keeps it from doing anything:
  *
- *   - Only pages go that were read for the transfer. A helper looks before it reads, at the first page of each piece of
+ *   - Only pages go that were read for the transfer. A helper looks before it reads, in the middle of each piece of
  *     128 KiB; what was in memory stays there. The kernel is told not to read ahead by itself (core/end.c).
  *   - POSIX_FADV_DONTNEED passes over pages that somebody refers to (mapping_evict_folio, mm/truncate.c), and what
  *     sendfile has handed to a socket is referred to until the peer has acknowledged it. So a window goes when all its
  *     bytes were sent and SIOCOUTQ says that they were acknowledged; the last ones after the transfer's end. To a
- *     receiver on this machine it is the bytes themselves that are referred to, until it has read them. Nobody tells
+ *     receiver on this machine it is the bytes themselves that are referred to, until it has read them, and until the
+ *     CPU that sent them receives something else (skb_attempt_defer_free, net/core/skbuff.c). Nobody tells
  *     whether a page has gone (a look would bring it back), so the last windows are dropped again, a few times, less
  *     and less often.
  *   - A file that several transfers of the loop read from the disk at once is wanted: it stays.
@@ -28,9 +29,11 @@
 #include <linux/sockios.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 
 #define PIECE RESIDENCY_STEP
 #define PIECES (PAGES_WINDOW / PIECE)
+#define SMALL (4 * 4096u)
 /* Of one transfer: more than a socket's buffers hold. Of what is beyond, nobody keeps account; it stays. */
 #define WINDOWS_MAX 32
 /* So many windows later a window is dropped once more: a receiver on this machine, with 40 MiB of buffers and less, has
@@ -324,35 +327,53 @@ struct pages_job {
     struct sluice_wait wait;
     struct behind *behind; /* NULL: what it reads stays. Else wait.fd is its own */
     struct window window;  /* of that */
-    uint16_t absent;       /* as window.brought: pieces that the loop's thread has seen to be absent */
 };
+
+/* Was the page not in memory? A disk that answers fast hides that from the look, which is what has the page read
+ * (core/end.c); but then the kernel has counted the reading. */
+static bool was_absent(int fd, uint64_t offset)
+{
+    struct rusage before, after;
+    uint64_t calls = 0;
+    bool known = getrusage(RUSAGE_THREAD, &before) == 0;
+    bool resident = page_is_resident(fd, offset, &calls);
+    return !resident || (known && getrusage(RUSAGE_THREAD, &after) == 0 && after.ru_inblock != before.ru_inblock);
+}
+
+/* In the middle of each piece: the loop's thread looks at first and last pages, and its looks bring them. */
+static void find_absent(int fd, struct window *window)
+{
+    for (unsigned piece = 0; piece < pieces_of(window); piece++) {
+        uint64_t start = piece_start(window, piece), end = piece_start(window, piece + 1);
+        if (was_absent(fd, start + (end - start) / 2))
+            window->brought |= (uint16_t)(1u << piece);
+    }
+}
 
 static void read_pages(void *context)
 {
     struct pages_job *job = context;
-    uint64_t calls = 0;
-    for (unsigned piece = 0; job->behind != NULL && piece < pieces_of(&job->window); piece++)
-        if (!page_is_resident(job->wait.fd, piece_start(&job->window, piece), &calls))
-            job->window.brought |= (uint16_t)(1u << piece);
+    if (job->behind != NULL)
+        find_absent(job->wait.fd, &job->window);
     sluice_wait_pages(&job->wait); /* an error shows when the transfer reads for itself */
 }
 
-/* A look at a page brings it into memory (core/end.c): a helper that comes later does not see that it was not there. */
-static void note_absent(struct pages_job *job)
+/* In a piece so small, what the loop's thread has seen leaves nothing for a helper to see. */
+static void note_absent(struct window *window, const struct file_facts *file)
 {
-    const struct file_facts *file = &job->wait.end->file;
-    if (file->absent_known && file->absent >= job->wait.offset && file->absent - job->wait.offset < job->wait.length)
-        job->absent |= (uint16_t)(1u << (file->absent / PIECE - job->wait.offset / PIECE));
+    if (!file->absent_known || file->absent < window->offset || file->absent >= window->offset + window->length)
+        return;
+    unsigned piece = (unsigned)(file->absent / PIECE - window->offset / PIECE);
+    if (piece_start(window, piece + 1) - piece_start(window, piece) < SMALL)
+        window->brought |= (uint16_t)(1u << piece);
 }
 
 static void note_brought(const struct pages_job *job)
 {
     struct behind *behind = job->behind;
-    struct window window = job->window;
-    window.brought |= job->absent;
     behind->reading = false;
-    if (window.brought != 0 && !behind->keep && behind->count < WINDOWS_MAX)
-        behind->windows[behind->count++] = window;
+    if (job->window.brought != 0 && !behind->keep && behind->count < WINDOWS_MAX)
+        behind->windows[behind->count++] = job->window;
     if (behind->source == NULL && !behind->dropping)
         drop_rest(behind);
 }
@@ -361,8 +382,6 @@ static void pages_read(void *context)
 {
     struct pages_job *job = context;
     struct sluice_transfer *transfer = job->transfer;
-    if (transfer != NULL)
-        note_absent(job);
     if (job->behind != NULL)
         note_brought(job);
     if (transfer != NULL) {
@@ -396,8 +415,9 @@ static int begin_reading(struct sluice_loop *loop, struct sluice_transfer *trans
             .segment = segment,
             .length = (uint32_t)wait->length,
         };
-        note_absent(job);
+        note_absent(&job->window, &wait->end->file);
     }
+    end_note_absent(wait->end, wait->offset);
     transfer->loop_context = job;
     transfer->ahead_to = wait->offset + wait->length;
     helpers_submit(loop->helpers, &job->job);

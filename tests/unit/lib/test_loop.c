@@ -379,7 +379,8 @@ struct job {
     bool closes;
 };
 
-static int jobs_ended, jobs_left;
+static atomic_int jobs_ended;
+static int jobs_left;
 
 static void job_done(void *context, struct sluice_transfer *transfer, int result)
 {
@@ -1290,14 +1291,21 @@ TEST("without descriptors left a connection is turned away, said so, and accepti
 /* ---- Files that are not in memory ---------------------------------------------------------------------------------
  */
 
-/* The disk is made slow, so that the order of events is certain. */
 static pthread_t thread_of_the_loop;
 static atomic_bool loop_read;
 
-static ssize_t slow_pread(int fd, void *buffer, size_t size, off_t offset)
+/* The disk answers when another job has ended, so that the order of events is certain; or after 10 s. */
+static ssize_t late_pread(int fd, void *buffer, size_t size, off_t offset)
 {
     if (pthread_equal(pthread_self(), thread_of_the_loop))
         loop_read = true; /* it waited for the disk */
+    for (int i = 0; i < 10000 && jobs_ended == 0 && !loop_read; i++)
+        usleep(1000);
+    return pread(fd, buffer, size, offset);
+}
+
+static ssize_t slow_pread(int fd, void *buffer, size_t size, off_t offset)
+{
     usleep(30000);
     return pread(fd, buffer, size, offset);
 }
@@ -1329,7 +1337,7 @@ TEST("while a transfer waits for pages from disk, other traffic of the loop goes
     tcp_pair(b);
     struct collector *ca = collector_start(a[1], false), *cb = collector_start(b[1], false);
     struct sys before = sys;
-    sys.pread = slow_pread;
+    sys.pread = late_pread;
     sys.readahead = no_readahead;
     thread_of_the_loop = pthread_self();
     loop_read = false;
