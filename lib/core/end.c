@@ -248,18 +248,16 @@ int end_size_now(struct sluice_end *end, uint64_t turn, uint64_t *calls, uint64_
     return 0;
 }
 
-/* One byte read without waiting: EAGAIN when the page would have to come from disk. */
-bool page_is_resident(int fd, uint64_t offset, uint64_t *calls)
+int page_look(int fd, uint64_t offset, uint64_t *calls)
 {
     char byte;
     struct iovec iov = {.iov_base = &byte, .iov_len = 1};
     for (;;) {
         ++*calls;
-        ssize_t result = sys.preadv2(fd, &iov, 1, (off_t)offset, RWF_NOWAIT);
-        if (result >= 0)
-            return true;
+        if (sys.preadv2(fd, &iov, 1, (off_t)offset, RWF_NOWAIT) >= 0)
+            return 1;
         if (errno != EINTR)
-            return errno != EAGAIN;
+            return errno == EAGAIN ? 0 : -errno;
     }
 }
 
@@ -294,7 +292,8 @@ void end_note_resident(struct sluice_end *end, uint64_t offset, uint64_t length,
 static bool is_found(int fd, uint64_t offset, uint64_t *calls)
 {
     uint64_t started = clock_ns(CLOCK_MONOTONIC);
-    return page_is_resident(fd, offset, calls) && clock_ns(CLOCK_MONOTONIC) - started < LOOK_NS;
+    int found = page_look(fd, offset, calls);
+    return found < 0 || (found > 0 && clock_ns(CLOCK_MONOTONIC) - started < LOOK_NS);
 }
 
 static uint64_t probe(struct sluice_end *end, uint64_t offset, uint64_t length, bool warm, uint64_t *calls)

@@ -126,9 +126,10 @@ int end_size_now(struct sluice_end *end, uint64_t turn, uint64_t *calls, uint64_
  * in larger pieces than a page. */
 #define RESIDENCY_STEP (128u << 10)
 
-/* Is the page with this byte in memory, as far as RWF_NOWAIT tells? A look at a page that is not brings it (and no
+/* Read this byte of a file without waiting for its disk. Returns 1 when it was read; 0 when its page would have to come
+ * from the disk; or a negative errno: then nothing is known. A look at a page that is not in memory brings it (and no
  * other, if the file has POSIX_FADV_RANDOM) and may then find it. Any thread. */
-bool page_is_resident(int fd, uint64_t offset, uint64_t *calls);
+int page_look(int fd, uint64_t offset, uint64_t *calls);
 
 /* How many of the bytes from offset on are in memory as far as RWF_NOWAIT tells, asked at most once in RESIDENCY_MS for
  * the same range. warm: what lies before was in memory, so the last page will tell; else one page in RESIDENCY_STEP is

@@ -336,8 +336,8 @@ static bool was_absent(int fd, uint64_t offset)
     struct rusage before, after;
     uint64_t calls = 0;
     bool known = getrusage(RUSAGE_THREAD, &before) == 0;
-    bool resident = page_is_resident(fd, offset, &calls);
-    return !resident || (known && getrusage(RUSAGE_THREAD, &after) == 0 && after.ru_inblock != before.ru_inblock);
+    int found = page_look(fd, offset, &calls);
+    return found == 0 || (known && getrusage(RUSAGE_THREAD, &after) == 0 && after.ru_inblock != before.ru_inblock);
 }
 
 /* In the middle of each piece: the loop's thread looks at first and last pages, and its looks bring them. */
