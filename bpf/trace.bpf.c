@@ -426,18 +426,24 @@ static __always_inline struct thread_state *state_of_current(struct task_struct 
 
 /* ---- Ends ---- */
 
-static __always_inline struct file *file_of(struct task_struct *task, __u32 fd)
+/* Both are functions of their own because each look through a task that the verifier trusts has it search all types of
+ * the kernel, one by one (btf_nested_type_is_trusted; half of the time to start where they were inlined). */
+__noinline __u64 file_of(__u32 fd)
 {
-    struct files_struct *files = task->files;
+    struct files_struct *files = bpf_get_current_task_btf()->files;
     if (!files)
-        return NULL;
+        return 0;
     struct fdtable *table = files->fdt;
     if (!table || fd >= table->max_fds)
-        return NULL;
-    struct file *file = NULL;
-    if (bpf_probe_read_kernel(&file, sizeof file, table->fd + fd) != 0)
-        return NULL;
+        return 0;
+    __u64 file = 0;
+    bpf_probe_read_kernel(&file, sizeof file, table->fd + fd);
     return file;
+}
+
+__noinline int threads_of_current(void)
+{
+    return bpf_get_current_task_btf()->signal->nr_threads;
 }
 
 static __always_inline struct sock *sock_of(struct file *file)
@@ -672,10 +678,10 @@ __noinline int end_of_file(struct thread_state *state, __u64 address, __u32 fd, 
     return 0;
 }
 
-static __always_inline struct end end_of(struct thread_state *state, struct task_struct *task, __u32 fd)
+static __always_inline struct end end_of(struct thread_state *state, __u32 fd)
 {
     struct end end = {};
-    end_of_file(state, (__u64)file_of(task, fd), fd, &end);
+    end_of_file(state, file_of(fd), fd, &end);
     return end;
 }
 
@@ -758,8 +764,8 @@ static __always_inline void enter(struct thread_state *state, struct trace_flow_
 
 /* ---- Which memory holds whose bytes ---- */
 
-static __always_inline void remember(struct thread_state *state, struct task_struct *task,
-                                     const struct trace_flow_key *flow, __u64 start, __u64 size)
+static __always_inline void remember(struct thread_state *state, const struct trace_flow_key *flow, __u64 start,
+                                     __u64 size)
 {
     if (start == 0 || size == 0)
         return;
@@ -773,7 +779,7 @@ static __always_inline void remember(struct thread_state *state, struct task_str
     range->first = flow->first;
     range->window = trace_window;
     if (size >= SHARED_RANGE_MIN &&
-        (task->signal->nr_threads > 1 || flow->way == TRACE_BY_RING)) { /* a ring has workers when it needs some */
+        (threads_of_current() > 1 || flow->way == TRACE_BY_RING)) { /* a ring has workers when it needs some */
         struct memory_key key = {.start = start, .pid = flow->pid};
         struct range own = *range; /* on this function's stack: see end_of_file */
         bpf_map_update_elem(&memory, &key, &own, BPF_ANY);
@@ -851,7 +857,6 @@ struct vector {
 __noinline int remember_vectors(struct thread_state *state, struct trace_flow_key *flow, __u64 vectors,
                                 __u64 count_bytes)
 {
-    struct task_struct *task = bpf_get_current_task_btf();
     __u64 bytes = count_bytes >> 16;
     __u32 count = (__u32)(count_bytes & 0xffff);
     if (!state || !flow)
@@ -861,7 +866,7 @@ __noinline int remember_vectors(struct thread_state *state, struct trace_flow_ke
         if (bpf_probe_read_user(&vector, sizeof vector, (void *)(vectors + i * sizeof vector)) != 0)
             break;
         __u64 size = vector.size < bytes ? vector.size : bytes;
-        remember(state, task, flow, vector.base, size);
+        remember(state, flow, vector.base, size);
         bytes -= size;
     }
     return 0;
@@ -902,8 +907,7 @@ struct extended_error {
     __u32 info, data;
 };
 
-static __always_inline void enter_notifications(struct thread_state *state, struct task_struct *task, struct end end,
-                                                struct message *message)
+static __always_inline void enter_notifications(struct thread_state *state, struct end end, struct message *message)
 {
     __u64 at = message->control, left = message->control_size;
     for (int i = 0; i < 4; i++) { /* msg_controllen now says how much the kernel wrote */
@@ -995,8 +999,7 @@ __noinline int on_input(struct thread_state *state, struct call *call, __u32 kin
 {
     if (!state || !call)
         return 0;
-    struct task_struct *task = bpf_get_current_task_btf();
-    struct end source = end_of(state, task, (__u32)call->a);
+    struct end source = end_of(state, (__u32)call->a);
     if (source.kind == TRACE_END_NONE)
         return 0;
     __u64 flags = 0;
@@ -1010,7 +1013,7 @@ __noinline int on_input(struct thread_state *state, struct call *call, __u32 kin
             return 0;
         if (flags & MSG_ERRQUEUE) {
             if (call->result >= 0)
-                enter_notifications(state, task, source, message);
+                enter_notifications(state, source, message);
             return 0;
         }
     }
@@ -1031,16 +1034,16 @@ __noinline int on_input(struct thread_state *state, struct call *call, __u32 kin
     else if (kind_of_call == TRACE_CALL_RECVMSG)
         remember_vectors(state, &flow, message->vectors, bytes << 16 | (message->vector_count & 0xffff));
     else
-        remember(state, task, &flow, call->b, bytes);
+        remember(state, &flow, call->b, bytes);
     return 0;
 }
 
-static __always_inline bool lends(struct task_struct *task, __u32 fd, __u64 flags)
+static __always_inline bool lends(__u32 fd, __u64 flags)
 {
     if (!(flags & MSG_ZEROCOPY))
         return false;
     /* Without SO_ZEROCOPY the flag is ignored, and nothing is ever notified. */
-    struct sock *sk = sock_of(file_of(task, fd));
+    struct sock *sk = sock_of((struct file *)file_of(fd));
     unsigned long socket_flags = BPF_CORE_READ(sk, __sk_common.skc_flags);
     return socket_flags >> bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY) & 1;
 }
@@ -1069,8 +1072,7 @@ __noinline int on_output(struct thread_state *state, struct call *call, __u32 ki
 {
     if (!state || !call)
         return 0;
-    struct task_struct *task = bpf_get_current_task_btf();
-    struct end sink = end_of(state, task, (__u32)call->a);
+    struct end sink = end_of(state, (__u32)call->a);
     if (sink.kind == TRACE_END_NONE)
         return 0;
     __u64 flags = 0;
@@ -1085,12 +1087,12 @@ __noinline int on_output(struct thread_state *state, struct call *call, __u32 ki
     }
     __u8 mechanism = TRACE_WRITE;
     if (is_socket(sink.kind))
-        mechanism = lends(task, (__u32)call->a, flags) ? TRACE_SEND_ZEROCOPY : TRACE_SEND;
+        mechanism = lends((__u32)call->a, flags) ? TRACE_SEND_ZEROCOPY : TRACE_SEND;
     else if (sink.kind == TRACE_END_PIPE && call->result > 0)
         forget_pipe(sink);
     struct trace_flow_key flow = flow_key(state, mechanism, 0, sink.id);
     if (mechanism == TRACE_SEND_ZEROCOPY)
-        know_lender(state, &flow, (__u64)file_of(task, (__u32)call->a));
+        know_lender(state, &flow, file_of((__u32)call->a));
     if (call->result <= 0)
         enter(state, &flow, call->result);
     else if (kind_of_call == TRACE_CALL_WRITEV)
@@ -1116,12 +1118,11 @@ __noinline int on_messages(struct thread_state *state, struct call *call, __u32 
 {
     if (!state || !call)
         return 0;
-    struct task_struct *task = bpf_get_current_task_btf();
     bool in = kind_of_call == TRACE_CALL_RECVMMSG;
-    struct end end = end_of(state, task, (__u32)call->a);
+    struct end end = end_of(state, (__u32)call->a);
     if (end.kind == TRACE_END_NONE)
         return 0;
-    __u8 mechanism = in ? TRACE_RECV : lends(task, (__u32)call->a, call->d) ? TRACE_SEND_ZEROCOPY : TRACE_SEND;
+    __u8 mechanism = in ? TRACE_RECV : lends((__u32)call->a, call->d) ? TRACE_SEND_ZEROCOPY : TRACE_SEND;
     struct trace_flow_key flow = flow_key(state, mechanism, in ? end.id : 0, in ? 0 : end.id);
     long bytes = 0;
     for (__u32 i = 0; i < MESSAGES && (long)i < call->result; i++) {
@@ -1136,7 +1137,7 @@ __noinline int on_messages(struct thread_state *state, struct call *call, __u32 
     if (in && end.kind == TRACE_END_UDP)
         state->delivered = (__u64)bytes; /* as in on_input */
     if (mechanism == TRACE_SEND_ZEROCOPY)
-        know_lender(state, &flow, (__u64)file_of(task, (__u32)call->a));
+        know_lender(state, &flow, file_of((__u32)call->a));
     enter(state, &flow, call->result > 0 ? bytes : call->result);
     if (mechanism == TRACE_SEND_ZEROCOPY)
         state->lent = flow;
@@ -1148,7 +1149,6 @@ __noinline int on_transfer(struct thread_state *state, struct call *call, __u32 
 {
     if (!state || !call)
         return 0;
-    struct task_struct *task = bpf_get_current_task_btf();
     __u32 in = (__u32)call->a, out = (__u32)call->b;
     if (mechanism == TRACE_SENDFILE) {
         in = (__u32)call->b;
@@ -1156,8 +1156,8 @@ __noinline int on_transfer(struct thread_state *state, struct call *call, __u32 
     } else if (mechanism == TRACE_SPLICE || mechanism == TRACE_COPY_FILE_RANGE) {
         out = (__u32)call->c;
     }
-    struct end source = end_of(state, task, in);
-    struct end sink = end_of(state, task, out);
+    struct end source = end_of(state, in);
+    struct end sink = end_of(state, out);
     struct trace_flow_key flow = flow_key(state, (__u8)mechanism, source.id, sink.id);
     if (source.kind == TRACE_END_PIPE)
         drain_pipe(&flow, source, call->result);
@@ -1171,9 +1171,8 @@ __noinline int on_vmsplice(struct thread_state *state, struct call *call)
 {
     if (!state || !call)
         return 0;
-    struct task_struct *task = bpf_get_current_task_btf();
-    struct file *file = file_of(task, (__u32)call->a);
-    struct end pipe = end_of(state, task, (__u32)call->a);
+    struct file *file = (struct file *)file_of((__u32)call->a);
+    struct end pipe = end_of(state, (__u32)call->a);
     bool in = BPF_CORE_READ(file, f_mode) & FMODE_WRITE; /* which end of the pipe it is says which way */
     __u64 count_bytes = (__u64)(call->result > 0 ? call->result : 0) << 16 | (call->c & 0xffff);
     struct trace_flow_key flow = flow_key(state, in ? TRACE_VMSPLICE : TRACE_READ, in ? 0 : pipe.id, in ? pipe.id : 0);
@@ -1207,17 +1206,16 @@ __noinline int on_ioctl(struct thread_state *state, struct call *call)
     __u32 request = (__u32)call->b;
     if (request != FICLONE && request != FICLONERANGE)
         return 0;
-    struct task_struct *task = bpf_get_current_task_btf();
     struct clone_range range = {.source = (__s64)call->c};
     if (request == FICLONERANGE && bpf_probe_read_user(&range, sizeof range, (void *)call->c) != 0)
         return 0;
     if (range.size == 0) { /* to the end of the source */
-        struct file *file = file_of(task, (__u32)range.source);
+        struct file *file = (struct file *)file_of((__u32)range.source);
         __u64 size = (__u64)BPF_CORE_READ(file, f_inode, i_size);
         range.size = size > range.offset ? size - range.offset : 0;
     }
-    struct end source = end_of(state, task, (__u32)range.source);
-    struct end sink = end_of(state, task, (__u32)call->a);
+    struct end source = end_of(state, (__u32)range.source);
+    struct end sink = end_of(state, (__u32)call->a);
     struct trace_flow_key flow = flow_key(state, TRACE_CLONE, source.id, sink.id);
     enter(state, &flow, call->result == 0 ? (long)range.size : call->result);
     return 0;
@@ -1234,13 +1232,12 @@ __noinline int on_getsockopt(struct thread_state *state, struct call *call)
         __u64 address;
         __u32 length, skip;
     } mapped = {};
-    struct task_struct *task = bpf_get_current_task_btf();
     if (call->result == 0 && bpf_probe_read_user(&mapped, sizeof mapped, (void *)call->d) != 0)
         return 0;
-    struct end source = end_of(state, task, (__u32)call->a);
+    struct end source = end_of(state, (__u32)call->a);
     struct trace_flow_key flow = flow_key(state, TRACE_RECV_ZEROCOPY, source.id, 0);
     enter(state, &flow, call->result == 0 ? (long)mapped.length : call->result);
-    remember(state, task, &flow, mapped.address, mapped.length);
+    remember(state, &flow, mapped.address, mapped.length);
     return 0;
 }
 
@@ -1834,8 +1831,7 @@ static __always_inline void on_ring_notification(struct thread_state *state, str
 }
 
 /* The source of a splice: a descriptor, or with SPLICE_F_FD_IN_FIXED a number in the ring's own table. */
-static __always_inline void end_of_splice(struct thread_state *state, struct task_struct *task,
-                                          struct io_kiocb *request, struct end *ret_end)
+static __always_inline void end_of_splice(struct thread_state *state, struct io_kiocb *request, struct end *ret_end)
 {
     struct io_splice *splice = (struct io_splice *)request;
     if (!bpf_core_type_exists(struct io_splice))
@@ -1843,7 +1839,7 @@ static __always_inline void end_of_splice(struct thread_state *state, struct tas
     __u32 fd = (__u32)BPF_CORE_READ(splice, splice_fd_in), known_as = ~0u;
     __u64 file = 0;
     if (!(BPF_CORE_READ(splice, flags) & (1u << 31))) {
-        file = (__u64)file_of(task, fd);
+        file = file_of(fd);
         known_as = fd;
     } else if (bpf_core_field_exists(splice->rsrc_node)) {
         file = BPF_CORE_READ(splice, rsrc_node, file_ptr) & ~7ULL;
@@ -1915,7 +1911,7 @@ static __always_inline void on_ring_operation(__u64 ring, struct io_kiocb *reque
     bool in = mechanism == TRACE_READ || mechanism == TRACE_RECV || mechanism == TRACE_RECV_ZEROCOPY;
     struct trace_flow_key flow = flow_key(state, mechanism, in ? end.id : 0, in ? 0 : end.id);
     if (mechanism == TRACE_SPLICE || mechanism == TRACE_TEE) {
-        end_of_splice(state, task, request, &other);
+        end_of_splice(state, request, &other);
         flow.source = other.id;
         if (other.kind == TRACE_END_PIPE)
             drain_pipe(&flow, other, result);
@@ -1943,7 +1939,7 @@ static __always_inline void on_ring_operation(__u64 ring, struct io_kiocb *reque
         bpf_map_update_elem(&lent_by_ring, &key, &lent, BPF_ANY);
     }
     if (memory && in && result > 0)
-        remember(state, task, &flow, memory, (__u64)result);
+        remember(state, &flow, memory, (__u64)result);
 }
 
 /* Linux 6.0 to 6.10: the completion in pieces. */
