@@ -337,11 +337,13 @@ def rounds(one, other, count, size, answer=None):
 
 
 def no_stall(took, what):
-    """At most one in a hundred may take 50 ms, or two: the machine has other work. A stall comes each time."""
+    """A stall (delayed acknowledgements: 40 ms, a segment lost: 200) comes each time. Of a hundred one may take long, or
+    two: the machine has other work."""
     took.sort()
     p99 = took[-max(3, len(took) // 100)]
     note("%s: median %.0f us, p99 %.1f ms, longest %.1f ms" % (what, statistics.median(took) * 1e6, p99 * 1e3,
                                                              took[-1] * 1e3))
+    assert statistics.median(took) < 0.02, took
     assert p99 < 0.05 * PATIENCE, "p99 %.1f ms" % (p99 * 1e3)
 
 
