@@ -558,8 +558,8 @@ static int faulty_readahead(int fd, off_t offset, size_t size)
 
 static int faulty_fadvise(int fd, off_t offset, off_t size, int advice)
 {
-    fault_drops += advice == POSIX_FADV_DONTNEED;
     int error = strike(&call_fadvise, -1, -1, NULL);
+    fault_drops += advice == POSIX_FADV_DONTNEED; /* now the scenario may end, and with it this fault */
     return error != 0 ? fail(error) : real.fadvise(fd, offset, size, advice);
 }
 

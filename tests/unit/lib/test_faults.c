@@ -1998,12 +1998,30 @@ TEST("whatever system call fails, every sink gets the exact bytes, or the error 
     CHECK_EQ(failures, 0);
 }
 
+static bool is_missed(const struct fault_site *site, bool ring)
+{
+    return site->injected == 0 && (ring || strstr(site->file, "loop/uring") == NULL);
+}
+
+static bool any_missed(bool ring)
+{
+    for (size_t i = 0; i < fault_site_count(); i++)
+        if (is_missed(fault_site(i), ring))
+            return true;
+    return false;
+}
+
 TEST("no call site of the library is left out")
 {
     unsigned missed = 0, kinds = 0;
     inject_all();
-    fault_quiet(true);
     bool ring = has_ring();
+    /* What helpers do when a transfer has ended may come too late for a scenario on a loaded machine. */
+    for (int again = 0; again < 10 && any_missed(ring); again++)
+        for (size_t i = 0; i < SCENARIOS; i++)
+            if (scenarios[i].dropped)
+                inject_everywhere(i);
+    fault_quiet(true);
     printf("# %-52s %9s  %s\n", "site", "calls", "injected");
     for (size_t i = 0; i < fault_site_count(); i++) {
         const struct fault_site *site = fault_site(i);
@@ -2015,7 +2033,7 @@ TEST("no call site of the library is left out")
             kinds++;
         }
         printf("%s\n", site->injected == 0 ? " NOTHING" : "");
-        missed += site->injected == 0 && (ring || strstr(site->file, "loop/uring") == NULL);
+        missed += is_missed(site, ring);
     }
     printf("# %zu call sites, %u faults of them, %llu injections in %d runs\n", fault_site_count(), kinds, injections,
            plan_count);
