@@ -107,6 +107,7 @@ def sweep(options, calls, errors, every):
     global number
     with Server(root, "--no-confine", "--loop", "epoll", *options) as server:  # strace does not see what a ring does
         pid = server.worker_pids()[0]
+        get(server, "/")  # it has begun: a worker that cannot begin ends
         for error in errors:
             number += 1
             outcomes = {"number": number}
