@@ -33,7 +33,7 @@
 
 #define PIECE RESIDENCY_STEP
 #define PIECES (PAGES_WINDOW / PIECE)
-#define SMALL (4 * 4096u)
+#define SMALL (4 * 4096u) /* a piece whose middle may be one of the pages that the loop's thread looks at */
 /* Of one transfer: more than a socket's buffers hold. Of what is beyond, nobody keeps account; it stays. */
 #define WINDOWS_MAX 32
 /* So many windows later a window is dropped once more: a receiver on this machine, with 40 MiB of buffers and less, has
